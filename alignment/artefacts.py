@@ -1,0 +1,152 @@
+"""Artefacts: directories found by a hash of what determines their numbers.
+
+A stage of the study is an `Artefact`: a configuration, the artefacts it reads, and a
+function that fills a directory. Its key hashes the configuration, its inputs' keys and
+the stage's version: not mesh, paths or logging. So a sweep shares its SFT, golden and
+proxy models, and editing one number re-runs only what depends on it.
+
+A directory is finished when it holds `done.json`. Several workers may walk the same
+graph: each takes the first stage that is ready and that nobody holds.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import json
+import os
+from pathlib import Path
+import time
+from typing import Any
+
+from alignment.metrics import duration, progress, write_atomically
+from alignment.types import UserError
+
+DONE = "done.json"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Artefact:
+  """One stage: `make(directory, {input name: its directory})` fills the directory."""
+
+  name: str  # for people: the directory's prefix and the progress lines
+  kind: str  # what `make` does: part of the key, where `name` is not
+  config: Mapping[str, Any]  # JSON; all that determines the numbers, inputs apart
+  inputs: Mapping[str, "Artefact"]
+  make: Callable[[Path, Mapping[str, Path]], None]
+  version: int = 1  # raised whenever the stage's code computes other numbers
+
+  @functools.cached_property
+  def key(self) -> str:
+    content = {
+      "kind": self.kind,
+      "version": self.version,
+      "config": dict(self.config),
+      "inputs": {name: artefact.key for name, artefact in self.inputs.items()},
+    }
+    text = json.dumps(content, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+  def directory(self, workdir: Path) -> Path:
+    """Where it is, whatever name it was made under, or where it will be."""
+    root = workdir / "artefacts"
+    found = sorted(root.glob(f"*-{self.key}"))
+    return found[0] if found else root / f"{self.name}-{self.key}"
+
+  def is_done(self, workdir: Path) -> bool:
+    return (self.directory(workdir) / DONE).exists()
+
+
+def closure(targets: Iterable[Artefact]) -> list[Artefact]:
+  """Targets and all they depend on, inputs first, each key once."""
+  order: dict[str, Artefact] = {}
+
+  def visit(artefact: Artefact) -> None:
+    if artefact.key not in order:
+      for needed in artefact.inputs.values():
+        visit(needed)
+      order[artefact.key] = artefact
+
+  for target in targets:
+    visit(target)
+  return list(order.values())
+
+
+def run(
+  targets: Iterable[Artefact], workdir: Path, check: Callable[[], None] = lambda: None
+) -> None:
+  """Makes all targets, skipping what is done, alongside any other workers.
+
+  Args:
+    targets: what is wanted; their inputs are made as needed.
+    workdir: the study's directory.
+    check: called between stages; raises to stop (a fellow worker failed).
+  """
+  waiting = closure(targets)
+  while waiting:
+    check()
+    waiting = [a for a in waiting if not a.is_done(workdir)]
+    ready = (a for a in waiting if all(i.is_done(workdir) for i in a.inputs.values()))
+    if not any(_try_to_make(artefact, workdir) for artefact in ready):
+      time.sleep(0.2)
+
+
+def _try_to_make(artefact: Artefact, workdir: Path) -> bool:
+  """True if it was made here; False if another worker has it."""
+  with lock(workdir, artefact.key) as held:
+    if not held or artefact.is_done(workdir):
+      return False
+    directory = artefact.directory(workdir)
+    directory.mkdir(parents=True, exist_ok=True)
+    described = {
+      "kind": artefact.kind,
+      "version": artefact.version,
+      "config": dict(artefact.config),
+      "inputs": {n: a.directory(workdir).name for n, a in artefact.inputs.items()},
+    }
+    text = json.dumps(described, indent=1, sort_keys=True)
+    write_atomically(directory / "config.json", text.encode())
+    start = time.monotonic()
+    progress(f"{artefact.name}: started")
+    inputs = {n: a.directory(workdir) for n, a in artefact.inputs.items()}
+    artefact.make(directory, inputs)
+    write_atomically(directory / DONE, json.dumps({"key": artefact.key}).encode())
+    progress(f"{artefact.name}: done in {duration(time.monotonic() - start)}")
+  return True
+
+
+@contextlib.contextmanager
+def lock(workdir: Path, key: str) -> Iterator[bool]:
+  """Holds an artefact's lock, if it is free; the system frees it if we die."""
+  (workdir / "locks").mkdir(parents=True, exist_ok=True)
+  with open(workdir / "locks" / key, "w") as f:
+    try:
+      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      yield False
+      return
+    yield True
+
+
+def read_json(path: Path) -> Any:
+  """A JSON file written by a stage.
+
+  Raises:
+    UserError: if it is missing or damaged.
+  """
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f"{path}: {type(error).__name__}; delete {path.parent} to make it again"
+    ) from None
+
+
+def worker_environment(index: int, workers: int) -> None:
+  """Gives each of several local workers its own share of the cores, before JAX starts."""
+  if workers > 1 and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    mine = cores[index::workers] if len(cores) >= workers else cores
+    os.sched_setaffinity(0, mine)

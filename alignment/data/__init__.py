@@ -1,0 +1,1 @@
+"""Data: reading pairs, storing their tokens, and sources of batches."""

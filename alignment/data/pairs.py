@@ -1,0 +1,406 @@
+"""Tokenised preference pairs: ragged, memory-mapped, a million in little memory.
+
+`tokenize` streams text into flat files of token ids. The result is a `PairDataset`,
+which saves to and loads from a directory of .npy files and yields padded batches by
+index; `index_for` says which indices a step reads.
+"""
+
+from array import array
+from collections.abc import Iterable
+import dataclasses
+import functools
+import os
+import pathlib
+import tempfile
+
+import numpy as np
+
+from alignment.data.readers import Example
+from alignment.types import Batch, UserError
+from alignment.vocab import Vocabulary
+
+_CHUNK = 1 << 20  # tokens held in memory before they go to disk
+_RAGGED = ("prompts", "responses0", "responses1")  # names of files
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged:
+  """Rows of unequal length, end to end: row i is values[offsets[i]:offsets[i + 1]]."""
+
+  values: np.ndarray  # int32 [total]
+  offsets: np.ndarray  # int64 [rows + 1], from 0 to total
+
+  def __len__(self) -> int:
+    return len(self.offsets) - 1
+
+  def __getitem__(self, i: int) -> np.ndarray:
+    """Row i, 1-D."""
+    if not 0 <= i < len(self):
+      raise IndexError(f"row {i} of {len(self)}")
+    return np.asarray(self.values[self.offsets[i] : self.offsets[i + 1]])
+
+  @property
+  def lengths(self) -> np.ndarray:
+    """int64 [rows]."""
+    return np.diff(self.offsets)
+
+  def padded(self, indices: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows right-padded with 0 to `width`: tokens_NxW and lengths_N, both int32.
+
+    Raises:
+      ValueError: a row is longer than `width`.
+      IndexError: there is no such row.
+    """
+    indices_N = np.asarray(indices)
+    if indices_N.size and not 0 <= indices_N.min() <= indices_N.max() < len(self):
+      raise IndexError(f"rows {indices_N.min()} to {indices_N.max()} of {len(self)}")
+    starts_N = self.offsets[indices_N]
+    lengths_N = self.offsets[indices_N + 1] - starts_N
+    if lengths_N.size and lengths_N.max() > width:
+      row = indices_N[lengths_N.argmax()]
+      raise ValueError(f"row {row} has {lengths_N.max()} tokens, over {width}")
+    tokens_NxW = np.zeros((len(indices_N), width), np.int32)
+    mask_NxW = np.arange(width) < lengths_N[:, None]
+    tokens_NxW[mask_NxW] = self.values[_positions(starts_N, lengths_N)]
+    return tokens_NxW, lengths_N.astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairDataset:
+  """P pairs of tokenised responses; response 0 is the preferred one.
+
+  `columns` hold what was computed for each pair, by name, with P rows: `ref_logps`
+  [P, 2] float32 (log pi_ref of both responses), `ids` [P] (else the row number),
+  `margin` [P] float32, ...
+  """
+
+  prompts: Ragged
+  responses: tuple[Ragged, Ragged]
+  columns: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    parts = dict(zip(_RAGGED, (self.prompts, *self.responses), strict=True))
+    for name, rows in (parts | self.columns).items():
+      if len(rows) != len(self):
+        raise ValueError(f"{name} has {len(rows)} rows, prompts has {len(self)}")
+
+  def __len__(self) -> int:
+    return len(self.prompts)
+
+  def batch(
+    self, indices: np.ndarray, prompt_length: int, response_length: int
+  ) -> Batch:
+    """The pairs at `indices_B`, as numpy arrays with N = 2 responses."""
+    indices_B = np.asarray(indices)
+    prompts_BxS, prompt_lengths_B = self.prompts.padded(indices_B, prompt_length)
+    responses, lengths = zip(
+      *(r.padded(indices_B, response_length) for r in self.responses), strict=True
+    )
+    if "ref_logps" in self.columns:
+      ref_logps_Bx2 = np.asarray(self.columns["ref_logps"][indices_B], np.float32)
+    else:
+      ref_logps_Bx2 = np.zeros((len(indices_B), 2), np.float32)
+    ids_B = self.columns["ids"][indices_B] if "ids" in self.columns else indices_B
+    return Batch(
+      prompts_BxS=prompts_BxS,
+      prompt_lengths_B=prompt_lengths_B,
+      responses_BxNxT=np.stack(responses, axis=1),
+      lengths_BxN=np.stack(lengths, axis=1),
+      ref_logps_BxN=ref_logps_Bx2,
+      weights_B=np.ones(len(indices_B), np.float32),
+      ids_B=np.asarray(ids_B, np.int32),
+    )
+
+  def with_columns(self, **columns: np.ndarray) -> "PairDataset":
+    """These pairs with columns added or replaced."""
+    return dataclasses.replace(self, columns=self.columns | columns)
+
+  def with_order(self, swap_N: np.ndarray) -> "PairDataset":
+    """These pairs with the two responses exchanged where `swap_N` (bool [P]) is true.
+
+    The responses are written anew, so that no later reader has an order to apply.
+    Columns of shape [P, 2] belong to the responses and follow them; others stay.
+    """
+    swap_N = np.asarray(swap_N)
+    if swap_N.shape != (len(self),) or swap_N.dtype != bool:
+      raise ValueError(f"swap is {swap_N.dtype} {swap_N.shape}, not bool {len(self)}")
+    responses = []
+    for k in (0, 1):
+      writer = _Writer()
+      for i, swap in enumerate(swap_N.tolist()):
+        writer.append(self.responses[k ^ swap][i])
+      responses.append(writer.finish())
+    columns = dict(self.columns)
+    for name, column in columns.items():
+      if column.shape == (len(self), 2):
+        columns[name] = np.where(swap_N[:, None], column[:, ::-1], column)
+    return PairDataset(self.prompts, tuple(responses), columns)
+
+  def save(self, directory: str | os.PathLike[str]) -> None:
+    """Writes the pairs as .npy files into `directory`, each flushed to the disk."""
+    directory = pathlib.Path(directory)
+    # Unlinked, not overwritten: memory maps of the old files stay valid, and columns
+    # that a killed attempt left are not taken for this data set's.
+    for path in directory.glob("*.npy"):
+      path.unlink()
+    arrays = {f"column.{name}": column for name, column in self.columns.items()}
+    ragged = self.prompts, *self.responses
+    for name, rows in zip(_RAGGED, ragged, strict=True):
+      arrays |= {f"{name}.values": rows.values, f"{name}.offsets": rows.offsets}
+    for name, values in arrays.items():
+      with open(directory / f"{name}.npy", "xb") as f:
+        np.save(f, values, allow_pickle=False)
+        f.flush()
+        os.fsync(f.fileno())
+
+  @classmethod
+  def load(cls, directory: str | os.PathLike[str]) -> "PairDataset":
+    """The pairs saved in `directory`, memory-mapped read-only.
+
+    Raises:
+      UserError: a file is missing or damaged, or they do not belong together.
+    """
+    directory = pathlib.Path(directory)
+    prompts, first, second = (_load_ragged(directory, name) for name in _RAGGED)
+    columns = {
+      path.name.removeprefix("column.").removesuffix(".npy"): _load_array(path)
+      for path in sorted(directory.glob("column.*.npy"))
+    }
+    try:
+      return cls(prompts, (first, second), columns)
+    except (ValueError, TypeError) as e:
+      raise UserError(
+        f"{directory}: its .npy files do not belong together ({e}); delete it and run"
+        " its stage again"
+      ) from e
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+  """What `tokenize` kept and dropped.
+
+  Lengths are (median, 90 %, max) of the kept pairs' tokens with EOS, before truncation.
+  """
+
+  pairs: int
+  prompts: int  # distinct
+  dropped: dict[str, int]  # pairs, by reason
+  prompt_tokens: tuple[int, int, int]
+  response_tokens: tuple[int, int, int]
+  truncated_prompts: float  # fraction of pairs
+  truncated_responses: float  # fraction of responses
+
+  def lines(self) -> list[str]:
+    """The statistics in words."""
+    dropped = ", ".join(f"{n:,} {reason}" for reason, n in sorted(self.dropped.items()))
+    row = "{} tokens: median {:,}, 90 % {:,}, max {:,}; {:.1%} truncated"
+    return [
+      f"{self.pairs:,} pairs of {self.prompts:,} distinct prompts;"
+      f" dropped: {dropped or 'none'}",
+      row.format("prompt", *self.prompt_tokens, self.truncated_prompts),
+      row.format("response", *self.response_tokens, self.truncated_responses),
+    ]
+
+
+def tokenize(
+  examples: Iterable[Example],
+  vocab: Vocabulary,
+  *,
+  prompt_length: int,
+  response_length: int,
+  truncate_prompt: str,
+  long_response: str,
+  counts: dict[str, int] | None = None,
+) -> tuple[PairDataset, Statistics]:
+  """Tokenises pairs, keeping their order; `chosen` becomes response 0.
+
+  Every prompt ends with EOS, as T5's encoder inputs do, also when truncated. A
+  response ends with EOS unless it was cut: none is invented.
+
+  Args:
+    examples: a reader's pairs; streamed, while tokens go to unnamed temporary files
+      (in TMPDIR), so memory stays small.
+    prompt_length: the most tokens of a prompt, EOS included.
+    response_length: the most tokens of a response, EOS included.
+    truncate_prompt: the side that a long prompt loses, 'left' or 'right'.
+    long_response: 'truncate' cuts the end, 'drop' drops and counts the pair, 'error'.
+    counts: dropped pairs by reason; pass the reader's, to report both together. Here
+      'long', 'untokenizable' (a response left without tokens) and
+      'identical tokens' (responses equal once truncated) are added.
+
+  Raises:
+    UserError: a bad option, a word the vocabulary lacks, a long response under
+      'error', or no pair left.
+  """
+  if truncate_prompt not in ("left", "right"):
+    raise UserError(
+      f"data.truncate_prompt is {truncate_prompt!r}; use 'left' or 'right'"
+    )
+  if long_response not in ("truncate", "drop", "error"):
+    raise UserError(
+      f"data.long_response is {long_response!r}; use 'truncate', 'drop' or 'error'"
+    )
+  for key, limit in ("prompt", prompt_length), ("response", response_length):
+    if limit < 2:
+      raise UserError(f"data.{key}_length is {limit}; use at least 2 (one is EOS's)")
+
+  counts = {} if counts is None else counts
+  prompts, responses = _Writer(), (_Writer(), _Writer())
+  prompt_hashes = array("q")
+  prompt_tokens, response_tokens = array("q"), array("q")  # with EOS, before truncation
+
+  def encode(example: Example, field: str) -> list[int]:
+    try:
+      return vocab.encode(getattr(example, field))
+    except UserError as e:
+      raise UserError(f"{example.source}: field '{field}': {e}") from e
+
+  def drop(reason: str) -> None:
+    counts[reason] = counts.get(reason, 0) + 1
+
+  for example in examples:
+    prompt = encode(example, "prompt")
+    pair = [encode(example, field) for field in ("chosen", "rejected")]
+    if not all(pair):
+      drop("untokenizable")
+      continue
+    lengths = [len(ids) + 1 for ids in pair]
+    if max(lengths) > response_length and long_response != "truncate":
+      if long_response == "drop":
+        drop("long")
+        continue
+      field = "chosen" if lengths[0] > response_length else "rejected"
+      length = lengths[0] if field == "chosen" else lengths[1]
+      raise UserError(
+        f"{example.source}: field '{field}': {length} tokens with EOS, over"
+        f" data.response_length={response_length}; raise it, or set"
+        " data.long_response='truncate' or 'drop'"
+      )
+    pair = [[*ids, vocab.eos_id][:response_length] for ids in pair]
+    if pair[0] == pair[1]:
+      drop("identical tokens")
+      continue
+    prompt_hashes.append(hash(example.prompt))
+    prompt_tokens.append(len(prompt) + 1)
+    response_tokens.extend(lengths)
+    excess = max(0, len(prompt) + 1 - prompt_length)
+    if truncate_prompt == "left":
+      prompt = prompt[excess:]
+    else:
+      prompt = prompt[: len(prompt) - excess]
+    prompts.append([*prompt, vocab.eos_id])
+    for writer, ids in zip(responses, pair, strict=True):
+      writer.append(ids)
+
+  if not prompt_tokens:
+    raise UserError(
+      f"no pairs are left to train on (dropped: {counts}); check the data set,"
+      " data.response_length and data.long_response"
+    )
+  first, second = responses
+  dataset = PairDataset(prompts.finish(), (first.finish(), second.finish()))
+  prompt_tokens, response_tokens = np.array(prompt_tokens), np.array(response_tokens)
+  statistics = Statistics(
+    pairs=len(dataset),
+    prompts=len(np.unique(prompt_hashes)),
+    dropped=dict(counts),
+    prompt_tokens=_quantiles(prompt_tokens),
+    response_tokens=_quantiles(response_tokens),
+    truncated_prompts=float(np.mean(prompt_tokens > prompt_length)),
+    truncated_responses=float(np.mean(response_tokens > response_length)),
+  )
+  return dataset, statistics
+
+
+def index_for(step: int, batch_size: int, size: int, seed: int) -> np.ndarray:
+  """Which of `size` rows the batch of `step` reads: indices_B, int64.
+
+  A pure function: every epoch is a permutation of its own, and batches may straddle
+  epochs. It knows nothing of hosts, which slice what it returns.
+  """
+  position_B = step * batch_size + np.arange(batch_size, dtype=np.int64)
+  epoch_B, within_B = np.divmod(position_B, size)
+  indices_B = np.empty_like(position_B)
+  for epoch in np.unique(epoch_B):
+    here = epoch_B == epoch
+    indices_B[here] = _permutation(seed, int(epoch), size)[within_B[here]]
+  return indices_B
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+  # Sorting raw bits: NumPy keeps a bit generator's stream stable across versions, but
+  # not what Generator.permutation makes of it.
+  bits = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(size)
+  order = np.argsort(bits, kind="stable")
+  order.setflags(write=False)
+  return order
+
+
+class _Writer:
+  """Appends rows to an unnamed temporary file, then maps it as a `Ragged`."""
+
+  def __init__(self):
+    self._file = tempfile.TemporaryFile()
+    self._buffer = array("i")
+    self._offsets = array("q", [0])
+
+  def append(self, row: list[int] | np.ndarray) -> None:
+    self._buffer.frombytes(np.asarray(row, np.int32).tobytes())
+    self._offsets.append(self._offsets[-1] + len(row))
+    if len(self._buffer) >= _CHUNK:
+      self._flush()
+
+  def finish(self) -> Ragged:
+    """The rows written; the file goes when the last map of it does."""
+    self._flush()
+    self._file.flush()
+    offsets = np.array(self._offsets, np.int64)
+    if not offsets[-1]:  # an empty file cannot be mapped
+      return Ragged(np.zeros(0, np.int32), offsets)
+    return Ragged(np.memmap(self._file, np.int32, mode="r"), offsets)
+
+  def _flush(self) -> None:
+    self._buffer.tofile(self._file)
+    self._buffer = array("i")
+
+
+def _positions(starts_N: np.ndarray, lengths_N: np.ndarray) -> np.ndarray:
+  """Flat positions of rows given by start and length, end to end."""
+  ends_N = np.cumsum(lengths_N)
+  total = int(ends_N[-1]) if len(ends_N) else 0
+  return np.repeat(starts_N - (ends_N - lengths_N), lengths_N) + np.arange(total)
+
+
+def _quantiles(lengths: np.ndarray) -> tuple[int, int, int]:
+  median, most, longest = np.quantile(lengths, [0.5, 0.9, 1.0], method="higher")
+  return int(median), int(most), int(longest)
+
+
+def _load_array(path: pathlib.Path) -> np.ndarray:
+  try:
+    return np.lib.format.open_memmap(path, mode="r")
+  except Exception as e:  # a damaged header raises nearly anything
+    reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+    raise UserError(
+      f"{path}: missing or damaged ({reason}); delete its directory and run its stage"
+      " again"
+    ) from e
+
+
+def _load_ragged(directory: pathlib.Path, name: str) -> Ragged:
+  path = directory / f"{name}.offsets.npy"
+  values = _load_array(directory / f"{name}.values.npy")
+  offsets = _load_array(path)
+  kinds = (values.dtype, values.ndim, offsets.dtype, offsets.ndim)
+  if (
+    kinds != (np.int32, 1, np.int64, 1)
+    or not len(offsets)
+    or (offsets[0], offsets[-1]) != (0, len(values))
+    or (np.diff(offsets) < 0).any()
+  ):
+    raise UserError(
+      f"{path}: does not fit {name}.values.npy, so one is damaged; delete their"
+      " directory and run its stage again"
+    )
+  return Ragged(values, offsets)

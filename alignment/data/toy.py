@@ -1,0 +1,94 @@
+"""A TL;DR-like language whose raters are a known noisy utility: no download, CPU-sized.
+
+A prompt is a post of `prompt_words` words about a few topics; a response names the words
+that matter. Every world has its own word weights. What makes a summary good is known,
+so every judge in the study can itself be checked against the truth:
+
+  utility = sum of weights of the distinct prompt words it names
+          + order_bonus x adjacent named words that follow the prompt's order
+          - repeat_cost x repeated words - off_prompt_cost x words not in the prompt
+          - length_cost x words past `free_words`
+
+Raters prefer response a over b with probability sigmoid((u_a - u_b) / temperature).
+The pairs come from two extractive writers of different care, whose mistakes are repeats,
+strangers and rambling.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+
+import numpy as np
+
+from alignment.data.readers import Example
+
+_ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t")
+_NUCLEI = ("a", "e", "i", "o")
+WORDS = tuple(o + n for o in _ONSETS for n in _NUCLEI)  # 48 syllables: ba be ... to
+
+
+@dataclasses.dataclass(frozen=True)
+class Language:
+  """One world's language: who its writers are and what its raters value."""
+
+  world: int
+  prompt_words: int = 12
+  response_words: int = 12
+  order_bonus: float = 0.3
+  repeat_cost: float = 0.7
+  off_prompt_cost: float = 1.0
+  length_cost: float = 0.4
+  free_words: int = 5
+  temperature: float = 1.0
+
+  def rng(self, stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[self.world, stream]))
+
+  def word_weights(self) -> np.ndarray:
+    """float [48]: what naming each word is worth, 0 to 1.5."""
+    return self.rng(0).permutation(np.linspace(0.0, 1.5, len(WORDS)))
+
+  def utility(self, prompt: list[str], response: list[str]) -> float:
+    """The truth about one response, given as words."""
+    weights = dict(zip(WORDS, self.word_weights(), strict=True))
+    place = {word: i for i, word in enumerate(prompt)}
+    distinct = set(response)
+    named = distinct & place.keys()
+    total = sum(weights[w] for w in sorted(named))
+    steps = zip(response, response[1:], strict=False)
+    total += self.order_bonus * sum(
+      place[a] < place[b] for a, b in steps if a in place and b in place
+    )
+    total -= self.repeat_cost * (len(response) - len(distinct))
+    total -= self.off_prompt_cost * len(distinct - named)
+    total -= self.length_cost * max(0, len(response) - self.free_words)
+    return total
+
+  def examples(self, num_pairs: int) -> Iterator[Example]:
+    """`num_pairs` rated pairs, each of its own prompt."""
+    rng = self.rng(1)
+    weights = self.word_weights()
+    for i in range(num_pairs):
+      post = rng.choice(len(WORDS), self.prompt_words, replace=False)
+      careful = self._write(rng, post, weights, care=2.0)
+      careless = self._write(rng, post, weights, care=0.5)
+      pair = [careful, careless]
+      if rng.random() < 0.5:
+        pair.reverse()
+      prompt, first, second = ([WORDS[w] for w in ws] for ws in (post, *pair))
+      gap = self.utility(prompt, first) - self.utility(prompt, second)
+      if rng.random() >= 1 / (1 + np.exp(-gap / self.temperature)):
+        first, second = second, first
+      if first != second:
+        yield Example(" ".join(prompt), " ".join(first), " ".join(second), f"toy:{i}")
+
+  def _write(self, rng, post: np.ndarray, weights: np.ndarray, care: float) -> list[int]:
+    """A noisy extract of the post: the more care, the better its words and order."""
+    length = int(rng.integers(2, self.response_words - 2))
+    appeal = care * weights[post] + rng.gumbel(size=len(post))
+    chosen = np.argsort(-appeal)[:length]
+    order = chosen + rng.normal(scale=6.0 / care, size=length)
+    words = post[chosen[np.argsort(order)]]
+    slips = rng.random(length)
+    words = np.where(slips < 0.08, rng.integers(0, len(WORDS), length), words)
+    repeats = (slips > 0.92) & (np.arange(length) > 0)
+    return list(np.where(repeats, np.roll(words, 1), words))

@@ -1,0 +1,1 @@
+"""Evaluation: reads checkpoints, never the training loop's state."""

@@ -1,0 +1,113 @@
+"""Metrics: (sum, weight) pairs on the device, one number when they are logged."""
+
+from collections.abc import Iterable, Mapping
+import json
+import os
+from pathlib import Path
+import time
+from typing import Any
+
+import jax
+
+from alignment.types import SumWeight, UserError
+
+
+def reduce(metrics: Iterable[Mapping[str, SumWeight]]) -> dict[str, float]:
+  """Adds up sums and weights over steps (fetching them), then divides once."""
+  total: dict[str, list[float]] = {}
+  for step_metrics in jax.device_get(list(metrics)):
+    for name, (value, weight) in step_metrics.items():
+      pair = total.setdefault(name, [0.0, 0.0])
+      pair[0] += float(value)
+      pair[1] += float(weight)
+  return {name: v / w if w else float("nan") for name, (v, w) in total.items()}
+
+
+class MetricLog:
+  """One run's metrics: `metrics.jsonl`, TensorBoard events (clu), a progress line.
+
+  `metrics.jsonl` holds no times, so that a resumed run's file equals an undisturbed
+  one's; lines past the step that a run resumes from are dropped.
+  """
+
+  def __init__(self, directory: Path, name: str, total_steps: int, first_step: int):
+    self._path = directory / "metrics.jsonl"
+    self._name, self._total, self._first = name, total_steps, first_step
+    self._start = self._printed = time.monotonic()
+    rows = [r for r in read_jsonl(self._path) if r["step"] <= first_step]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(self._path, text.encode())
+    self._writer: Any = None
+    if jax.process_index() == 0:
+      from clu import metric_writers  # imports TensorFlow: seconds
+
+      self._writer = metric_writers.SummaryWriter(str(directory / "tensorboard"))
+
+  def write(self, step: int, values: Mapping[str, float], show: tuple[str, ...]) -> None:
+    """Logs values at `step`, and prints those named in `show`, at most every 2 s."""
+    if self._writer is None:
+      return
+    self._writer.write_scalars(step, dict(values))
+    with open(self._path, "a", encoding="utf-8") as f:
+      f.write(json.dumps({"step": step, **values}) + "\n")
+    now = time.monotonic()
+    if now - self._printed > 2 or step == self._total:
+      self._printed = now
+      rate = (step - self._first) / (now - self._start)
+      left = (self._total - step) / rate
+      shown = "  ".join(f"{k} {values[k]:.4g}" for k in show if k in values)
+      progress(
+        f"{self._name}: step {step}/{self._total}  {shown}  {rate:.1f} steps/s, "
+        f"{duration(left)} left"
+      )
+
+  def close(self) -> None:
+    if self._writer is not None:
+      self._writer.close()
+
+
+def progress(line: str) -> None:
+  """Prints a line at once, on the first process only."""
+  if jax.process_index() == 0:
+    print(line, flush=True)
+
+
+def duration(seconds: float) -> str:
+  """`3h05m`, `4m10s` or `12s`."""
+  s = round(seconds)
+  if s >= 3600:
+    return f"{s // 3600}h{s % 3600 // 60:02d}m"
+  return f"{s // 60}m{s % 60:02d}s" if s >= 60 else f"{s}s"
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+  """The rows of a metrics file; a torn last line (a killed writer) is dropped.
+
+  Raises:
+    UserError: for any other line that is not a JSON object.
+  """
+  if not path.exists():
+    return []
+  text = path.read_text(encoding="utf-8")
+  lines = text.split("\n")
+  torn = lines.pop()  # empty, if the last line was finished
+  del torn
+  rows = []
+  for number, line in enumerate(lines, 1):
+    try:
+      row = json.loads(line)
+      row["step"]
+    except (ValueError, TypeError, KeyError):
+      raise UserError(f"{path}:{number}: not a metrics line; delete the file") from None
+    rows.append(row)
+  return rows
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+  """All of `data` under `path`, or nothing: temporary name, sync, rename."""
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  with open(temporary, "wb") as f:
+    f.write(data)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(temporary, path)

@@ -1,0 +1,167 @@
+"""The layers of T5 in Flax Linen, shared by its encoder and decoder.
+
+Numerics: products take `dtype` inputs and accumulate in float32; softmax, norms and
+everything after the last product are float32. Projection kernels are 2-D, so that
+Adafactor factors their second moments.
+"""
+
+import functools
+import math
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from alignment.types import Array
+
+NEGATIVE = -1e9  # a logit that is never chosen and whose probability is exactly 0
+
+
+@jax.custom_vjp
+def project(x: Array, kernel: Array) -> Array:
+  """[..., I] @ [I, O] -> float32 [..., O], multiplied in `x`'s dtype.
+
+  JAX's own transpose of a bfloat16 product with a float32 result mixes dtypes, which
+  falls off every fast path (TPU and CPU); here the cotangent is rounded to the compute
+  dtype first, as in every mixed-precision recipe, and the kernel's gradient leaves in
+  float32, the dtype of its master copy.
+  """
+  return _dot(x, kernel.astype(x.dtype), ((x.ndim - 1,), (0,)))
+
+
+def _dot(a: Array, b: Array, contract: tuple[tuple[int, ...], tuple[int, ...]]):
+  return jax.lax.dot_general(
+    a, b, (contract, ((), ())), preferred_element_type=jnp.float32
+  )
+
+
+def _project_fwd(x, kernel):
+  return project(x, kernel), (x, kernel)
+
+
+def _project_bwd(residuals, g):
+  x, kernel = residuals
+  g = g.astype(x.dtype)
+  rows = tuple(range(x.ndim - 1))
+  dx = _dot(g, kernel.astype(x.dtype), ((g.ndim - 1,), (1,))).astype(x.dtype)
+  return dx, _dot(x, g, (rows, rows)).astype(kernel.dtype)
+
+
+project.defvjp(_project_fwd, _project_bwd)
+
+
+class Dense(nn.Module):
+  """A projection without bias; `stddev` is T5's initialiser, not Linen's default."""
+
+  features: int
+  stddev: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    init = nn.initializers.normal(self.stddev)
+    kernel = self.param("kernel", init, (x.shape[-1], self.features))
+    return project(x.astype(self.dtype), kernel).astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+  """T5's layer norm: no mean, no bias, float32 inside."""
+
+  epsilon: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale_D = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    x = x.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
+    return (x * scale_D.reshape((1,) * (x.ndim - 1) + (-1,))).astype(self.dtype)
+
+
+class Attention(nn.Module):
+  """Multi-head attention without 1/sqrt(d): T5 folds it into initialisation."""
+
+  d_model: int
+  num_heads: int
+  d_kv: int
+  dtype: jnp.dtype
+
+  def setup(self):
+    inner, d = self.num_heads * self.d_kv, self.d_model
+    self.query = Dense(inner, (d * self.d_kv) ** -0.5, self.dtype)
+    self.key = Dense(inner, d**-0.5, self.dtype)
+    self.value = Dense(inner, d**-0.5, self.dtype)
+    self.out = Dense(d, inner**-0.5, self.dtype)
+
+  def keys_values(self, x_BxSxD: Array) -> tuple[Array, Array]:
+    """-> keys and values, each BxSxHxK."""
+    split = (*x_BxSxD.shape[:-1], self.num_heads, self.d_kv)
+    return self.key(x_BxSxD).reshape(split), self.value(x_BxSxD).reshape(split)
+
+  def __call__(self, x_BxQxD: Array, keys_values, bias) -> Array:
+    """Attends from Q positions to S; `bias` (float32) broadcasts to BxHxQxS."""
+    key_BxSxHxK, value_BxSxHxK = keys_values
+    B, Q, _ = x_BxQxD.shape
+    query_BxQxHxK = self.query(x_BxQxD).reshape(B, Q, self.num_heads, self.d_kv)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores_BxHxQxS = product("bqhk,bshk->bhqs", query_BxQxHxK, key_BxSxHxK)
+    weights = jax.nn.softmax(scores_BxHxQxS + bias, axis=-1).astype(self.dtype)
+    mixed = product("bhqs,bshk->bqhk", weights, value_BxSxHxK).astype(self.dtype)
+    return self.out(mixed.reshape(B, Q, -1))
+
+
+class MLP(nn.Module):
+  """Gated GELU (T5 1.1) or ReLU (the original T5)."""
+
+  d_model: int
+  d_ff: int
+  gated: bool
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    dense = functools.partial(Dense, self.d_ff, self.d_model**-0.5, self.dtype)
+    if self.gated:
+      h = jax.nn.gelu(dense(name="gate")(x), approximate=True) * dense(name="up")(x)
+    else:
+      h = jax.nn.relu(dense(name="up")(x))
+    return Dense(self.d_model, self.d_ff**-0.5, self.dtype, name="down")(h)
+
+
+def relative_buckets(
+  relative: Array, *, bidirectional: bool, num_buckets: int, max_distance: int
+) -> Array:
+  """T5's bucket of a relative position (key position minus query position).
+
+  Half of the buckets are exact, the rest grow logarithmically up to `max_distance`;
+  with `bidirectional`, each sign has half of them. Same shape as `relative`.
+  """
+  offset = jnp.zeros_like(relative)
+  if bidirectional:
+    num_buckets //= 2
+    offset = jnp.where(relative > 0, num_buckets, 0)
+    distance = jnp.abs(relative)
+  else:
+    distance = jnp.maximum(-relative, 0)
+  exact = num_buckets // 2
+  ratio = jnp.maximum(distance, 1).astype(jnp.float32) / exact
+  scale = (num_buckets - exact) / math.log(max_distance / exact)
+  far = exact + (jnp.log(ratio) * scale).astype(jnp.int32)
+  return offset + jnp.where(distance < exact, distance, jnp.minimum(far, num_buckets - 1))
+
+
+def position_bias(
+  table_RxH: Array, query_Q: Array, key_S: Array, *, bidirectional: bool, max_distance: int
+) -> Array:
+  """-> float32 HxQxS, from absolute positions; a decoder's also masks the future."""
+  relative_QxS = key_S[None, :] - query_Q[:, None]
+  buckets_QxS = relative_buckets(
+    relative_QxS,
+    bidirectional=bidirectional,
+    num_buckets=table_RxH.shape[0],
+    max_distance=max_distance,
+  )
+  bias_HxQxS = jnp.moveaxis(table_RxH.astype(jnp.float32)[buckets_QxS], -1, 0)
+  if bidirectional:
+    return bias_HxQxS
+  return jnp.where((relative_QxS <= 0)[None], bias_HxQxS, NEGATIVE)

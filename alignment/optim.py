@@ -1,0 +1,98 @@
+"""Optimizers: Adafactor (T5X's default) and AdamW, the learning rate kept outside.
+
+The learning rate is an input of the train step, not part of the optimizer, so that a
+sweep over it shares one compiled step.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from alignment.sharding import path_name
+from alignment.types import Array, Params, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """What determines an update, the learning rate apart; hashable, for jit."""
+
+  name: str = "adafactor"
+  b1: float = 0.9  # AdamW
+  b2: float = 0.95  # AdamW
+  epsilon: float = 1e-8  # AdamW
+  weight_decay: float = 0.0
+  decay_rate: float = 0.8  # Adafactor
+  multiply_by_parameter_scale: bool = True  # Adafactor
+  clip_norm: float = 0.0  # of the whole gradient; 0 is none
+
+  def transform(self) -> optax.GradientTransformation:
+    """Gradients -> updates that are still to be multiplied by the learning rate.
+
+    Raises:
+      UserError: for an unknown optimizer.
+    """
+    if self.name == "adafactor":
+      # No learning rate in here: it commutes with everything that follows it.
+      rule = optax.adafactor(
+        learning_rate=None,
+        decay_rate=self.decay_rate,
+        multiply_by_parameter_scale=self.multiply_by_parameter_scale,
+        weight_decay_rate=self.weight_decay or None,
+      )
+    elif self.name == "adamw":
+      rule = optax.chain(
+        optax.scale_by_adam(self.b1, self.b2, self.epsilon),
+        optax.add_decayed_weights(self.weight_decay, _is_matrix),
+        optax.scale(-1.0),
+      )
+    else:
+      raise UserError(f"optimizer.name '{self.name}' is unknown: adafactor or adamw")
+    rule = optax.partition({"layer": per_layer(rule), "whole": rule}, _stacked_or_whole)
+    if self.clip_norm:
+      rule = optax.chain(optax.clip_by_global_norm(self.clip_norm), rule)
+    return rule
+
+
+def per_layer(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Applies a rule to every layer of stacked leaves on its own.
+
+  Adafactor clips updates and scales them per leaf; a leaf that holds all layers would
+  train differently from the same layers apart.
+  """
+
+  def init(params):
+    return jax.vmap(rule.init)(params) if jax.tree.leaves(params) else rule.init(params)
+
+  def update(updates, state, params=None):
+    if not jax.tree.leaves(updates):
+      return rule.update(updates, state, params)
+    return jax.vmap(rule.update)(updates, state, params)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _stacked_or_whole(params: Params) -> Params:
+  """Labels: 'layer' for leaves with a leading layer axis ('layers' not a list)."""
+
+  def label(path, _):
+    names = path_name(path).split("/")
+    if "layers" in names and not names[names.index("layers") + 1].isdigit():
+      return "layer"
+    return "whole"
+
+  return jax.tree_util.tree_map_with_path(label, params)
+
+
+def _is_matrix(params: Params) -> Params:
+  """Weight decay acts on kernels and embeddings, not on norms' scales."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: not path_name(path).endswith("scale"), params
+  )
+
+
+def learning_rate(step: Array, peak: Array, warmup_steps: Array) -> Array:
+  """Linear warm-up to a constant; step 0 already has 1/warmup of it."""
+  ramp = (step + 1.0) / jnp.maximum(warmup_steps, 1.0)
+  return peak * jnp.minimum(1.0, ramp)

@@ -1,0 +1,163 @@
+"""One mesh, `(data, fsdp, tensor)`, and an ordered table of layout rules.
+
+Everything runs on the mesh, also when it has one device. A parameter that no rule
+matches, or a dimension that its mesh axes do not divide, is an error with its name:
+nothing silently falls back to being replicated.
+"""
+
+from collections.abc import Callable
+import re
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from alignment.types import UserError
+
+AXES = ("data", "fsdp", "tensor")
+Rules = tuple[tuple[str, tuple[Any, ...]], ...]
+
+# The first pattern found in a parameter's path decides. A spec names the mesh axes of
+# the trailing dimensions; a leading layer axis of stacked layers is never sharded.
+T5_RULES: Rules = (
+  (r"embedding$", ("tensor", "fsdp")),
+  (r"head/kernel$", ("fsdp", "tensor")),
+  (r"(query|key|value)/kernel$", ("fsdp", "tensor")),
+  (r"out/kernel$", ("tensor", "fsdp")),
+  (r"(gate|up)/kernel$", ("fsdp", "tensor")),
+  (r"down/kernel$", ("tensor", "fsdp")),
+  (r"position$", (None, "tensor")),
+  (r"scale$", (None,)),
+)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+  """The mesh over all devices; one size may be -1: whatever is left.
+
+  Raises:
+    UserError: if the sizes do not multiply to the number of devices.
+  """
+  shape = [data, fsdp, tensor]
+  devices = jax.device_count()
+  if shape.count(-1) == 1:
+    known = -int(np.prod(shape))
+    shape[shape.index(-1)] = devices // known if known > 0 else 0
+  if min(shape) < 1 or int(np.prod(shape)) != devices:
+    raise UserError(
+      f"mesh (data={data}, fsdp={fsdp}, tensor={tensor}) does not cover "
+      f"{devices} devices; the sizes must multiply to {devices} (one may be -1)"
+    )
+  types = (jax.sharding.AxisType.Auto,) * len(AXES)
+  return jax.make_mesh(tuple(shape), AXES, axis_types=types)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+  """A pytree path as `decoder/layers/mlp/up/kernel`."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
+  """The layout of one parameter.
+
+  Raises:
+    UserError: if no rule matches, or a dimension does not divide.
+  """
+  for pattern, axes in rules:
+    if re.search(pattern, name):
+      break
+  else:
+    raise UserError(f"no layout rule matches parameter '{name}' {shape}: add one")
+  axes = (None,) * (len(shape) - len(axes)) + tuple(axes)
+  for size, axis in zip(shape, axes, strict=True):
+    if axis is not None and size % mesh.shape[axis]:
+      raise UserError(
+        f"parameter '{name}' {shape}: dimension {size} is not divisible by mesh axis "
+        f"'{axis}' of size {mesh.shape[axis]}"
+      )
+  return PartitionSpec(*axes)
+
+
+def shardings(abstract: Any, mesh: Mesh, rules: Rules) -> Any:
+  """NamedShardings for a tree of parameters, or of shapes of them."""
+
+  def one(path, leaf):
+    return NamedSharding(mesh, spec_for(path_name(path), leaf.shape, mesh, rules))
+
+  return jax.tree_util.tree_map_with_path(one, abstract)
+
+
+def state_shardings(abstract: Any, param_shapes: Any, mesh: Mesh, rules: Rules) -> Any:
+  """Shardings of optimizer state: laid out like the parameter a leaf belongs to.
+
+  A leaf belongs to the parameter whose path its own ends with. One of the same shape
+  takes its layout; a factored second moment takes the layout of the dimensions it
+  keeps; scalars and optax's one-element placeholders are replicated.
+  """
+  specs = {
+    path_name(path): (leaf.shape, spec_for(path_name(path), leaf.shape, mesh, rules))
+    for path, leaf in jax.tree_util.tree_flatten_with_path(param_shapes)[0]
+  }
+
+  def one(path, leaf):
+    names = path_name(path).split("/")
+    suffixes = ("/".join(names[i:]) for i in range(len(names)))
+    owner = next((specs[s] for s in suffixes if s in specs), None)
+    if owner is None or leaf.size <= 1 or len(leaf.shape) == 0:
+      return replicated(mesh)
+    shape, spec = owner
+    axes = []
+    remaining = list(zip(shape, spec, strict=True))
+    for size in leaf.shape:  # a factored moment keeps a subsequence of the dimensions
+      while remaining and remaining[0][0] != size:
+        remaining.pop(0)
+      if not remaining:
+        return replicated(mesh)  # a per-layer scalar or placeholder
+      axes.append(remaining.pop(0)[1])
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+  return jax.tree_util.tree_map_with_path(one, abstract)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Rows over the data and fsdp axes."""
+  return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def check_batch(size: int, mesh: Mesh, what: str = "batch_size") -> None:
+  """Raises UserError unless the mesh's data axes divide the batch."""
+  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  if size % shards:
+    raise UserError(
+      f"{what} {size} is not divisible by the mesh's data x fsdp = {shards} shards"
+    )
+
+
+def init_sharded(init: Callable[..., Any], *args, mesh: Mesh, rules: Rules) -> Any:
+  """Runs `init(*args)` so that every parameter is born with its layout."""
+  out = shardings(jax.eval_shape(init, *args), mesh, rules)
+  return jax.jit(init, out_shardings=out)(*args)
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+  """Host arrays (the same on every process) -> arrays sharded by rows."""
+  sharding = batch_sharding(mesh)
+
+  def put(x):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+  return jax.tree.map(put, batch)
+
+
+def fetch(tree: Any) -> Any:
+  """Device arrays -> numpy arrays of the whole, on every process."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  from jax.experimental import multihost_utils
+
+  return multihost_utils.process_allgather(tree, tiled=True)

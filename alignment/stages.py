@@ -1,0 +1,545 @@
+"""What each stage of the study does: functions that fill an artefact's directory.
+
+`study.py` says which stages there are and what feeds what; nothing here knows that.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
+import shutil
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+import numpy as np
+
+from alignment import judge, optim, rollout, sharding, train_step, vocab
+from alignment import checkpoint as checkpoint_lib
+from alignment.artefacts import read_json
+from alignment.data import pairs, readers, sources, toy
+from alignment.evals import policy as policy_eval
+from alignment.evals.rows import distinct_prompts, map_rows
+from alignment.metrics import progress, write_atomically
+from alignment.models import huggingface, t5
+from alignment.train import train
+from alignment.types import Array, Batch, Params, UserError
+
+Inputs = Mapping[str, Path]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setting:
+  """What all stages of one study share, made from its config once per process."""
+
+  config: ConfigDict
+
+  @functools.cached_property
+  def vocabulary(self) -> vocab.Vocabulary:
+    return vocab.from_config(self.config.vocab)
+
+  @functools.cached_property
+  def mesh(self) -> Mesh:
+    return sharding.make_mesh(**self.config.mesh)
+
+  @functools.cached_property
+  def rules(self) -> sharding.Rules:
+    own = tuple((pattern, tuple(axes)) for pattern, axes in self.config.layout)
+    return own + sharding.T5_RULES
+
+  @property
+  def lengths(self) -> dict[str, int]:
+    c = self.config
+    return {"prompt_length": c.prompt_length, "response_length": c.response_length}
+
+  def model(self, role: Any) -> t5.T5:
+    """The model of a role: a named size, or the shape of the checkpoint it starts from."""
+    live_ids = self.vocabulary.size
+    numerics = {**self.config.model, "live_ids": live_ids}
+    origin = self.origin(role)
+    if origin is not None:
+      return t5.T5(huggingface.read_config(origin, **numerics))
+    rows = -(-live_ids // 128) * 128  # T5 rounds 32,100 ids up to 32,128 rows
+    return t5.T5(t5.config(role["size"], vocab_rows=rows, **numerics))
+
+  def origin(self, role: Any) -> Path | None:
+    """The Hugging Face checkpoint that a role goes back to, by way of the SFT or not."""
+    init = self.config.sft.init if role["init"] == "sft" else role["init"]
+    return None if init == "scratch" else Path(init.format(size=role["size"]))
+
+  def preference_model(self, role: Any) -> judge.PreferenceModel:
+    c = self.config
+    preference_model = judge.PreferenceModel(
+      self.model(role),
+      self.vocabulary.judge_markers,
+      c.judge_context_length,
+      c.data.truncate_prompt,
+    )
+    preference_model.check(c.prompt_length, c.response_length)
+    return preference_model
+
+  def abstract_params(self, model: t5.T5) -> Params:
+    """Shapes, dtypes and layout of a model's parameters."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    layout = sharding.shardings(shapes, self.mesh, self.rules)
+    return jax.tree.map(
+      lambda s, l: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=l), shapes, layout
+    )
+
+  def load(self, directory: Path, model: t5.T5, step: int | None = None) -> Params:
+    """Parameters of a finished model artefact: those it settled on, or of `step`."""
+    if step is None:
+      step = read_json(directory / "model.json")["step"]
+    return checkpoint_lib.restore_params(directory, step, self.abstract_params(model))
+
+  def initial_params(self, role: Any, inputs: Inputs, seed: int) -> Params:
+    """Where a role starts: its input's checkpoint, a Hugging Face one, or scratch."""
+    model = self.model(role)
+    if "init" in inputs:
+      return self.load(inputs["init"], model)
+    if role["init"] == "scratch":
+      return sharding.init_sharded(
+        model.init, jax.random.key(seed), mesh=self.mesh, rules=self.rules
+      )
+    params = huggingface.read_params(self.origin(role), model.cfg)
+    return jax.tree.map(
+      lambda p, a: jax.device_put(p, a.sharding), params, self.abstract_params(model)
+    )
+
+  def map_pairs(self, function, dataset: pairs.PairDataset, indices=None) -> Any:
+    """`function(batch)` over a data set's rows (all of them by default), on the host."""
+    indices = np.arange(len(dataset)) if indices is None else indices
+    return map_rows(
+      function,
+      lambda rows: (dataset.batch(rows, **self.lengths),),
+      indices,
+      self.config.evaluation.batch_size,
+      self.mesh,
+    )
+
+
+def seed_of(*parts: Any) -> int:
+  """A 31-bit seed that is a function of its parts alone."""
+  digest = hashlib.sha256(json.dumps(parts).encode()).digest()
+  return int.from_bytes(digest[:4], "big") >> 1
+
+
+# --- data ---------------------------------------------------------------------------
+
+
+def make_data(setting: Setting, directory: Path, inputs: Inputs) -> None:
+  """D_initial, tokenised and split by prompt: `train/`, `validation/`."""
+  del inputs
+  c, counts = setting.config.data, {}
+  if c.format == "toy":
+    examples = toy.Language(setting.config.world).examples(c.num_pairs)
+  elif c.format == "jsonl":
+    examples = readers.read_jsonl(c.path, c.on_bad_pair, counts)
+  elif c.format == "tfds":
+    examples = readers.read_tfds(
+      c.name, "train", c.data_dir, c.on_bad_pair, counts
+    )
+  else:
+    raise UserError(f"data.format '{c.format}' is unknown: jsonl, tfds or toy")
+  by_split: dict[str, list[readers.Example]] = {"train": [], "validation": []}
+  for number, example in enumerate(examples):
+    if c.format != "toy" and number == c.num_pairs > 0:
+      break
+    by_split[readers.split_of(example.prompt, c.validation_fraction)].append(example)
+  report = {}
+  for split, members in by_split.items():
+    dataset, statistics = pairs.tokenize(
+      members,
+      setting.vocabulary,
+      **setting.lengths,
+      truncate_prompt=c.truncate_prompt,
+      long_response=c.long_response,
+      counts=dict(counts),
+    )
+    (directory / split).mkdir(exist_ok=True)
+    dataset.save(directory / split)
+    report[split] = statistics.lines()
+    for line in statistics.lines():
+      progress(f"data ({split}): {line}")
+  _write_json(directory / "statistics.json", report)
+
+
+# --- models -------------------------------------------------------------------------
+
+
+def train_sft(setting: Setting, role: dict, directory: Path, inputs: Inputs) -> None:
+  """Supervised fine-tuning on both responses of every pair."""
+  seed = seed_of("sft", setting.config.world)
+  _train(
+    setting,
+    "sft",
+    role,
+    directory,
+    objective=train_step.SupervisedObjective(setting.model(role)),
+    params=lambda: setting.initial_params(role, inputs, seed),
+    source=_offline(setting, role, inputs["data"] / "train", seed),
+    keep=[role["steps"]],
+    show=("loss",),
+  )
+  _write_json(directory / "model.json", {"step": role["steps"]})
+
+
+def train_preference_model(
+  setting: Setting, name: str, role: dict, directory: Path, inputs: Inputs
+) -> None:
+  """A preference model, kept where its accuracy on validation pairs is best.
+
+  Half of the validation pairs choose the step, the other half report the accuracy.
+  """
+  seed = seed_of(name, setting.config.world)
+  preference_model = setting.preference_model(role)
+  parts = role["evaluations"]
+  keep = sorted({role["steps"] * (i + 1) // parts for i in range(parts)})
+  _train(
+    setting,
+    name,
+    role,
+    directory,
+    objective=train_step.PreferenceObjective(preference_model),
+    params=lambda: setting.initial_params(role, inputs, seed),
+    source=_offline(setting, role, inputs["data"] / "train", seed),
+    keep=keep,
+    show=("loss", "accuracy"),
+  )
+  train_set = pairs.PairDataset.load(inputs["data"] / "train")
+  validation = pairs.PairDataset.load(inputs["data"] / "validation")
+  half = len(validation) // 2
+
+  def correct(params: Params, dataset: pairs.PairDataset, rows: np.ndarray):
+    margins = setting.map_pairs(
+      lambda batch: policy_eval.margins(preference_model, params, batch), dataset, rows
+    )
+    return policy_eval.outcome(margins)
+
+  best = (-1.0, 0)
+  for step in keep:
+    params = setting.load(directory, preference_model.model, step)
+    best = max(best, (correct(params, validation, np.arange(half)).mean(), -step))
+  step = -best[1]  # of equals, the earliest
+  params = setting.load(directory, preference_model.model, step)
+  held_out = correct(params, validation, np.arange(half, len(validation)))
+  seen = np.arange(min(len(train_set), len(held_out)))
+  report = {
+    "step": step,
+    "validation_accuracy": float(held_out.mean()),
+    "validation_stderr": float(held_out.std(ddof=1) / np.sqrt(len(held_out))),
+    "validation_pairs": len(held_out),
+    "train_accuracy": float(correct(params, train_set, seen).mean()),
+  }
+  _write_json(directory / "model.json", report)
+  progress(
+    f"{name}: best at step {step}; accuracy {report['validation_accuracy']:.3f} on "
+    f"held-out pairs, {report['train_accuracy']:.3f} on training pairs"
+  )
+
+
+def check_judge(report: Mapping[str, Any]) -> None:
+  """Stops a study whose golden preference model is unusable.
+
+  Raises:
+    UserError: if its held-out accuracy is not clearly above 0.6, or trails its
+      training accuracy by more than 0.1: everything downstream would be meaningless.
+  """
+  accuracy, stderr = report["validation_accuracy"], report["validation_stderr"]
+  low = accuracy - 1.96 * stderr
+  advice = "use more pairs or fewer steps, or set evaluation.require_good_judge=False"
+  if low <= 0.6:
+    raise UserError(
+      f"golden preference model: held-out accuracy {accuracy:.3f} (95 % lower bound "
+      f"{low:.3f}) is not above 0.6: {advice}"
+    )
+  if report["train_accuracy"] - accuracy > 0.1:
+    raise UserError(
+      f"golden preference model: held-out accuracy {accuracy:.3f} trails training "
+      f"accuracy {report['train_accuracy']:.3f} by more than 0.1: {advice}"
+    )
+
+
+def relabel(setting: Setting, role: dict, directory: Path, inputs: Inputs) -> None:
+  """D_golden: both splits of D_initial in the golden preference model's order."""
+  if setting.config.evaluation.require_good_judge:
+    check_judge(read_json(inputs["golden_pm"] / "model.json"))
+  preference_model = setting.preference_model(role)
+  params = setting.load(inputs["golden_pm"], preference_model.model)
+  key = jax.random.key(seed_of("relabel", setting.config.world))
+  agreement = {}
+  for split in ("train", "validation"):
+    dataset = pairs.PairDataset.load(inputs["data"] / split)
+    margins = setting.map_pairs(
+      lambda batch: policy_eval.margins(preference_model, params, batch), dataset
+    )
+    ids = np.arange(len(dataset), dtype=np.int32)
+    swap = np.asarray(rollout.second_first(margins, key, ids))
+    (directory / split).mkdir(exist_ok=True)
+    labelled = dataset.with_order(swap).with_columns(
+      margin=np.abs(margins).astype(np.float32)
+    )
+    labelled.save(directory / split)
+    agreement[split] = float(1 - swap.mean())
+  _write_json(directory / "agreement.json", agreement)
+  progress(f"D_golden: keeps {agreement['train']:.1%} of the human labels")
+
+
+def score_reference(
+  setting: Setting, role: dict, directory: Path, inputs: Inputs
+) -> None:
+  """D_golden with log pi_ref of both responses: computed once, stored with it."""
+  model = setting.model(role)
+  params = setting.load(inputs["sft"], model)
+  dataset = pairs.PairDataset.load(inputs["golden_data"] / "train")
+  zero = np.zeros((len(dataset), 2), np.float32)
+  ref_logps = setting.map_pairs(
+    lambda batch: policy_eval.log_ratios(model, params, batch),
+    dataset.with_columns(ref_logps=zero),
+  )
+  dataset.with_columns(ref_logps=ref_logps).save(directory)
+
+
+def train_policy(
+  setting: Setting, name: str, role: dict, judge_role: dict, directory: Path,
+  inputs: Inputs,
+) -> None:  # fmt: skip
+  """A policy: the same loss and step whether its batches come offline or online."""
+  model = setting.model(role)
+  seed = seed_of("policy", setting.config.world, role["seed"])
+  loss = train_step.losses.get(role["loss"])
+  start = setting.load(inputs["sft"], model)
+  source: sources.Source = _offline(
+    setting, role, inputs["pairs"], seed, num_responses=loss.responses
+  )
+  if role["method"] == "online":
+    roller = rollout.Roller(
+      model,
+      model,
+      setting.preference_model(judge_role),
+      role["temperature"],
+      role["top_p"],
+    )
+    judge_params = setting.load(inputs["judge"], roller.judge.model)
+    roll = rollout.compiled(roller, setting.mesh)
+
+    def online_batch(params: Params, prompts: Batch, key: Array) -> Batch:
+      return roll(params, start, judge_params, prompts, key).batch
+
+    source = sources.OnlineSource(source, online_batch, jax.random.key(seed))
+  elif role["method"] != "offline":
+    raise UserError(f"policy.method '{role['method']}' is unknown: online or offline")
+  # The state is donated, so it must not share the reference's buffers.
+  _train(
+    setting,
+    name,
+    role,
+    directory,
+    objective=train_step.PolicyObjective(
+      model, role["loss"], tuple(sorted(role["loss_options"].items()))
+    ),
+    params=lambda: jax.tree.map(lambda x: x.copy(), start),
+    source=source,
+    keep=evaluated_steps(role),
+    show=("loss", "rho", "accuracy", "response_length"),
+  )
+  _write_json(directory / "model.json", {"step": role["steps"]})
+
+
+def evaluated_steps(role: Mapping[str, Any]) -> list[int]:
+  """The steps at which a policy's parameters are kept."""
+  return sorted({max(1, round(f * role["steps"])) for f in role["evaluate_at"]})
+
+
+def _offline(
+  setting: Setting, role: dict, directory: Path, seed: int, num_responses: int = 2
+) -> sources.OfflineSource:
+  return sources.OfflineSource(
+    dataset=pairs.PairDataset.load(directory),
+    batch_size=role["batch_size"],
+    **setting.lengths,
+    mesh=setting.mesh,
+    seed=seed,
+    num_responses=num_responses,
+  )
+
+
+def _train(
+  setting, name, role, directory, *, objective, params, source, keep, show
+) -> None:
+  optimizer = optim.Optimizer(**role["optimizer"])
+  mesh, rules, model = setting.mesh, setting.rules, setting.model(role)
+  k = role["microbatches"]
+  if role["batch_size"] % k:
+    raise UserError(f"microbatches {k} does not divide batch_size {role['batch_size']}")
+  sharding.check_batch(role["batch_size"] // k, mesh, "batch_size / microbatches")
+
+  def init_state():
+    initial = params()
+    abstract = jax.eval_shape(lambda p: train_step.init_state(p, optimizer), initial)
+    layout = train_step.state_shardings(abstract, mesh, rules)
+    return jax.jit(
+      lambda p: train_step.init_state(p, optimizer), out_shardings=layout
+    )(initial)
+
+  train(
+    name=name,
+    directory=directory,
+    init_state=init_state,
+    train_step=train_step.compiled(objective, optimizer, k, mesh, rules, model),
+    hyper=train_step.hyper(
+      role["learning_rate"], role["warmup_steps"], role.get("beta", 0.0)
+    ),
+    source=source,
+    steps=role["steps"],
+    keep_params_at=keep,
+    log_every=setting.config.log_every,
+    save_every=setting.config.save_every,
+    show=show,
+  )
+
+
+# --- evaluation ---------------------------------------------------------------------
+
+
+def sample_policy(
+  setting: Setting, role: dict, directory: Path, inputs: Inputs
+) -> None:
+  """A policy's responses to the fixed prompts: `responses.npz`."""
+  model = setting.model(role)
+  params = setting.load(inputs["policy"], model)
+  dataset = pairs.PairDataset.load(inputs["pairs"])
+  rows = evaluation_rows(setting, dataset)
+  key = jax.random.key(seed_of("opponent", setting.config.world))
+  T = setting.config.response_length
+  samples = setting.map_pairs(
+    lambda batch: policy_eval.sample(model, params, batch, key, 1, T), dataset, rows
+  )
+  _save_npz(
+    directory / "responses.npz",
+    rows=rows,
+    tokens=samples.tokens_BxNxT[:, 0],
+    lengths=samples.lengths_BxN[:, 0],
+  )
+
+
+def evaluation_rows(setting: Setting, dataset: pairs.PairDataset) -> np.ndarray:
+  """Rows of the fixed prompts: different prompts of the train split."""
+  c = setting.config
+  return distinct_prompts(
+    dataset, c.evaluation.prompts, seed_of("prompts", c.world)
+  )
+
+
+def evaluate_policy(
+  setting: Setting, name: str, role: dict, judge_role: dict, steps: list[int],
+  directory: Path, inputs: Inputs,
+) -> None:  # fmt: skip
+  """Every kept checkpoint of a run: `evaluations.jsonl` and `outcomes.npz`.
+
+  Each checkpoint's result is written as it comes; a restart goes on after it.
+  """
+  c = setting.config
+  model, preference_model = setting.model(role), setting.preference_model(judge_role)
+  dataset = pairs.PairDataset.load(inputs["pairs"])
+  rows = evaluation_rows(setting, dataset)
+  classified = distinct_prompts(
+    dataset, c.evaluation.pairs, seed_of("pairs", c.world)
+  )
+  opponent, start = (
+    _load_npz(inputs[name] / "responses.npz") for name in ("golden_samples", "sft_samples")
+  )
+  evaluation = policy_eval.PolicyEvaluation(
+    model=model,
+    reference_params=setting.load(inputs["sft"], model),
+    judge=preference_model,
+    judge_params=setting.load(inputs["golden_pm"], preference_model.model),
+    prompts=dataset.batch(rows, **setting.lengths),
+    pairs=dataset.batch(classified, **setting.lengths),
+    kl_prompts=c.evaluation.kl_prompts,
+    opponent=(opponent["tokens"], opponent["lengths"]),
+    start=(start["tokens"], start["lengths"]),
+    utility=_utility(setting, dataset, rows),
+    key=jax.random.key(seed_of("evaluation", c.world)),
+    batch_size=c.evaluation.batch_size,
+    mesh=setting.mesh,
+  )
+  described = {
+    "run": name, "method": role["method"], "task": c.task, "loss": role["loss"],
+    "beta": role["beta"], "learning_rate": role["learning_rate"], "world": c.world,
+    "seed": role["seed"], "size": role["size"],
+  }  # fmt: skip
+  records, outcomes = [], []
+  for step in steps:
+    path = directory / f"step-{step}.npz"
+    if not path.exists():
+      record, arrays = evaluation(setting.load(inputs["policy"], model, step))
+      text = json.dumps({**described, "step": step, **record})
+      _save_npz(path, record=np.frombuffer(text.encode(), np.uint8), **arrays)
+    arrays = dict(_load_npz(path))
+    records.append(json.loads(arrays.pop("record").tobytes()))
+    outcomes.append(arrays)
+    r = records[-1]
+    progress(
+      f"{name}: step {step}  KL {r['kl']:.3g}  win rate {r['win_rate']:.3f}"
+      + (f"  true {r['true_win_rate']:.3f}" if "true_win_rate" in r else "")
+    )
+  text = "".join(json.dumps(record) + "\n" for record in records)
+  write_atomically(directory / "evaluations.jsonl", text.encode())
+  _save_npz(
+    directory / "outcomes.npz",
+    steps_E=np.array(steps),
+    **{
+      f"{judge_name}_ExP": np.stack([o[judge_name] for o in outcomes]).astype(np.float32)
+      for judge_name in ("golden", "truth")
+      if judge_name in outcomes[0]
+    },
+  )
+
+
+def _utility(setting: Setting, dataset: pairs.PairDataset, rows: np.ndarray):
+  """(tokens_PxT, lengths_P) -> utilities_P where the truth is known, else None."""
+  c = setting.config
+  if c.data.format != "toy":
+    return None
+  language, decode = toy.Language(c.world), setting.vocabulary.decode
+  prompts = [decode(dataset.prompts[int(row)]).split() for row in rows]
+
+  def utility(tokens_PxT: np.ndarray, lengths_P: np.ndarray) -> np.ndarray:
+    responses = (
+      decode(t[:n]).split() for t, n in zip(tokens_PxT, lengths_P, strict=True)
+    )
+    pairs_ = zip(prompts, responses, strict=True)
+    return np.array([language.utility(p, r) for p, r in pairs_])
+
+  return utility
+
+
+def publish(workdir: Path, name: str, directory: Path) -> None:
+  """Puts a finished evaluation where people and figures look: `runs/<run>/`."""
+  target = workdir / "runs" / name
+  target.mkdir(parents=True, exist_ok=True)
+  for file in ("evaluations.jsonl", "outcomes.npz"):
+    write_atomically(target / file, (directory / file).read_bytes())
+
+
+def _write_json(path: Path, value: Any) -> None:
+  write_atomically(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _save_npz(path: Path, **arrays: np.ndarray) -> None:
+  temporary = path.with_name(f".{path.name}.tmp.npz")
+  np.savez(temporary, **arrays)
+  shutil.move(temporary, path)
+
+
+def _load_npz(path: Path) -> Any:
+  try:
+    return np.load(path, allow_pickle=False)
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f"{path}: {type(error).__name__}; delete {path.parent} to make it again"
+    ) from None

@@ -1,0 +1,368 @@
+"""What the evaluations say: envelopes, gaps with intervals.
+
+Two things would bias a comparison of maxima, and each has its remedy here.
+
+*Noise of the evaluation*: the largest of many noisy win rates is too large, the more
+so the more there are. So checkpoints are selected on one half of the prompts and
+reported on the other, both ways, averaged over several splits (cross-fitting): what is
+reported of a selected checkpoint is unbiased however many it was selected from.
+
+*Number of configurations tried*: a method with more runs has more chances of a good
+one. With different numbers of runs, both methods are given the smaller number: the
+expectation over all subsets of that many runs, computed exactly from ranks.
+
+Shape letters: E checkpoints of a run, P prompts, R resamples (row 0 is the data
+itself), K runs of a method, G KL budgets, 2 the halves of the prompts.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+import math
+
+import numpy as np
+
+from alignment.runs import Run
+
+KL_FLOOR = 0.01  # nats; at less, a policy is SFT still, and log KL is mostly noise
+RESAMPLES = 1000
+SPLITS = (
+  8  # of the prompts into halves, averaged: which half is which should not matter
+)
+CONFIDENCE = 0.95
+NORMAL_QUANTILE = 1.959964  # of this confidence
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """A number with its 95 % interval, and what that interval is over.
+
+  `n` counts what the interval is over: prompts or worlds. `value` is NaN where the
+  estimate is not defined; `reason` then says why, or else what was left out.
+  """
+
+  value: float
+  low: float
+  high: float
+  over: str  # "prompts, 1 world" or "6 worlds"
+  n: int
+  reason: str = ""
+
+  @property
+  def side(self) -> int:
+    """1 or -1 where the interval lies above or below 0; else 0."""
+    return int(self.low > 0) - int(self.high < 0)
+
+  def __str__(self) -> str:
+    if math.isnan(self.value):
+      return "n/a"
+    if math.isnan(self.low):
+      return f"{self.value:+.3f}"
+    return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def upper_envelope(
+  kl: np.ndarray, win_rate: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """The best win rate within each KL budget: what figure 1 of the paper suggests.
+
+  Returns the KLs in increasing order and the cumulative maximum of the win rates. As
+  a maximum over noisy points it is biased upwards, more so with more points: `envelope`
+  is the version for comparisons.
+  """
+  order = np.lexsort((-win_rate, kl))  # of equal KLs the best first
+  return kl[order], np.maximum.accumulate(win_rate[order])
+
+
+@functools.lru_cache(maxsize=SPLITS)
+def _prompt_weights_2xRxP(num_prompts: int, resamples: int, split: int) -> np.ndarray:
+  """Prompt weights of the two halves of one split: row 0 the data, rows 1.. resamples.
+
+  Rubin's Bayesian bootstrap: exponential weights. A prompt keeps its weight in all
+  splits, and is never in both halves, which would carry the noise that it was selected
+  by into the report. Fixed seeds: all runs, judges and methods see the same draws, so
+  that differences are paired.
+  """
+  weights_RxP = np.random.default_rng(0).exponential(size=(1 + resamples, num_prompts))
+  weights_RxP[0] = 1
+  shuffled = np.random.default_rng(1 + split).permutation(num_prompts)
+  weights_2xRxP = np.zeros((2, *weights_RxP.shape))
+  for half_RxP, members in zip(weights_2xRxP, np.array_split(shuffled, 2), strict=True):
+    half_RxP[:, members] = weights_RxP[:, members]
+  weights_2xRxP /= weights_2xRxP.sum(axis=-1, keepdims=True)
+  weights_2xRxP.flags.writeable = False  # it is shared through the cache
+  return weights_2xRxP
+
+
+def _win_rates_2xRxE(run: Run, judge: str, resamples: int, split: int) -> np.ndarray:
+  wins_ExP = run.wins[judge]
+  return _prompt_weights_2xRxP(wins_ExP.shape[1], resamples, split) @ wins_ExP.T
+
+
+def _expected_best(
+  selected_xK: np.ndarray, reported_xK: np.ndarray, size: int
+) -> np.ndarray:
+  """The reported value of the run that selection picks, over all `size` of K runs.
+
+  The run of rank j (from 0) is the best of C(K-1-j, size-1) of the C(K, size) subsets.
+  Runs with nothing to select (-inf) are never picked; subsets of only such are left
+  out. With size = K it is simply the report of the best run.
+  """
+  num_runs = selected_xK.shape[-1]
+  weights_K = np.array(
+    [math.comb(num_runs - 1 - rank, size - 1) for rank in range(num_runs)], float
+  )
+  weights_K /= math.comb(num_runs, size)
+  order = np.argsort(-selected_xK, axis=-1, kind="stable")
+  some = np.take_along_axis(selected_xK, order, axis=-1) > -np.inf
+  weights_xK = np.where(some, weights_K, 0)
+  ranked_xK = np.take_along_axis(reported_xK, order, axis=-1)
+  return (weights_xK * ranked_xK).sum(axis=-1) / weights_xK.sum(axis=-1)
+
+
+def _peak_R(runs: Sequence[Run], judge: str, size: int, resamples: int) -> np.ndarray:
+  """Cross-fitted peak win rate of the best of `size` runs, per resample."""
+  splits = (
+    _peak_of_split_R(runs, judge, size, resamples, split) for split in range(SPLITS)
+  )
+  return np.mean(list(splits), axis=0)
+
+
+def _peak_of_split_R(
+  runs: Sequence[Run], judge: str, size: int, resamples: int, split: int
+) -> np.ndarray:
+  selected, reported = [], []
+  for run in runs:
+    rates_2xRxE = _win_rates_2xRxE(run, judge, resamples, split)
+    best = rates_2xRxE.argmax(axis=-1)[..., None]
+    selected.append(np.take_along_axis(rates_2xRxE, best, axis=-1)[..., 0])
+    reported.append(np.take_along_axis(rates_2xRxE[::-1], best, axis=-1)[..., 0])
+  best_2xR = _expected_best(np.stack(selected, -1), np.stack(reported, -1), size)
+  return best_2xR.mean(axis=0)
+
+
+def _envelope_RxG(
+  runs: Sequence[Run], judge: str, budgets_G: np.ndarray, size: int, resamples: int
+) -> np.ndarray:
+  """Cross-fitted best win rate within each KL budget, per resample."""
+  splits = (
+    _envelope_of_split_RxG(runs, judge, budgets_G, size, resamples, split)
+    for split in range(SPLITS)
+  )
+  return np.mean(list(splits), axis=0)
+
+
+def _envelope_of_split_RxG(
+  runs: Sequence[Run],
+  judge: str,
+  budgets_G: np.ndarray,
+  size: int,
+  resamples: int,
+  split: int,
+) -> np.ndarray:
+  selected, reported = [], []
+  for run in runs:
+    order = np.argsort(run.kl_E, kind="stable")
+    order = order[run.kl_E[order] >= KL_FLOOR]
+    rates_2xRxE = _win_rates_2xRxE(run, judge, resamples, split)[..., order]
+    # Index of the best checkpoint so far: the last at which the maximum rose.
+    rates_before = np.maximum.accumulate(rates_2xRxE, axis=-1)[..., :-1]
+    rises = np.ones(rates_2xRxE.shape, bool)
+    rises[..., 1:] = rates_2xRxE[..., 1:] > rates_before
+    best_2xRxE = np.maximum.accumulate(np.where(rises, np.arange(len(order)), 0), -1)
+    within_G = np.searchsorted(run.kl_E[order], budgets_G, side="right") - 1
+    best_2xRxG = best_2xRxE[..., np.maximum(within_G, 0)]
+    chosen = np.take_along_axis(rates_2xRxE, best_2xRxG, axis=-1)
+    selected.append(np.where(within_G >= 0, chosen, -np.inf))
+    reported.append(np.take_along_axis(rates_2xRxE[::-1], best_2xRxG, axis=-1))
+  best_2xRxG = _expected_best(np.stack(selected, -1), np.stack(reported, -1), size)
+  return best_2xRxG.mean(axis=0)
+
+
+def _interval(values_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The estimate plus and minus 1.96 bootstrap standard errors.
+
+  Not percentiles: each resample selects anew and so is shifted against the estimate.
+  """
+  margin = NORMAL_QUANTILE * values_R[1:].std(axis=0)
+  return values_R[0] - margin, values_R[0] + margin
+
+
+def _reaching(runs: Sequence[Run]) -> list[Run]:
+  """Those runs that leave SFT at all: some checkpoint is above the floor."""
+  return [run for run in runs if (run.kl_E >= KL_FLOOR).any()]
+
+
+def _kls(runs: Sequence[Run]) -> np.ndarray:
+  """The KLs that count, all runs together, increasing and distinct."""
+  kls = np.concatenate([run.kl_E for run in runs]) if runs else np.array([])
+  return np.unique(kls[kls >= KL_FLOOR])
+
+
+def envelope(
+  runs: Sequence[Run], judge: str, resamples: int = RESAMPLES
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """Cross-fitted upper envelope of one method, over all its runs, with a 95 % band.
+
+  With several worlds, the mean of the worlds' envelopes from the KL that all of them
+  reach. It need not rise everywhere: checkpoints are selected on the other half of
+  the prompts.
+
+  Returns:
+    (kl_G, win_rate_G, low_G, high_G); the band is over prompts, within the worlds. All
+    empty where no checkpoint is above the floor.
+  """
+  worlds = [_reaching(runs) for runs in by_world(runs).values()]
+  worlds = [runs for runs in worlds if runs]
+  if not worlds:
+    return (np.array([]),) * 4
+  budgets_G = _kls([run for runs in worlds for run in runs])
+  budgets_G = budgets_G[budgets_G >= max(_kls(runs)[0] for runs in worlds)]
+  mean_RxG = np.mean(
+    [_envelope_RxG(runs, judge, budgets_G, len(runs), resamples) for runs in worlds],
+    axis=0,
+  )
+  return budgets_G, mean_RxG[0], *_interval(mean_RxG)
+
+
+def peak_gap(
+  runs_a: Sequence[Run],
+  runs_b: Sequence[Run],
+  judge: str,
+  *,
+  equal_numbers: bool = True,
+  resamples: int = RESAMPLES,
+) -> Estimate:
+  """Peak win rate of method a minus that of b, in one world, all KLs allowed.
+
+  The peak is over the checkpoints of all runs, cross-fitted over prompts. If the
+  methods have different numbers of runs, the larger one's peak is the expectation over
+  all subsets of as many runs as the smaller has; `equal_numbers=False` takes all runs
+  of both, as figure 1 of the paper does with one online run and a sweep offline. Runs
+  may have different numbers of checkpoints: a longer run is not another configuration.
+
+  The interval is from a bootstrap over prompts, selection redone in each resample; it
+  says nothing about other training seeds or worlds.
+  """
+  size_a, size_b = _sizes(runs_a, runs_b, equal_numbers)
+  gap_R = _peak_R(runs_a, judge, size_a, resamples)
+  gap_R = gap_R - _peak_R(runs_b, judge, size_b, resamples)
+  return _over_prompts(gap_R, runs_a)
+
+
+def gap_at_equal_kl(
+  runs_a: Sequence[Run],
+  runs_b: Sequence[Run],
+  judge: str,
+  *,
+  equal_numbers: bool = True,
+  resamples: int = RESAMPLES,
+) -> Estimate:
+  """Mean difference of the methods' upper envelopes (a - b) at equal KL, in one world.
+
+  The envelope at KL c is the best win rate of any checkpoint with KL at most c, cross-
+  fitted over prompts and with equal numbers of runs as in `peak_gap`; subsets without a
+  checkpoint within c are left out of the expectation at c. It is averaged over log KL
+  on the range that both methods reach: from the larger of their smallest KLs to the
+  smaller of their largest. Both envelopes are steps, so that integral is exact.
+  Checkpoints below `KL_FLOOR` take no part. KLs are taken as known: the interval, over
+  prompts as in `peak_gap`, lacks their own (small) errors.
+
+  NaN with a reason where the two ranges do not overlap.
+  """
+  runs_a, runs_b = _reaching(runs_a), _reaching(runs_b)
+  kls_a, kls_b = _kls(runs_a), _kls(runs_b)
+  if not (len(kls_a) and len(kls_b)):
+    return undefined(f"no checkpoint above KL {KL_FLOOR:g}")
+  low, high = max(kls_a[0], kls_b[0]), min(kls_a[-1], kls_b[-1])
+  if low >= high:
+    ranges = (f"{kls[0]:.3g} to {kls[-1]:.3g}" for kls in (kls_a, kls_b))
+    return undefined(f"no common range of KL ({' and '.join(ranges)})")
+  budgets_G = np.union1d(kls_a, kls_b)
+  budgets_G = budgets_G[(budgets_G >= low) & (budgets_G <= high)]
+  widths = np.diff(np.log(budgets_G))
+  starts = budgets_G[:-1]  # a step holds from its budget to the next
+  size_a, size_b = _sizes(runs_a, runs_b, equal_numbers)
+  gap_RxG = _envelope_RxG(runs_a, judge, starts, size_a, resamples)
+  gap_RxG = gap_RxG - _envelope_RxG(runs_b, judge, starts, size_b, resamples)
+  return _over_prompts(gap_RxG @ widths / widths.sum(), runs_a)
+
+
+def _sizes(
+  runs_a: Sequence[Run], runs_b: Sequence[Run], equal_numbers: bool
+) -> tuple[int, int]:
+  smaller = min(len(runs_a), len(runs_b))
+  return (smaller, smaller) if equal_numbers else (len(runs_a), len(runs_b))
+
+
+def _over_prompts(values_R: np.ndarray, runs: Sequence[Run]) -> Estimate:
+  low, high = _interval(values_R)
+  num_prompts = next(iter(runs[0].wins.values())).shape[1]
+  return Estimate(
+    float(values_R[0]), float(low), float(high), "prompts, 1 world", num_prompts
+  )
+
+
+def undefined(reason: str) -> Estimate:
+  """No estimate, and why."""
+  return Estimate(math.nan, math.nan, math.nan, "", 0, reason)
+
+
+def by_world(runs: Sequence[Run]) -> dict[int, list[Run]]:
+  """world -> its runs, both in order."""
+  worlds: dict[int, list[Run]] = {}
+  for run in sorted(runs, key=lambda run: (run.world, run.name)):
+    worlds.setdefault(run.world, []).append(run)
+  return worlds
+
+
+def over_worlds(per_world: Mapping[int, Estimate]) -> Estimate:
+  """Combines per-world estimates of a paired difference: t-interval over the worlds.
+
+  Prompt noise is part of the spread between worlds, so it is covered. One world keeps
+  its interval over prompts. Worlds where the estimate is undefined are left out, and
+  `reason` names them.
+  """
+  defined = {w: e for w, e in per_world.items() if not math.isnan(e.value)}
+  reason = "; ".join(
+    f"world {w}: {e.reason}" for w, e in per_world.items() if w not in defined
+  )
+  if not defined:
+    return undefined(reason or "no world")
+  if len(defined) == 1:
+    return dataclasses.replace(*defined.values(), reason=reason)
+  values = np.array([estimate.value for estimate in defined.values()])
+  n = len(values)
+  mean = float(values.mean())
+  margin = t_quantile(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
+  return Estimate(mean, mean - margin, mean + margin, f"{n} worlds", n, reason)
+
+
+def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
+  """The t with P(|T| <= t) = confidence, Student's T with whole degrees of freedom.
+
+  Bisects the exact finite sums of Abramowitz and Stegun 26.7.3 (odd) and 26.7.4 (even).
+  """
+  if degrees < 1 or not 0 < confidence < 1:
+    raise ValueError(f"t_quantile({degrees}, {confidence})")
+
+  def central_probability(t: float) -> float:
+    theta = math.atan2(t, math.sqrt(degrees))
+    sine, cosine = math.sin(theta), math.cos(theta)
+    odd = degrees % 2
+    total, term = 0.0, cosine if odd else 1.0
+    for k in range(degrees // 2):
+      total += term
+      term *= cosine**2 * (2 * k + 1 + odd) / (2 * k + 2 + odd)
+    return (theta + sine * total) * 2 / math.pi if odd else sine * total
+
+  low, high = 0.0, 1.0
+  while central_probability(high) < confidence:
+    high *= 2
+  for _ in range(100):
+    middle = (low + high) / 2
+    if central_probability(middle) < confidence:
+      low = middle
+    else:
+      high = middle
+  return high

@@ -1,0 +1,97 @@
+"""The training loop: the same for every stage that trains."""
+
+from collections.abc import Callable, Collection
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from alignment import metrics as metrics_lib
+from alignment.checkpoint import Checkpoints
+from alignment.data.sources import Source
+from alignment.train_step import Hyper, TrainState
+from alignment.types import UserError
+
+
+def train(
+  *,
+  name: str,
+  directory: Path,
+  init_state: Callable[[], TrainState],
+  train_step: Callable[..., Any],
+  hyper: Hyper,
+  source: Source,
+  steps: int,
+  keep_params_at: Collection[int],
+  log_every: int,
+  save_every: int,
+  show: tuple[str, ...] = ("loss",),
+) -> TrainState:
+  """Trains up to `steps`, resuming from the newest state in `directory`.
+
+  Args:
+    name: printed in front of progress lines.
+    directory: receives `state/`, `params/<step>/`, `metrics.jsonl`, `tensorboard/`.
+    init_state: makes the state at step 0 (also the layout to restore into).
+    train_step: `train_step.compiled(...)`.
+    hyper: learning rate, warm-up and beta.
+    source: batches as a function of (step, params).
+    steps: the last step.
+    keep_params_at: steps whose parameters are kept for evaluation.
+    log_every: steps between logged metrics.
+    save_every: steps between full states; a multiple of `log_every`, so that no
+      half-summed metric is lost at a restart.
+    show: metrics named in the progress line.
+
+  Raises:
+    UserError: if `save_every` is not a multiple of `log_every`, or the loss is not
+      finite.
+  """
+  if save_every % log_every:
+    raise UserError(f"save_every {save_every} is not a multiple of log_every {log_every}")
+  checkpoints = Checkpoints(directory)
+  state = init_state()
+  layout = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+  )
+  restored = checkpoints.restore(layout)
+  if restored is not None:
+    state = restored
+  step = int(state.step)
+  log = metrics_lib.MetricLog(directory, name, steps, step)
+
+  def write(step: int, pending: list[Any]) -> None:
+    values = metrics_lib.reduce(pending)
+    if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
+      raise UserError(
+        f"{name}: loss {values['loss']}, gradient norm {values['grad_norm']} within "
+        f"{len(pending)} steps before step {step}; lower the learning rate"
+      )
+    log.write(step, values, show)
+
+  if step == 0 and 0 in keep_params_at:
+    checkpoints.save_params(0, state.params)
+  pending: list[Any] = []
+  due: tuple[int, list[Any]] | None = None
+  while step < steps:
+    batch = source.batch(step, state.params)
+    state, step_metrics = train_step(state, batch, hyper)
+    pending.append(step_metrics)
+    step += 1
+    if due is not None:  # fetched one step late: the device never waits for the host
+      write(*due)
+      due = None
+    if step % log_every == 0 or step == steps:
+      due, pending = (step, pending), []
+    saving = step % save_every == 0 or step == steps
+    if due is not None and (saving or step == steps):
+      write(*due)  # before the state that follows it is saved
+      due = None
+    if step in keep_params_at:
+      checkpoints.save_params(step, state.params)
+    if saving:
+      checkpoints.save_state(step, state)
+  checkpoints.close()
+  log.close()
+  return state

@@ -1,0 +1,40 @@
+"""What every part of the system exchanges: a batch of responses, and user errors.
+
+Shape letters used throughout the code base: B prompts in a batch, N responses per
+prompt, S prompt length, T response length, C judge-input length, V vocabulary, L
+layers, H heads, K key/value width per head, D model width, F feed-forward width.
+"""
+
+from typing import Any
+
+from flax import struct
+import jax
+
+Array = jax.Array
+Params = Any  # a pytree of arrays
+SumWeight = tuple[Array, Array]  # a metric before it is reduced: (sum, weight)
+
+
+class UserError(Exception):
+  """An error that the user can mend: one line that names the thing and what to do."""
+
+
+@struct.dataclass
+class Batch:
+  """Prompts with N responses each: the only thing a train step ever sees.
+
+  Offline pairs, online rollouts and replayed streams all yield this pytree, with the
+  same shapes and dtypes, which is why they run the same compiled train step.
+
+  For pairs, response 0 is the preferred one, response 1 the other; a third, where a
+  loss asks for it, is the supervised target. Lengths count EOS; a response that was
+  cut off has none. Masks always come from lengths, never from `id != pad`.
+  """
+
+  prompts_BxS: Array  # int32, right-padded
+  prompt_lengths_B: Array  # int32
+  responses_BxNxT: Array  # int32, right-padded
+  lengths_BxN: Array  # int32
+  ref_logps_BxN: Array  # float32, log pi_ref(y|x) summed over the response's tokens
+  weights_B: Array  # float32, 0 drops the row
+  ids_B: Array  # int32, the prompt's index in its data set: keys random draws

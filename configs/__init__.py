@@ -1,0 +1,1 @@
+"""Configurations: each file opens with its command, hardware, duration and result."""

@@ -1,0 +1,10 @@
+"""Log-probabilities and losses against a live TRL, on fresh random inputs."""
+
+from losses_test import assert_agrees_with_trl
+from make_loss_fixtures import random_case
+import pytest
+
+
+@pytest.mark.parametrize("repeat", range(5))
+def test_agrees_with_trl(repeat):
+  assert_agrees_with_trl(random_case())
