@@ -20,7 +20,7 @@ def get_config():
   c.vocab.update({"kind": "words", "words": toy.WORDS})
   c.prompt_length = 13  # 12 words and EOS
   c.response_length = 13
-  c.judge_context_length = 48
+  c.judge_context_length = 42  # prompt, two responses and three marks
   c.model = {"dtype": "float32", "scan_layers": False, "remat": "none"}
 
   adamw = base.optimizer(name="adamw")
@@ -28,11 +28,11 @@ def get_config():
   c.sft.update(small | {"init": "scratch", "learning_rate": 2e-3, "steps": 1500})
   c.golden_pm.update(
     small
-    | {"size": "tiny", "init": "scratch", "learning_rate": 1e-3, "steps": 5000,
-       "batch_size": 64, "warmup_steps": 200}
+    | {"size": "micro", "init": "scratch", "learning_rate": 1e-3, "steps": 6000,
+       "warmup_steps": 200}
   )  # fmt: skip
   c.proxy_pm.update(
-    small | {"size": "micro", "learning_rate": 1e-3, "steps": 2500, "warmup_steps": 200}
+    small | {"size": "nano", "learning_rate": 1e-3, "steps": 3000, "warmup_steps": 200}
   )
   policy = small | {"size": "micro", "learning_rate": 3e-4, "steps": 2000}
   c.policy.update(policy)

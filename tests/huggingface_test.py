@@ -25,16 +25,15 @@ FAST = {"xla_backend_optimization_level": 0}  # compiles in half the time
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=FAST)
-def teacher_forced(model, params, prompts_BxS, lengths_B, responses_BxNxT):
-  context = model.prepare(params, prompts_BxS, lengths_B)
-  return model.logits(params, context, responses_BxNxT)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4), compiler_options=FAST)
-def greedy(model, params, prompts_BxS, lengths_B, max_length):
+def compute(model, params, prompts_BxS, lengths_B, responses_BxNxT):
+  """(teacher-forced logits, greedy tokens Bx1xT: only from layers that are a list)."""
   context = model.prepare(params, prompts_BxS, lengths_B, cross_keys_values=True)
-  draws = jnp.zeros((prompts_BxS.shape[0], 1, max_length))
-  return sampling.sample(model, params, context, draws, temperature=0.0).tokens_BxNxT
+  logits_BxNxTxV = model.logits(params, context, responses_BxNxT)
+  if model.cfg.scan_layers:
+    return logits_BxNxTxV, None
+  draws_Bx1xT = jnp.zeros_like(responses_BxNxT[:, :1], jnp.float32)  # greedy has no use
+  samples = sampling.sample(model, params, context, draws_Bx1xT, temperature=0.0)
+  return logits_BxNxTxV, samples.tokens_BxNxT
 
 
 def assert_agrees_with_transformers(directory: Path, scan_layers: bool) -> None:
@@ -42,12 +41,14 @@ def assert_agrees_with_transformers(directory: Path, scan_layers: bool) -> None:
   cfg = huggingface.read_config(directory, scan_layers=scan_layers)
   params = huggingface.read_params(directory, cfg)
   expected = np.load(directory / "expected.npz")
-  inputs = (t5.T5(cfg), params, expected["prompts_BxS"], expected["mask_BxS"].sum(1))
-  logits = teacher_forced(*inputs, expected["responses_BxNxT"])
-  np.testing.assert_allclose(logits, expected["logits_BxNxTxV"], atol=1e-4, rtol=0)
+  prompts_BxS, lengths_B = expected["prompts_BxS"], expected["mask_BxS"].sum(axis=1)
+  logits_BxNxTxV, greedy_Bx1xT = compute(
+    t5.T5(cfg), params, prompts_BxS, lengths_B, expected["responses_BxNxT"]
+  )
+  wanted = expected["logits_BxNxTxV"]
+  np.testing.assert_allclose(logits_BxNxTxV, wanted, atol=1e-4, rtol=0)
   if not scan_layers:
-    tokens_BxNxT = greedy(*inputs, expected["greedy_BxT"].shape[1])
-    np.testing.assert_array_equal(tokens_BxNxT[:, 0], expected["greedy_BxT"])
+    np.testing.assert_array_equal(greedy_Bx1xT[:, 0], expected["greedy_BxT"])
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

@@ -160,9 +160,9 @@ def read_params(directory: str | os.PathLike, cfg: t5.T5Config) -> Params:
       leaves.append(np.ascontiguousarray(tensor, np.float32))
   params = jax.tree.unflatten(jax.tree.structure(_shapes(cfg)), leaves)
   if cfg.scan_layers:
-    for stack in _PARTS:
-      layers = params[stack]["layers"]
-      params[stack]["layers"] = jax.tree.map(lambda *leaf: np.stack(leaf), *layers)
+    for part in _PARTS:
+      layers = params[part]["layers"]
+      params[part]["layers"] = jax.tree.map(lambda *leaf: np.stack(leaf), *layers)
   return params
 
 
