@@ -21,8 +21,8 @@ from pathlib import Path
 import time
 from typing import Any
 
-from alignment.metrics import duration, progress, write_atomically
-from alignment.types import UserError
+from alignment.files import write_json
+from alignment.metrics import duration, progress
 
 DONE = "done.json"
 
@@ -106,13 +106,12 @@ def _try_to_make(artefact: Artefact, workdir: Path) -> bool:
       "config": dict(artefact.config),
       "inputs": {n: a.directory(workdir).name for n, a in artefact.inputs.items()},
     }
-    text = json.dumps(described, indent=1, sort_keys=True)
-    write_atomically(directory / "config.json", text.encode())
+    write_json(directory / "config.json", described)
     start = time.monotonic()
     progress(f"{artefact.name}: started")
     inputs = {n: a.directory(workdir) for n, a in artefact.inputs.items()}
     artefact.make(directory, inputs)
-    write_atomically(directory / DONE, json.dumps({"key": artefact.key}).encode())
+    write_json(directory / DONE, {"key": artefact.key})
     progress(f"{artefact.name}: done in {duration(time.monotonic() - start)}")
   return True
 
@@ -128,20 +127,6 @@ def lock(workdir: Path, key: str) -> Iterator[bool]:
       yield False
       return
     yield True
-
-
-def read_json(path: Path) -> Any:
-  """A JSON file written by a stage.
-
-  Raises:
-    UserError: if it is missing or damaged.
-  """
-  try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise UserError(
-      f"{path}: {type(error).__name__}; delete {path.parent} to make it again"
-    ) from None
 
 
 def worker_environment(index: int, workers: int) -> None:

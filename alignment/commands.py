@@ -1,13 +1,22 @@
 """What the command line does with a study: run it, report it, or look into it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import jax
 from ml_collections import ConfigDict
+import numpy as np
 
-from alignment import artefacts, stages, study
-from alignment.metrics import progress
-from alignment.types import UserError
+from alignment import artefacts, claims, figures, report, runs, stages, study
+from alignment.data import pairs
+from alignment.evals import policy as policy_eval
+from alignment.files import read_json, read_npz
+from alignment.metrics import progress, read_jsonl
+from alignment.models import huggingface
+from alignment.types import Batch, UserError
+
+REPORTED_PROMPTS = 8  # whose responses the report shows side by side
 
 
 def dry_run(config: ConfigDict, workdir: Path) -> None:
@@ -15,27 +24,240 @@ def dry_run(config: ConfigDict, workdir: Path) -> None:
   built = study.build(config)
   for artefact in artefacts.closure(built.stages().values()):
     state = "done" if artefact.is_done(workdir) else "to do"
-    needs = ", ".join(a.name for a in artefact.inputs.values())
-    print(f"{state:6} {artefact.name}  [{artefact.key}]" + (f"  needs {needs}" if needs else ""))
+    needs = ", ".join(dict.fromkeys(a.name for a in artefact.inputs.values()))
+    print(f"{state:5}  {artefact.name}" + (f"  <- {needs}" if needs else ""))
 
 
 def run(
   config: ConfigDict, workdir: Path, names: list[str], check: Callable[[], None]
 ) -> None:
-  """Makes the named stages and what they need; all of them by default."""
+  """Makes the named stages and what they need; all of them by default.
+
+  Raises:
+    UserError: for a name that is neither a stage nor a look (`LOOKS`).
+  """
   built = study.build(config)
   known = built.stages()
   for name in names:
-    if name not in known:
-      raise UserError(f"no stage is called '{name}': " + ", ".join(known))
-  artefacts.run([known[n] for n in names or known], workdir, check)
+    if name not in known and name not in LOOKS:
+      raise UserError(
+        f"no stage is called '{name}'; there are {', '.join([*LOOKS, *known])}"
+      )
+  wanted = [known[n] for n in names if n in known] if names else list(known.values())
+  artefacts.run(wanted, workdir, check)
+  for name in names:
+    if name in LOOKS:
+      LOOKS[name](built, workdir)
 
 
-def finish(config: ConfigDict, workdir: Path, names: list[str]) -> None:
+def finish(config: ConfigDict, workdir: Path) -> None:
   """After all stages: publishes evaluations, draws figures, writes the report."""
-  if names:
-    return
   built = study.build(config)
   for name, artefact in built.evaluations.items():
     stages.publish(workdir, name, artefact.directory(workdir))
-  progress(f"evaluations: {workdir}/runs")
+  # Earlier configurations' runs in this directory are not this study's.
+  evaluated = [r for r in runs.load_runs(workdir) if r.name in built.evaluations]
+  png, table = figures.draw("figure_01", evaluated, workdir / "figures")
+  measured = claims.claims(evaluated)
+  page = workdir / "report.html"
+  report.write_report(
+    page,
+    title=f"Online and offline alignment: {config.task}, world {config.world}",
+    data_statistics=_data_statistics(built, workdir),
+    models=_models(built, workdir),
+    curves=_curves(built, workdir),
+    samples=_samples(built, workdir, evaluated),
+    figures=[(png, "Figure 1: win rate against the golden policy, by KL spent.")],
+    claims=measured,
+    notes=list(config.notes),
+  )
+  print(claims.format_claims(measured))
+  for path in (png, table, page):
+    print(path)
+
+
+def _data_statistics(built: study.Study, workdir: Path) -> list[str]:
+  directory = built.models["data"].directory(workdir)
+  statistics = read_json(directory / "statistics.json")
+  return [f"{split}: {line}" for split, lines in statistics.items() for line in lines]
+
+
+def _models(built: study.Study, workdir: Path) -> list[dict[str, Any]]:
+  """One row per trained model of the pipeline."""
+  rows = []
+  for name, artefact in (built.models | built.policies).items():
+    path = artefact.directory(workdir) / "model.json"
+    if not path.exists():
+      continue
+    role = artefact.config["role"]
+    found = read_json(path)
+    model = built.setting.model(role)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    rows.append(
+      {
+        "role": name,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
+        "init": role["init"] if isinstance(role["init"], str) else "checkpoint",
+        "steps": found["step"],
+        "train_accuracy": found.get("train_accuracy"),
+        "validation_accuracy": found.get("validation_accuracy"),
+        # The proxy's labels are the golden preference model's.
+        "golden_accuracy": found["validation_accuracy"] if name == "proxy_pm" else None,
+        "truth_accuracy": found.get("truth_accuracy"),
+      }
+    )
+  return rows
+
+
+def _curves(built: study.Study, workdir: Path) -> dict[str, list[dict[str, Any]]]:
+  found = {}
+  for name, artefact in (built.models | built.policies).items():
+    rows = read_jsonl(artefact.directory(workdir) / "metrics.jsonl")
+    if rows:
+      found[name] = rows
+  return found
+
+
+def _samples(
+  built: study.Study, workdir: Path, evaluated: list[runs.Run]
+) -> list[dict[str, Any]]:
+  """Responses to the same prompts: SFT, each method at its best, golden policy."""
+  columns: dict[str, Mapping[str, np.ndarray]] = {
+    "SFT": read_npz(built.models["sft_samples"].directory(workdir) / "responses.npz")
+  }
+  for method in dict.fromkeys(r.method for r in evaluated):
+    if method in ("sft", "golden_policy"):
+      continue
+    _, name, step = max(
+      (rate, r.name, int(step))
+      for r in evaluated
+      if r.method == method
+      for rate, step in zip(r.win_rates_E("golden PM"), r.steps_E, strict=True)
+    )
+    directory = built.evaluations[name].directory(workdir)
+    columns[f"{method} (its best: {name}, step {step})"] = read_npz(
+      directory / f"step-{step}.npz"
+    )
+  golden = built.models["golden_samples"].directory(workdir)
+  columns["golden policy"] = read_npz(golden / "responses.npz")
+  rows = columns["SFT"]["rows"]
+  data = built.models["golden_data"].directory(workdir)
+  dataset = pairs.PairDataset.load(data / "train")
+  decode = built.setting.vocabulary.decode
+  return [
+    {
+      "prompt": decode(dataset.prompts[int(rows[i])]),
+      "responses": {
+        name: decode(arrays["tokens"][i][: arrays["lengths"][i]])
+        for name, arrays in columns.items()
+      },
+    }
+    for i in range(min(REPORTED_PROMPTS, len(rows)))
+  ]
+
+
+# --- looks --------------------------------------------------------------------------
+
+
+def show_batch(built: study.Study, workdir: Path) -> None:
+  """Prints what the models will see of a few pairs: tokens, lengths and masks."""
+  artefacts.run([built.models["data"]], workdir)
+  setting = built.setting
+  dataset = pairs.PairDataset.load(
+    built.models["data"].directory(workdir) / "train"
+  )
+  batch = dataset.batch(np.arange(min(3, len(dataset))), **setting.lengths)
+  judge = setting.preference_model(built.setting.config.golden_pm)
+  first, second = (
+    (batch.responses_BxNxT[:, n], batch.lengths_BxN[:, n]) for n in (0, 1)
+  )
+  judged, judged_lengths = judge.assemble(
+    (batch.prompts_BxS, batch.prompt_lengths_B), first, second
+  )
+  for i in range(len(batch.ids_B)):
+    print(f"--- pair {batch.ids_B[i]}")
+    _show(setting, "prompt", batch.prompts_BxS[i], batch.prompt_lengths_B[i])
+    for n, name in enumerate(("preferred", "other")):
+      _show(setting, name, batch.responses_BxNxT[i, n], batch.lengths_BxN[i, n])
+    _show(setting, "judge reads", np.asarray(judged)[i], int(judged_lengths[i]))
+
+
+def _show(setting: stages.Setting, name: str, tokens: np.ndarray, length: int) -> None:
+  """One row: its text, its live tokens, and its mask as runs of 1 and 0."""
+  live = [int(t) for t in tokens[:length]]
+  text = " ".join(setting.vocabulary.decode([t]) or f"[{t}]" for t in live)
+  print(f"{name} ({length} of {len(tokens)} positions)")
+  print(f"  text    {text}")
+  print(f"  tokens  {' '.join(map(str, live))}")
+  print(f"  mask    1 x {length}, 0 x {len(tokens) - length}")
+
+
+def sample(built: study.Study, workdir: Path) -> None:
+  """Prints a model's responses to given prompts, or to the first of the data."""
+  c, setting = built.setting.config.sample, built.setting
+  artefact = _model(built, workdir, c.model or "golden_policy", "sample.model")
+  model = setting.model(artefact.config["role"])
+  params = setting.load(artefact.directory(workdir), model, c.step or None)
+  prompts = [setting.vocabulary.encode(p) for p in c.prompts]
+  if not prompts:
+    data = built.models["data"].directory(workdir)
+    dataset = pairs.PairDataset.load(data / "train")
+    prompts = [list(dataset.prompts[i][:-1]) for i in range(min(4, len(dataset)))]
+  S, T = setting.config.prompt_length, setting.config.response_length
+  rows = [pairs.fit_prompt(p, S, setting.config.data.truncate_prompt) for p in prompts]
+  batch = Batch(
+    prompts_BxS=np.stack([np.pad(r, (0, S - len(r))) for r in rows]).astype(np.int32),
+    prompt_lengths_B=np.array([len(r) for r in rows], np.int32),
+    responses_BxNxT=np.zeros((len(rows), 1, T), np.int32),
+    lengths_BxN=np.zeros((len(rows), 1), np.int32),
+    ref_logps_BxN=np.zeros((len(rows), 1), np.float32),
+    weights_B=np.ones(len(rows), np.float32),
+    ids_B=np.arange(len(rows), dtype=np.int32),
+  )
+  samples = policy_eval.sample(
+    model, params, batch, jax.random.key(0), c.responses, T, c.temperature
+  )
+  for i, row in enumerate(rows):
+    print(f"prompt: {setting.vocabulary.decode(row)}")
+    for n in range(c.responses):
+      length = int(samples.lengths_BxN[i, n])
+      tokens = np.asarray(samples.tokens_BxNxT[i, n, :length])
+      cut = "" if bool(samples.ended_BxN[i, n]) else "  [cut off]"
+      print(f"  {n + 1}: {setting.vocabulary.decode(tokens)}{cut}")
+
+
+def export(built: study.Study, workdir: Path) -> None:
+  """Writes a trained model as a Hugging Face checkpoint."""
+  c, setting = built.setting.config.export, built.setting
+  if not c.directory:
+    raise UserError("export.directory is not set: where should the checkpoint go?")
+  artefact = _model(built, workdir, c.model or "golden_policy", "export.model")
+  model = setting.model(artefact.config["role"])
+  params = setting.load(artefact.directory(workdir), model, c.step or None)
+  huggingface.write(Path(c.directory), model.cfg, jax.device_get(params), c.dtype)
+  progress(f"{artefact.name}: exported to {c.directory}")
+
+
+def _model(
+  built: study.Study, workdir: Path, name: str, key: str
+) -> artefacts.Artefact:
+  """The finished model artefact of that name.
+
+  Raises:
+    UserError: if there is none, or it is not made yet.
+  """
+  known = {
+    n: a for n, a in (built.models | built.policies).items() if "role" in a.config
+  }
+  if name not in known:
+    raise UserError(f"{key} '{name}' is no model; there are {', '.join(known)}")
+  if not known[name].is_done(workdir):
+    raise UserError(f"{key} '{name}' is not trained yet: run --stages={name} first")
+  return known[name]
+
+
+LOOKS: dict[str, Callable[[study.Study, Path], None]] = {
+  "show_batch": show_batch,
+  "sample": sample,
+  "export": export,
+}

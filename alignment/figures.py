@@ -8,12 +8,9 @@ evaluations give the same bytes.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import csv
-import functools
 import io
 import math
-import os
 from pathlib import Path
-import tempfile
 from typing import Any
 
 import matplotlib
@@ -22,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 import numpy as np
 
+from alignment.files import write_atomically
 from alignment.runs import Run
 from alignment.statistics import KL_FLOOR, RESAMPLES, envelope, upper_envelope
 from alignment.types import UserError
@@ -71,27 +69,6 @@ Rows = list[dict[str, Any]]
 
 
 # --- Output -----------------------------------------------------------------------
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-  """Writes all of `content` or nothing: a reader never finds half a file."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-  try:
-    with os.fdopen(handle, "wb") as file:
-      file.write(content)
-      os.fchmod(file.fileno(), 0o666 & ~_umask())
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
-
-
-@functools.cache
-def _umask() -> int:
-  mask = os.umask(0)
-  os.umask(mask)
-  return mask
 
 
 def png(figure: Figure) -> bytes:

@@ -43,18 +43,26 @@ class PreferenceModel:
     second_BxT, second_lengths_B,
   ) -> Array:  # fmt: skip
     """logit_A - logit_B, float32 B: r(x, first, second) before the sigmoid."""
-    tokens_BxC, lengths_B = assemble(
+    tokens_BxC, lengths_B = self.assemble(
       (prompts_BxS, prompt_lengths_B),
       (first_BxT, first_lengths_B),
       (second_BxT, second_lengths_B),
-      markers=self.markers,
-      context_length=self.context_length,
-      truncate_prompt=self.truncate_prompt,
     )
     context = self.model.prepare(params, tokens_BxC, lengths_B)
     one_step = jnp.zeros((tokens_BxC.shape[0], 1, 1), jnp.int32)
     logits_BxV = self.model.logits(params, context, one_step)[:, 0, 0]
     return logits_BxV[:, self.markers.first_id] - logits_BxV[:, self.markers.second_id]
+
+  def assemble(self, prompt, first, second) -> tuple[Array, Array]:
+    """The encoder's input, from (tokens, lengths) of each part: see `assemble`."""
+    return assemble(
+      prompt,
+      first,
+      second,
+      markers=self.markers,
+      context_length=self.context_length,
+      truncate_prompt=self.truncate_prompt,
+    )
 
   def both_orders(self, params: Params, batch: Batch) -> tuple[Array, Array]:
     """Logit margins of r(x, y_0, y_1) and of r(x, y_1, y_0), each B.

@@ -49,8 +49,8 @@ def main(argv: list[str]) -> None:
     for fellow in fellows:
       fellow.wait()
     check(fellows)
-    if not _WORKER.value:
-      commands.finish(config, workdir, _STAGES.value)
+    if not _WORKER.value and not _STAGES.value:
+      commands.finish(config, workdir)
   finally:
     for fellow in fellows:
       fellow.terminate()

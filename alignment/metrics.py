@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 import json
-import os
 from pathlib import Path
 import time
 from typing import Any
 
 import jax
 
+from alignment.files import write_atomically
 from alignment.types import SumWeight, UserError
 
 
@@ -102,12 +102,3 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     rows.append(row)
   return rows
 
-
-def write_atomically(path: Path, data: bytes) -> None:
-  """All of `data` under `path`, or nothing: temporary name, sync, rename."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  with open(temporary, "wb") as f:
-    f.write(data)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, path)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from alignment.claims import Claim
-from alignment.figures import png, training_curves, write_atomically
+from alignment.figures import png, training_curves
+from alignment.files import write_atomically
 from alignment.statistics import Estimate
 from alignment.types import UserError
 

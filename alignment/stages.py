@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 from pathlib import Path
-import shutil
 from typing import Any
 
 import jax
@@ -19,11 +18,11 @@ import numpy as np
 
 from alignment import judge, optim, rollout, sharding, train_step, vocab
 from alignment import checkpoint as checkpoint_lib
-from alignment.artefacts import read_json
 from alignment.data import pairs, readers, sources, toy
 from alignment.evals import policy as policy_eval
 from alignment.evals.rows import distinct_prompts, map_rows
-from alignment.metrics import progress, write_atomically
+from alignment.files import read_json, read_npz, write_atomically, write_json, write_npz
+from alignment.metrics import progress
 from alignment.models import huggingface, t5
 from alignment.train import train
 from alignment.types import Array, Batch, Params, UserError
@@ -135,7 +134,7 @@ def make_data(setting: Setting, directory: Path, inputs: Inputs) -> None:
   del inputs
   c, counts = setting.config.data, {}
   if c.format == "toy":
-    examples = toy.Language(setting.config.world).examples(c.num_pairs)
+    examples = _language(setting.config).examples(c.num_pairs)
   elif c.format == "jsonl":
     examples = readers.read_jsonl(c.path, c.on_bad_pair, counts)
   elif c.format == "tfds":
@@ -164,7 +163,7 @@ def make_data(setting: Setting, directory: Path, inputs: Inputs) -> None:
     report[split] = statistics.lines()
     for line in statistics.lines():
       progress(f"data ({split}): {line}")
-  _write_json(directory / "statistics.json", report)
+  write_json(directory / "statistics.json", report)
 
 
 # --- models -------------------------------------------------------------------------
@@ -184,7 +183,7 @@ def train_sft(setting: Setting, role: dict, directory: Path, inputs: Inputs) -> 
     keep=[role["steps"]],
     show=("loss",),
   )
-  _write_json(directory / "model.json", {"step": role["steps"]})
+  write_json(directory / "model.json", {"step": role["steps"]})
 
 
 def train_preference_model(
@@ -225,7 +224,8 @@ def train_preference_model(
     best = max(best, (correct(params, validation, np.arange(half)).mean(), -step))
   step = -best[1]  # of equals, the earliest
   params = setting.load(directory, preference_model.model, step)
-  held_out = correct(params, validation, np.arange(half, len(validation)))
+  reporting = np.arange(half, len(validation))
+  held_out = correct(params, validation, reporting)
   seen = np.arange(min(len(train_set), len(held_out)))
   report = {
     "step": step,
@@ -234,7 +234,16 @@ def train_preference_model(
     "validation_pairs": len(held_out),
     "train_accuracy": float(correct(params, train_set, seen).mean()),
   }
-  _write_json(directory / "model.json", report)
+  if setting.config.data.format == "toy":
+    gap = true_gap(setting, validation, reporting)
+    margins = setting.map_pairs(
+      lambda batch: policy_eval.margins(preference_model, params, batch),
+      validation,
+      reporting,
+    )
+    agree = policy_eval.outcome(margins * np.sign(gap))[gap != 0]
+    report["truth_accuracy"] = float(agree.mean())
+  write_json(directory / "model.json", report)
   progress(
     f"{name}: best at step {step}; accuracy {report['validation_accuracy']:.3f} on "
     f"held-out pairs, {report['train_accuracy']:.3f} on training pairs"
@@ -284,7 +293,7 @@ def relabel(setting: Setting, role: dict, directory: Path, inputs: Inputs) -> No
     )
     labelled.save(directory / split)
     agreement[split] = float(1 - swap.mean())
-  _write_json(directory / "agreement.json", agreement)
+  write_json(directory / "agreement.json", agreement)
   progress(f"D_golden: keeps {agreement['train']:.1%} of the human labels")
 
 
@@ -346,7 +355,7 @@ def train_policy(
     keep=evaluated_steps(role),
     show=("loss", "rho", "accuracy", "response_length"),
   )
-  _write_json(directory / "model.json", {"step": role["steps"]})
+  write_json(directory / "model.json", {"step": role["steps"]})
 
 
 def evaluated_steps(role: Mapping[str, Any]) -> list[int]:
@@ -418,7 +427,7 @@ def sample_policy(
   samples = setting.map_pairs(
     lambda batch: policy_eval.sample(model, params, batch, key, 1, T), dataset, rows
   )
-  _save_npz(
+  write_npz(
     directory / "responses.npz",
     rows=rows,
     tokens=samples.tokens_BxNxT[:, 0],
@@ -450,7 +459,7 @@ def evaluate_policy(
     dataset, c.evaluation.pairs, seed_of("pairs", c.world)
   )
   opponent, start = (
-    _load_npz(inputs[name] / "responses.npz") for name in ("golden_samples", "sft_samples")
+    read_npz(inputs[name] / "responses.npz") for name in ("golden_samples", "sft_samples")
   )
   evaluation = policy_eval.PolicyEvaluation(
     model=model,
@@ -478,8 +487,8 @@ def evaluate_policy(
     if not path.exists():
       record, arrays = evaluation(setting.load(inputs["policy"], model, step))
       text = json.dumps({**described, "step": step, **record})
-      _save_npz(path, record=np.frombuffer(text.encode(), np.uint8), **arrays)
-    arrays = dict(_load_npz(path))
+      write_npz(path, record=np.frombuffer(text.encode(), np.uint8), **arrays)
+    arrays = read_npz(path)
     records.append(json.loads(arrays.pop("record").tobytes()))
     outcomes.append(arrays)
     r = records[-1]
@@ -489,7 +498,7 @@ def evaluate_policy(
     )
   text = "".join(json.dumps(record) + "\n" for record in records)
   write_atomically(directory / "evaluations.jsonl", text.encode())
-  _save_npz(
+  write_npz(
     directory / "outcomes.npz",
     steps_E=np.array(steps),
     **{
@@ -500,12 +509,29 @@ def evaluate_policy(
   )
 
 
+def _language(config: ConfigDict) -> toy.Language:
+  return toy.Language(world=config.world, **config.data.language)
+
+
+def true_gap(
+  setting: Setting, dataset: pairs.PairDataset, rows: np.ndarray
+) -> np.ndarray:
+  """True utility of response 0 less response 1, of chosen rows of a data set."""
+  utility = _utility(setting, dataset, rows)
+  assert utility is not None
+  batch = dataset.batch(rows, **setting.lengths)
+  first, second = (
+    utility(batch.responses_BxNxT[:, i], batch.lengths_BxN[:, i]) for i in (0, 1)
+  )
+  return first - second
+
+
 def _utility(setting: Setting, dataset: pairs.PairDataset, rows: np.ndarray):
   """(tokens_PxT, lengths_P) -> utilities_P where the truth is known, else None."""
   c = setting.config
   if c.data.format != "toy":
     return None
-  language, decode = toy.Language(c.world), setting.vocabulary.decode
+  language, decode = _language(c), setting.vocabulary.decode
   prompts = [decode(dataset.prompts[int(row)]).split() for row in rows]
 
   def utility(tokens_PxT: np.ndarray, lengths_P: np.ndarray) -> np.ndarray:
@@ -524,22 +550,3 @@ def publish(workdir: Path, name: str, directory: Path) -> None:
   target.mkdir(parents=True, exist_ok=True)
   for file in ("evaluations.jsonl", "outcomes.npz"):
     write_atomically(target / file, (directory / file).read_bytes())
-
-
-def _write_json(path: Path, value: Any) -> None:
-  write_atomically(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
-
-
-def _save_npz(path: Path, **arrays: np.ndarray) -> None:
-  temporary = path.with_name(f".{path.name}.tmp.npz")
-  np.savez(temporary, **arrays)
-  shutil.move(temporary, path)
-
-
-def _load_npz(path: Path) -> Any:
-  try:
-    return np.load(path, allow_pickle=False)
-  except (OSError, ValueError) as error:
-    raise UserError(
-      f"{path}: {type(error).__name__}; delete {path.parent} to make it again"
-    ) from None

@@ -80,6 +80,7 @@ def get_config() -> ConfigDict:
     "name": "",  # tfds: one of the builders in alignment/data/datasets
     "data_dir": "",  # tfds
     "num_pairs": 0,  # toy: how many to generate; jsonl and tfds: 0 is all
+    "language": {"temperature": 1.0},  # toy: fields of alignment.data.toy.Language
     "validation_fraction": 0.05,  # of prompts
     "truncate_prompt": "left",  # the side that a prompt which is too long loses
     "long_response": "truncate",  # truncate, drop or error
@@ -120,7 +121,10 @@ def get_config() -> ConfigDict:
     "batch_size": 64,
     "require_good_judge": True,  # stop if the golden preference model is unusable
   }
-  c.sample = {"artefact": "", "step": -1, "prompts": (), "num": 4}
+  # --stages=sample, --stages=export: a model by its stage's name; step 0 is its last.
+  c.sample = {"model": "", "step": 0, "prompts": (), "responses": 2, "temperature": 1.0}
+  c.export = {"model": "", "step": 0, "directory": "", "dtype": "float32"}
+  c.notes = ()  # sentences for the report: what a reader must know about this study
   c.log_every = 50
   c.save_every = 1000
   return c

@@ -17,7 +17,7 @@ import numpy as np
 
 from alignment.data.readers import Example
 from alignment.types import Batch, UserError
-from alignment.vocab import Vocabulary
+from alignment.vocab import EOS_ID, Vocabulary
 
 _CHUNK = 1 << 20  # tokens held in memory before they go to disk
 _RAGGED = ("prompts", "responses0", "responses1")  # names of files
@@ -283,12 +283,7 @@ def tokenize(
     prompt_hashes.append(hash(example.prompt))
     prompt_tokens.append(len(prompt) + 1)
     response_tokens.extend(lengths)
-    excess = max(0, len(prompt) + 1 - prompt_length)
-    if truncate_prompt == "left":
-      prompt = prompt[excess:]
-    else:
-      prompt = prompt[: len(prompt) - excess]
-    prompts.append([*prompt, vocab.eos_id])
+    prompts.append(fit_prompt(prompt, prompt_length, truncate_prompt))
     for writer, ids in zip(responses, pair, strict=True):
       writer.append(ids)
 
@@ -310,6 +305,13 @@ def tokenize(
     truncated_responses=float(np.mean(response_tokens > response_length)),
   )
   return dataset, statistics
+
+
+def fit_prompt(ids: list[int], prompt_length: int, truncate_prompt: str) -> list[int]:
+  """A prompt as encoders read it: cut on the given side to fit, EOS at its end."""
+  excess = max(0, len(ids) + 1 - prompt_length)
+  kept = ids[excess:] if truncate_prompt == "left" else ids[: len(ids) - excess]
+  return [*kept, EOS_ID]
 
 
 def index_for(step: int, batch_size: int, size: int, seed: int) -> np.ndarray:

@@ -1,0 +1,29 @@
+"""The smallest study that has every stage: seconds, for tests."""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+
+def nano(**overrides) -> ConfigDict:
+  """The quickstart with tiny models and a handful of steps; dotted keys override."""
+  c = quickstart.get_config()
+  c.workers = 1
+  c.data.num_pairs = 400
+  for role in ("sft", "golden_pm", "proxy_pm", "policy", "golden_policy"):
+    c[role].update({"steps": 8, "batch_size": 8})
+  for role in ("golden_pm", "proxy_pm", "policy", "golden_policy"):
+    c[role].size = "nano"
+  c.golden_pm.evaluations = c.proxy_pm.evaluations = 2
+  c.policy.evaluate_at = c.golden_policy.evaluate_at = (0.5, 1.0)
+  c.runs = {
+    "online": {"method": ("online",)},
+    "offline": {"method": ("offline",), "learning_rate": (3e-4, 1e-3)},
+  }
+  c.evaluation.update(
+    {"prompts": 48, "kl_prompts": 16, "pairs": 32, "batch_size": 16,
+     "require_good_judge": False}
+  )  # fmt: skip
+  c.log_every, c.save_every = 2, 4
+  c.update_from_flattened_dict(overrides)
+  return c
