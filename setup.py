@@ -1,11 +1,9 @@
 """Installs `alignment`: `pip install -e .`, or with exact versions `make install`.
 
-The bounds say what the code is known to work with; `requirements.lock` holds the
-versions it is tested with. A lower bound is the oldest version tried. Libraries that
-break their users between minor versions, all of the JAX family, have an upper bound.
+`requirements.lock` holds the versions that are tested; the bounds here say how far from
+them one may go. The JAX family breaks its users between minor versions, hence its
+upper bounds.
 """
-
-import pathlib
 
 import setuptools
 
@@ -20,7 +18,8 @@ INSTALL_REQUIRES = [
   "importlib_resources>=6",  # imported by tensorflow-datasets 4.9.10, not declared
   "jax>=0.10.2,<0.12",  # minor versions remove APIs and change random bits
   "matplotlib>=3.9",  # figures
-  "ml-collections>=1.0,<2",  # configs; 1.0 reads config files without `imp`
+  "ml-collections>=1.0,<2",  # configs
+  "ml_dtypes>=0.5",  # bfloat16 in NumPy
   "numpy>=2.0",  # what JAX 0.10 needs
   "optax>=0.2.8,<0.3",  # optimizers; their state's layout is part of checkpoints
   "orbax-checkpoint>=0.12.8,<0.13",  # checkpoints; the API moves between minors
@@ -55,16 +54,10 @@ setuptools.setup(
   name="online-offline-alignment",
   version="0.1.0",
   description="Online and offline alignment from preference pairs, compared in JAX",
-  long_description=pathlib.Path(__file__).with_name("README.md").read_text("utf-8")
-  if pathlib.Path(__file__).with_name("README.md").exists()
-  else "",
-  long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["alignment", "alignment.*"]),
-  package_data={
-    "": ["README.md", "CITATIONS.bib", "TAGS.txt", "dummy_data/*"],
-  },
+  package_data={"": ["README.md", "CITATIONS.bib", "TAGS.txt", "dummy_data/*"]},
   install_requires=INSTALL_REQUIRES,
   extras_require=EXTRAS_REQUIRE,
 )

@@ -53,6 +53,8 @@ class Checkpoints:
     return saved["state"]
 
   def save_state(self, step: int, state: Any) -> None:
+    # A run that resumes from this state does not write earlier parameters again.
+    self._params.wait_until_finished()
     self._states.save(
       step,
       args=ocp.args.Composite(

@@ -21,8 +21,8 @@ REPORTED_PROMPTS = 8  # whose responses the report shows side by side
 
 def dry_run(config: ConfigDict, workdir: Path) -> None:
   """Prints every stage, what it depends on, and whether it is done."""
-  built = study.build(config)
-  for artefact in artefacts.closure(built.stages().values()):
+  targets = [a for built in study.build_all(config) for a in built.stages().values()]
+  for artefact in artefacts.closure(targets):
     state = "done" if artefact.is_done(workdir) else "to do"
     needs = ", ".join(dict.fromkeys(a.name for a in artefact.inputs.values()))
     print(f"{state:5}  {artefact.name}" + (f"  <- {needs}" if needs else ""))
@@ -31,42 +31,48 @@ def dry_run(config: ConfigDict, workdir: Path) -> None:
 def run(
   config: ConfigDict, workdir: Path, names: list[str], check: Callable[[], None]
 ) -> None:
-  """Makes the named stages and what they need; all of them by default.
+  """Makes the named stages and what they need, in every world; all by default.
 
   Raises:
     UserError: for a name that is neither a stage nor a look (`LOOKS`).
   """
-  built = study.build(config)
-  known = built.stages()
-  for name in names:
-    if name not in known and name not in LOOKS:
-      raise UserError(
-        f"no stage is called '{name}'; there are {', '.join([*LOOKS, *known])}"
-      )
-  wanted = [known[n] for n in names if n in known] if names else list(known.values())
+  studies = study.build_all(config)
+  wanted = []
+  for built in studies:
+    known = built.stages()
+    for name in names:
+      if name not in known and name not in LOOKS:
+        raise UserError(
+          f"no stage is called '{name}'; there are {', '.join([*LOOKS, *known])}"
+        )
+    wanted += [known[n] for n in names or known if n in known]
   artefacts.run(wanted, workdir, check)
   for name in names:
     if name in LOOKS:
-      LOOKS[name](built, workdir)
+      LOOKS[name](studies[0], workdir)
 
 
 def finish(config: ConfigDict, workdir: Path) -> None:
   """After all stages: publishes evaluations, draws figures, writes the report."""
-  built = study.build(config)
-  for name, artefact in built.evaluations.items():
-    stages.publish(workdir, name, artefact.directory(workdir))
+  studies = study.build_all(config)
+  names = set()
+  for built in studies:
+    for name, artefact in built.evaluations.items():
+      stages.publish(workdir, name, artefact.directory(workdir))
+      names.add(name)
   # Earlier configurations' runs in this directory are not this study's.
-  evaluated = [r for r in runs.load_runs(workdir) if r.name in built.evaluations]
+  evaluated = [r for r in runs.load_runs(workdir) if r.name in names]
   png, table = figures.draw("figure_01", evaluated, workdir / "figures")
   measured = claims.claims(evaluated)
+  first = studies[0]  # whose models, curves and samples the report shows
   page = workdir / "report.html"
   report.write_report(
     page,
-    title=f"Online and offline alignment: {config.task}, world {config.world}",
-    data_statistics=_data_statistics(built, workdir),
-    models=_models(built, workdir),
-    curves=_curves(built, workdir),
-    samples=_samples(built, workdir, evaluated),
+    title=f"Online and offline alignment: {config.task}, {_worlds(studies)}",
+    data_statistics=_data_statistics(first, workdir),
+    models=[row for built in studies for row in _models(built, workdir)],
+    curves=_curves(first, workdir),
+    samples=_samples(first, workdir, evaluated),
     figures=[(png, "Figure 1: win rate against the golden policy, by KL spent.")],
     claims=measured,
     notes=list(config.notes),
@@ -74,6 +80,11 @@ def finish(config: ConfigDict, workdir: Path) -> None:
   print(claims.format_claims(measured))
   for path in (png, table, page):
     print(path)
+
+
+def _worlds(studies: list[study.Study]) -> str:
+  first, last = studies[0].setting.world, studies[-1].setting.world
+  return f"world {first}" if first == last else f"worlds {first} to {last}"
 
 
 def _data_statistics(built: study.Study, workdir: Path) -> list[str]:
@@ -84,7 +95,7 @@ def _data_statistics(built: study.Study, workdir: Path) -> list[str]:
 
 def _models(built: study.Study, workdir: Path) -> list[dict[str, Any]]:
   """One row per trained model of the pipeline."""
-  rows = []
+  rows, world = [], f"world{built.setting.world}"
   for name, artefact in (built.models | built.policies).items():
     path = artefact.directory(workdir) / "model.json"
     if not path.exists():
@@ -95,7 +106,7 @@ def _models(built: study.Study, workdir: Path) -> list[dict[str, Any]]:
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     rows.append(
       {
-        "role": name,
+        "role": name if name.startswith(world) else f"{world}_{name}",
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
         "init": role["init"] if isinstance(role["init"], str) else "checkpoint",
         "steps": found["step"],
@@ -131,7 +142,7 @@ def _samples(
     _, name, step = max(
       (rate, r.name, int(step))
       for r in evaluated
-      if r.method == method
+      if r.method == method and r.world == built.setting.world
       for rate, step in zip(r.win_rates_E("golden PM"), r.steps_E, strict=True)
     )
     directory = built.evaluations[name].directory(workdir)

@@ -59,7 +59,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
   try:
     with np.load(path, allow_pickle=False) as arrays:
       return dict(arrays)
-  except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
     raise _damaged(path, error) from None
 
 

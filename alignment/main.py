@@ -15,7 +15,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from alignment import artefacts
+from alignment import allocator, artefacts
 from alignment.types import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The study's configuration.")
@@ -85,22 +85,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     raise UserError(str(error).strip("'\"").split("\n")[0]) from None
 
 
-def keep_memory() -> None:
-  """Starts this program again with an allocator that keeps large buffers.
-
-  By default glibc returns XLA:CPU's buffers to the system after every step, and the
-  page faults of getting them back halve the speed of small models. It reads this
-  setting only when a process starts.
-  """
-  name, value = "GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=4294967296"
-  if sys.platform == "linux" and name not in os.environ:
-    value += ":glibc.malloc.trim_threshold=8589934592"
-    command = [sys.executable, "-m", "alignment.main", *sys.argv[1:]]
-    os.execve(sys.executable, command, {**os.environ, name: value})
-
-
 def cli() -> None:
-  keep_memory()
+  allocator.keep_memory()
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save
   try:

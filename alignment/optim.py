@@ -92,7 +92,14 @@ def _is_matrix(params: Params) -> Params:
   )
 
 
-def learning_rate(step: Array, peak: Array, warmup_steps: Array) -> Array:
-  """Linear warm-up to a constant; step 0 already has 1/warmup of it."""
+def learning_rate(
+  step: Array, peak: Array, warmup_steps: Array, decay_steps: Array
+) -> Array:
+  """Linear warm-up to `peak`, then constant, or linear to 0 at `decay_steps` if > 0.
+
+  Step 0 already has 1/warmup of the peak.
+  """
   ramp = (step + 1.0) / jnp.maximum(warmup_steps, 1.0)
-  return peak * jnp.minimum(1.0, ramp)
+  left = 1.0 - step / jnp.maximum(decay_steps, 1.0)
+  decay = jnp.where(decay_steps > 0, jnp.maximum(left, 0.0), 1.0)
+  return peak * jnp.minimum(jnp.minimum(1.0, ramp), decay)

@@ -41,6 +41,7 @@ class Roller:
   judge: PreferenceModel
   temperature: float = 1.0
   top_p: float = 1.0
+  stop_at_eos: bool = True  # False: every response has full length, to measure speed
 
 
 def cast_for_decoding(params: Params, model: t5.T5) -> Params:
@@ -67,6 +68,7 @@ def generate(
   max_length: int,
   temperature: float = 1.0,
   top_p: float = 1.0,
+  stop_at_eos: bool = True,
 ) -> sampling.Samples:
   """`num_samples` responses to each prompt, drawn with the rows' own keys."""
   params = cast_for_decoding(params, model)
@@ -75,7 +77,13 @@ def generate(
   )
   draws = sampling.uniforms(key, prompts.ids_B, num_samples, max_length)
   return sampling.sample(
-    model, params, context, draws, temperature=temperature, top_p=top_p
+    model,
+    params,
+    context,
+    draws,
+    temperature=temperature,
+    top_p=top_p,
+    stop_at_eos=stop_at_eos,
   )
 
 
@@ -109,7 +117,15 @@ def rollout(
   """
   T = prompts.responses_BxNxT.shape[2]
   samples = generate(
-    roller.policy, policy_params, prompts, key, 2, T, roller.temperature, roller.top_p
+    roller.policy,
+    policy_params,
+    prompts,
+    key,
+    num_samples=2,
+    max_length=T,
+    temperature=roller.temperature,
+    top_p=roller.top_p,
+    stop_at_eos=roller.stop_at_eos,
   )
   sampled = prompts.replace(
     responses_BxNxT=samples.tokens_BxNxT, lengths_BxN=samples.lengths_BxN

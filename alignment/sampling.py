@@ -58,7 +58,7 @@ def inverse_cdf(probs: Array, draws: Array) -> Array:
   width = 128 if V > 256 else V
   blocks = jnp.pad(probs, [(0, 0)] * (probs.ndim - 1) + [(0, -V % width)])
   blocks = blocks.reshape(*probs.shape[:-1], -1, width)
-  ends = jnp.cumsum(blocks.sum(-1), axis=-1)
+  ends = _cumulative(blocks.sum(-1))
   target = draws * ends[..., -1]
   block = jnp.sum(ends <= target[..., None], axis=-1)
   below = jnp.where(
@@ -67,10 +67,21 @@ def inverse_cdf(probs: Array, draws: Array) -> Array:
     0.0,
   )
   inside = jnp.take_along_axis(blocks, block[..., None, None], -2)[..., 0, :]
-  within = jnp.sum(jnp.cumsum(inside, -1) <= (target - below)[..., None], axis=-1)
-  # The two levels round apart: past the block's end means its last possible index.
+  # The two levels round apart (XLA may fuse the product into the difference): before the
+  # block's start means its first possible index, past its end its last.
+  rest = jnp.maximum(target - below, 0.0)
+  within = jnp.sum(_cumulative(inside) <= rest[..., None], axis=-1)
   last = width - 1 - jnp.argmax(jnp.flip(inside > 0, -1), axis=-1)
   return (block * width + jnp.minimum(within, last)).astype(jnp.int32)
+
+
+def _cumulative(probs: Array) -> Array:
+  """Cumulative sums that never fall, and rise only where a probability is positive.
+
+  XLA sums long rows in parallel, so that plain sums move by rounding across zeros.
+  """
+  sums = jnp.where(probs > 0, jnp.cumsum(probs, axis=-1), 0.0)
+  return jax.lax.cummax(sums, axis=sums.ndim - 1)
 
 
 def nucleus(probs: Array, top_p: float) -> Array:

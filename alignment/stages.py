@@ -3,7 +3,7 @@
 `study.py` says which stages there are and what feeds what; nothing here knows that.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -32,9 +32,10 @@ Inputs = Mapping[str, Path]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setting:
-  """What all stages of one study share, made from its config once per process."""
+  """What all stages of one world share, made from its config once per process."""
 
   config: ConfigDict
+  world: int
 
   @functools.cached_property
   def vocabulary(self) -> vocab.Vocabulary:
@@ -60,6 +61,7 @@ class Setting:
     numerics = {**self.config.model, "live_ids": live_ids}
     origin = self.origin(role)
     if origin is not None:
+      vocab.check_checkpoint(origin, self.vocabulary)
       return t5.T5(huggingface.read_config(origin, **numerics))
     rows = -(-live_ids // 128) * 128  # T5 rounds 32,100 ids up to 32,128 rows
     return t5.T5(t5.config(role["size"], vocab_rows=rows, **numerics))
@@ -67,7 +69,9 @@ class Setting:
   def origin(self, role: Any) -> Path | None:
     """The Hugging Face checkpoint that a role goes back to, by way of the SFT or not."""
     init = self.config.sft.init if role["init"] == "sft" else role["init"]
-    return None if init == "scratch" else Path(init.format(size=role["size"]))
+    if not init:
+      raise UserError("sft.init is not set: name a checkpoint's directory, or 'scratch'")
+    return None if init == "scratch" else Path(init.replace("{size}", role["size"]))
 
   def preference_model(self, role: Any) -> judge.PreferenceModel:
     c = self.config
@@ -129,12 +133,14 @@ def seed_of(*parts: Any) -> int:
 # --- data ---------------------------------------------------------------------------
 
 
-def make_data(setting: Setting, directory: Path, inputs: Inputs) -> None:
-  """D_initial, tokenised and split by prompt: `train/`, `validation/`."""
+def make_data(
+  setting: Setting, chosen: Mapping[str, Any], directory: Path, inputs: Inputs
+) -> None:
+  """Pairs as `chosen` (config.data) says, tokenised and split: `train/`, `validation/`."""
   del inputs
-  c, counts = setting.config.data, {}
+  c, counts = ConfigDict(chosen), {}
   if c.format == "toy":
-    examples = _language(setting.config).examples(c.num_pairs)
+    examples = _language(setting).examples(c.num_pairs)
   elif c.format == "jsonl":
     examples = readers.read_jsonl(c.path, c.on_bad_pair, counts)
   elif c.format == "tfds":
@@ -169,9 +175,24 @@ def make_data(setting: Setting, directory: Path, inputs: Inputs) -> None:
 # --- models -------------------------------------------------------------------------
 
 
+def check_role(setting: Setting, name: str, role: Mapping[str, Any]) -> None:
+  """Fails now, before any stage has run, for what could not be trained.
+
+  Raises:
+    UserError: for an unknown size or optimizer, a checkpoint of another vocabulary, or
+      a batch that microbatches or mesh do not divide.
+  """
+  setting.model(role)
+  optim.Optimizer(**role["optimizer"]).transform()
+  size, k = role["batch_size"], role["microbatches"]
+  if k < 1 or size % k:
+    raise UserError(f"{name}: microbatches {k} does not divide batch_size {size}")
+  sharding.check_batch(size // k, setting.mesh, f"{name}: batch_size / microbatches")
+
+
 def train_sft(setting: Setting, role: dict, directory: Path, inputs: Inputs) -> None:
-  """Supervised fine-tuning on both responses of every pair."""
-  seed = seed_of("sft", setting.config.world)
+  """Supervised fine-tuning on both responses of every pair of all inputs, pooled."""
+  seed = seed_of("sft", setting.world)
   _train(
     setting,
     "sft",
@@ -179,11 +200,21 @@ def train_sft(setting: Setting, role: dict, directory: Path, inputs: Inputs) -> 
     directory,
     objective=train_step.SupervisedObjective(setting.model(role)),
     params=lambda: setting.initial_params(role, inputs, seed),
-    source=_offline(setting, role, inputs["data"] / "train", seed),
+    source=_offline(setting, role, [i / "train" for i in inputs.values()], seed),
     keep=[role["steps"]],
     show=("loss",),
   )
   write_json(directory / "model.json", {"step": role["steps"]})
+
+
+def import_checkpoint(
+  setting: Setting, role: dict, directory: Path, inputs: Inputs
+) -> None:
+  """A Hugging Face checkpoint as a model artefact, at step 0."""
+  checkpoints = checkpoint_lib.Checkpoints(directory)
+  checkpoints.save_params(0, setting.initial_params(role, inputs, seed=0))
+  checkpoints.close()
+  write_json(directory / "model.json", {"step": 0})
 
 
 def train_preference_model(
@@ -193,7 +224,7 @@ def train_preference_model(
 
   Half of the validation pairs choose the step, the other half report the accuracy.
   """
-  seed = seed_of(name, setting.config.world)
+  seed = seed_of(name, setting.world)
   preference_model = setting.preference_model(role)
   parts = role["evaluations"]
   keep = sorted({role["steps"] * (i + 1) // parts for i in range(parts)})
@@ -204,7 +235,7 @@ def train_preference_model(
     directory,
     objective=train_step.PreferenceObjective(preference_model),
     params=lambda: setting.initial_params(role, inputs, seed),
-    source=_offline(setting, role, inputs["data"] / "train", seed),
+    source=_offline(setting, role, [inputs["data"] / "train"], seed),
     keep=keep,
     show=("loss", "accuracy"),
   )
@@ -278,7 +309,7 @@ def relabel(setting: Setting, role: dict, directory: Path, inputs: Inputs) -> No
     check_judge(read_json(inputs["golden_pm"] / "model.json"))
   preference_model = setting.preference_model(role)
   params = setting.load(inputs["golden_pm"], preference_model.model)
-  key = jax.random.key(seed_of("relabel", setting.config.world))
+  key = jax.random.key(seed_of("relabel", setting.world))
   agreement = {}
   for split in ("train", "validation"):
     dataset = pairs.PairDataset.load(inputs["data"] / split)
@@ -318,11 +349,11 @@ def train_policy(
 ) -> None:  # fmt: skip
   """A policy: the same loss and step whether its batches come offline or online."""
   model = setting.model(role)
-  seed = seed_of("policy", setting.config.world, role["seed"])
+  seed = seed_of("policy", setting.world, role["seed"])
   loss = train_step.losses.get(role["loss"])
   start = setting.load(inputs["sft"], model)
   source: sources.Source = _offline(
-    setting, role, inputs["pairs"], seed, num_responses=loss.responses
+    setting, role, [inputs["pairs"]], seed, num_responses=loss.responses
   )
   if role["method"] == "online":
     roller = rollout.Roller(
@@ -339,8 +370,6 @@ def train_policy(
       return roll(params, start, judge_params, prompts, key).batch
 
     source = sources.OnlineSource(source, online_batch, jax.random.key(seed))
-  elif role["method"] != "offline":
-    raise UserError(f"policy.method '{role['method']}' is unknown: online or offline")
   # The state is donated, so it must not share the reference's buffers.
   _train(
     setting,
@@ -364,10 +393,15 @@ def evaluated_steps(role: Mapping[str, Any]) -> list[int]:
 
 
 def _offline(
-  setting: Setting, role: dict, directory: Path, seed: int, num_responses: int = 2
+  setting: Setting,
+  role: dict,
+  directories: Sequence[Path],
+  seed: int,
+  num_responses: int = 2,
 ) -> sources.OfflineSource:
+  parts = [pairs.PairDataset.load(directory) for directory in directories]
   return sources.OfflineSource(
-    dataset=pairs.PairDataset.load(directory),
+    dataset=pairs.PairDataset.concatenate(parts),
     batch_size=role["batch_size"],
     **setting.lengths,
     mesh=setting.mesh,
@@ -381,10 +415,6 @@ def _train(
 ) -> None:
   optimizer = optim.Optimizer(**role["optimizer"])
   mesh, rules, model = setting.mesh, setting.rules, setting.model(role)
-  k = role["microbatches"]
-  if role["batch_size"] % k:
-    raise UserError(f"microbatches {k} does not divide batch_size {role['batch_size']}")
-  sharding.check_batch(role["batch_size"] // k, mesh, "batch_size / microbatches")
 
   def init_state():
     initial = params()
@@ -398,9 +428,14 @@ def _train(
     name=name,
     directory=directory,
     init_state=init_state,
-    train_step=train_step.compiled(objective, optimizer, k, mesh, rules, model),
+    train_step=train_step.compiled(
+      objective, optimizer, role["microbatches"], mesh, rules, model
+    ),
     hyper=train_step.hyper(
-      role["learning_rate"], role["warmup_steps"], role.get("beta", 0.0)
+      role["learning_rate"],
+      role["warmup_steps"],
+      role["steps"] if role["decay"] else 0,
+      role.get("beta", 0.0),
     ),
     source=source,
     steps=role["steps"],
@@ -422,7 +457,7 @@ def sample_policy(
   params = setting.load(inputs["policy"], model)
   dataset = pairs.PairDataset.load(inputs["pairs"])
   rows = evaluation_rows(setting, dataset)
-  key = jax.random.key(seed_of("opponent", setting.config.world))
+  key = jax.random.key(seed_of("opponent", setting.world))
   T = setting.config.response_length
   samples = setting.map_pairs(
     lambda batch: policy_eval.sample(model, params, batch, key, 1, T), dataset, rows
@@ -437,10 +472,8 @@ def sample_policy(
 
 def evaluation_rows(setting: Setting, dataset: pairs.PairDataset) -> np.ndarray:
   """Rows of the fixed prompts: different prompts of the train split."""
-  c = setting.config
-  return distinct_prompts(
-    dataset, c.evaluation.prompts, seed_of("prompts", c.world)
-  )
+  count = setting.config.evaluation.prompts
+  return distinct_prompts(dataset, count, seed_of("prompts", setting.world))
 
 
 def evaluate_policy(
@@ -455,9 +488,7 @@ def evaluate_policy(
   model, preference_model = setting.model(role), setting.preference_model(judge_role)
   dataset = pairs.PairDataset.load(inputs["pairs"])
   rows = evaluation_rows(setting, dataset)
-  classified = distinct_prompts(
-    dataset, c.evaluation.pairs, seed_of("pairs", c.world)
-  )
+  classified = distinct_prompts(dataset, c.evaluation.pairs, seed_of("pairs", setting.world))
   opponent, start = (
     read_npz(inputs[name] / "responses.npz") for name in ("golden_samples", "sft_samples")
   )
@@ -472,13 +503,13 @@ def evaluate_policy(
     opponent=(opponent["tokens"], opponent["lengths"]),
     start=(start["tokens"], start["lengths"]),
     utility=_utility(setting, dataset, rows),
-    key=jax.random.key(seed_of("evaluation", c.world)),
+    key=jax.random.key(seed_of("evaluation", setting.world)),
     batch_size=c.evaluation.batch_size,
     mesh=setting.mesh,
   )
   described = {
     "run": name, "method": role["method"], "task": c.task, "loss": role["loss"],
-    "beta": role["beta"], "learning_rate": role["learning_rate"], "world": c.world,
+    "beta": role["beta"], "learning_rate": role["learning_rate"], "world": setting.world,
     "seed": role["seed"], "size": role["size"],
   }  # fmt: skip
   records, outcomes = [], []
@@ -509,8 +540,8 @@ def evaluate_policy(
   )
 
 
-def _language(config: ConfigDict) -> toy.Language:
-  return toy.Language(world=config.world, **config.data.language)
+def _language(setting: Setting) -> toy.Language:
+  return toy.Language(world=setting.world, **setting.config.data.language)
 
 
 def true_gap(
@@ -531,7 +562,7 @@ def _utility(setting: Setting, dataset: pairs.PairDataset, rows: np.ndarray):
   c = setting.config
   if c.data.format != "toy":
     return None
-  language, decode = _language(c), setting.vocabulary.decode
+  language, decode = _language(setting), setting.vocabulary.decode
   prompts = [decode(dataset.prompts[int(row)]).split() for row in rows]
 
   def utility(tokens_PxT: np.ndarray, lengths_P: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from alignment import losses, stages
+from alignment import losses, sharding, stages
 from alignment.artefacts import Artefact
 from alignment.stages import Setting
 from alignment.types import UserError
@@ -33,19 +33,28 @@ class Study:
 
   def stages(self) -> dict[str, Artefact]:
     """Everything by its name."""
-    evaluated = {f"evaluate/{name}": a for name, a in self.evaluations.items()}
+    evaluated = {f"evaluate_{name}": a for name, a in self.evaluations.items()}
     return {**self.models, **self.policies, **evaluated}
 
 
-def build(config: ConfigDict) -> Study:
-  """The graph that a configuration describes; nothing is run or read but its data file.
+def build_all(config: ConfigDict) -> list[Study]:
+  """One study per world of a configuration."""
+  first = config.first_world
+  return [build(config, world) for world in range(first, first + config.worlds)]
+
+
+def build(config: ConfigDict, world: int) -> Study:
+  """The graph of one world; nothing is run, and nothing read but its data file.
 
   Raises:
     UserError: for settings that contradict each other.
   """
-  setting = Setting(config)
+  setting = Setting(config, world)
+  sharding.check_batch(
+    config.evaluation.batch_size, setting.mesh, "evaluation.batch_size"
+  )
   numeric = {
-    "world": config.world,
+    "world": world,
     "prompt_length": config.prompt_length,
     "response_length": config.response_length,
     "vocabulary": setting.vocabulary.fingerprint,
@@ -60,9 +69,16 @@ def build(config: ConfigDict) -> Study:
   def role(name: str) -> dict[str, Any]:
     return _plain(config[name])
 
-  data = artefact(
-    "data", "data", bind(stages.make_data), {}, data=_data_config(config)
-  )
+  def pairs(name: str, overrides: Mapping[str, Any]) -> Artefact:
+    """D_initial, or with overrides of config.data one of the data sets pooled for SFT."""
+    for key in overrides.keys() - config.data.keys():
+      raise UserError(f"sft.data has '{key}', which is no key of data")
+    chosen = _plain(config.data) | overrides
+    make = bind(stages.make_data, chosen)
+    return artefact(name, "data", make, {}, data=_data_config(chosen))
+
+  data = pairs("data", {})
+  pooled = {f"data_{i}": pairs(f"data_{i}", d) for i, d in enumerate(config.sft.data)}
 
   sft_of: dict[str, Artefact] = {}
 
@@ -70,13 +86,15 @@ def build(config: ConfigDict) -> Study:
     """The study's own supervised checkpoint of a size."""
     if size not in sft_of:
       recipe = role("sft") | {"size": size}
+      del recipe["data"]  # its content is in the inputs
       if recipe["init"] == "sft":
         raise UserError("sft.init is 'sft': give 'scratch' or a checkpoint's directory")
+      stages.check_role(setting, "sft", recipe)
       sft_of[size] = artefact(
         f"sft_{size}",
         "sft",
         bind(stages.train_sft, recipe),
-        {"data": data},
+        pooled or {"data": data},
         role=_described(recipe),
         **numerics,
       )
@@ -91,6 +109,8 @@ def build(config: ConfigDict) -> Study:
 
   def preference_model(name: str, dataset: Artefact) -> Artefact:
     recipe = role(name)
+    stages.check_role(setting, name, recipe)
+    setting.preference_model(recipe)
     inputs = {"data": dataset}
     if recipe["init"] == "sft":
       inputs["init"] = sft(recipe["size"])
@@ -115,8 +135,19 @@ def build(config: ConfigDict) -> Study:
   proxy_pm = preference_model("proxy_pm", golden_data)
 
   def start(recipe: dict[str, Any]) -> tuple[Artefact, Artefact]:
-    """A policy's SFT start, and D_golden with that reference's log-probabilities."""
-    reference = sft(recipe["size"])
+    """Where a policy starts, and D_golden with that reference's log-probabilities."""
+    if recipe["init"] == "sft":
+      reference = sft(recipe["size"])
+    elif recipe["init"] == "scratch":
+      raise UserError("a policy needs a start that can respond: init='sft' or a directory")
+    else:
+      reference = artefact(
+        f"start_{recipe['size']}",
+        "import",
+        bind(stages.import_checkpoint, recipe),
+        {},
+        role=_described(recipe),
+      )
     scored = artefact(
       f"golden_data_{recipe['size']}",
       "score_reference",
@@ -128,8 +159,10 @@ def build(config: ConfigDict) -> Study:
 
   def policy(name: str, recipe: dict[str, Any], judge_name: str) -> Artefact:
     losses.bind(recipe["loss"], recipe["loss_options"])  # fails here, not after hours
-    if recipe["init"] != "sft":
-      raise UserError(f"{name}: policies start from the study's SFT: init='sft'")
+    if recipe["method"] not in ("online", "offline"):
+      method = recipe["method"]
+      raise UserError(f"{name}: method '{method}' is unknown: online or offline")
+    stages.check_role(setting, name, recipe)
     reference, scored = start(recipe)
     inputs = {"sft": reference, "pairs": scored}
     if recipe["method"] == "online":
@@ -157,7 +190,8 @@ def build(config: ConfigDict) -> Study:
   golden_policy = policy("golden_policy", golden_recipe, "golden_pm")
   golden_samples = samples("golden_samples", golden_recipe, golden_policy)
   policy_recipe = role("policy")
-  sft_samples = samples("sft_samples", policy_recipe, sft(policy_recipe["size"]))
+  policy_start = start(policy_recipe)[0]
+  sft_samples = samples("sft_samples", policy_recipe, policy_start)
 
   def evaluation(name, recipe, of: Artefact, steps: list[int]) -> Artefact:
     reference, scored = start(recipe)
@@ -184,18 +218,18 @@ def build(config: ConfigDict) -> Study:
     )
 
   policies, evaluations = {}, {}
-  for name, recipe in runs(config).items():
+  for entry, recipe in runs(config).items():
+    name = f"world{world}_{entry}"
     policies[name] = policy(name, recipe, "proxy_pm")
     steps = stages.evaluated_steps(recipe)
     evaluations[name] = evaluation(name, recipe, policies[name], steps)
-  world = f"world{config.world}"
   start_recipe = policy_recipe | {"method": "sft"}
-  sft_steps = [config.sft.steps]
-  evaluations[f"{world}_sft"] = evaluation(
-    f"{world}_sft", start_recipe, sft(policy_recipe["size"]), sft_steps
+  start_steps = [config.sft.steps if policy_recipe["init"] == "sft" else 0]
+  evaluations[f"world{world}_sft"] = evaluation(
+    f"world{world}_sft", start_recipe, policy_start, start_steps
   )
-  evaluations[f"{world}_golden_policy"] = evaluation(
-    f"{world}_golden_policy",
+  evaluations[f"world{world}_golden_policy"] = evaluation(
+    f"world{world}_golden_policy",
     golden_recipe | {"method": "golden_policy"},
     golden_policy,
     stages.evaluated_steps(golden_recipe),
@@ -234,17 +268,16 @@ def runs(config: ConfigDict) -> dict[str, dict[str, Any]]:
         for key, value in zip(axes, values, strict=True)
         if key not in ("method", "loss")
       )
-      name = f"world{config.world}_{entry}_{recipe['loss']}{varied}"
-      found[name] = recipe
+      found[f"{entry}_{recipe['loss']}{varied}"] = recipe
   return found
 
 
 _SHORT = {"learning_rate": "lr"}
 
 
-def _data_config(config: ConfigDict) -> dict[str, Any]:
-  """What determines D_initial: the data keys, with a file's content for its path."""
-  c = _plain(config.data)
+def _data_config(chosen: Mapping[str, Any]) -> dict[str, Any]:
+  """What determines a data set: the data keys, with a file's content for its path."""
+  c = dict(chosen)
   path = c.pop("path")
   if c["format"] == "jsonl":
     if not path:
@@ -270,7 +303,7 @@ def _described(recipe: Mapping[str, Any]) -> dict[str, Any]:
   """A role's configuration with a checkpoint's content for its directory."""
   if recipe["init"] in ("scratch", "sft"):
     return dict(recipe)
-  directory = Path(recipe["init"].format(size=recipe["size"]))
+  directory = Path(recipe["init"].replace("{size}", recipe["size"]))
   files = sorted(directory.glob("*.safetensors")) + [directory / "config.json"]
   return {**recipe, "init": [_checksum(file) for file in files]}
 

@@ -37,12 +37,15 @@ class Hyper:
 
   learning_rate: Array
   warmup_steps: Array
+  decay_steps: Array
   beta: Array
 
 
-def hyper(learning_rate: float, warmup_steps: int = 0, beta: float = 0.0) -> Hyper:
+def hyper(
+  learning_rate: float, warmup_steps: int = 0, decay_steps: int = 0, beta: float = 0.0
+) -> Hyper:
   f32 = jnp.float32
-  return Hyper(f32(learning_rate), f32(warmup_steps), f32(beta))
+  return Hyper(f32(learning_rate), f32(warmup_steps), f32(decay_steps), f32(beta))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +181,10 @@ def train_step(
   metrics["grad_norm"] = (optax.global_norm(grads), jnp.float32(1.0))
   updates, opt_state = optimizer.transform().update(grads, state.opt_state, state.params)
   rate = optim.learning_rate(
-    state.step.astype(jnp.float32), hyper.learning_rate, hyper.warmup_steps
+    state.step.astype(jnp.float32),
+    hyper.learning_rate,
+    hyper.warmup_steps,
+    hyper.decay_steps,
   )
   params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
   return TrainState(state.step + 1, params, opt_state), metrics

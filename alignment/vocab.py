@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import sentencepiece
@@ -220,6 +221,22 @@ def from_config(cfg: Any) -> Vocabulary:
     case "words":
       return WordVocabulary(cfg.words)
   raise UserError(f"vocab.kind is {cfg.kind!r}; use sentencepiece, bytes or words")
+
+
+def check_checkpoint(directory: Path, vocabulary: Vocabulary) -> None:
+  """Compares with the vocabulary that a model's directory brings along, if it does.
+
+  Raises:
+    UserError: if the model was trained with another one: its ids mean other pieces.
+  """
+  path = directory / "spiece.model"
+  if path.exists():
+    theirs = SentencePieceVocabulary(path).fingerprint
+    if theirs != vocabulary.fingerprint:
+      raise UserError(
+        f"{path}: this checkpoint's vocabulary is not the study's, and all roles share "
+        "one; set vocab.path to this file, or start from another checkpoint"
+      )
 
 
 def _protobuf_fields(message: bytes) -> Iterable[int]:

@@ -2,7 +2,7 @@
 
 Not a study to run by itself: `tldr.py`, `helpfulness.py`, `harmlessness.py`,
 `chat_arena.py` set the task; `quickstart.py` and `hh_small.py` are sized for a CPU.
-An unknown key is an error.
+An unknown key is an error. What a comment calls ours, the paper does not report.
 """
 
 from ml_collections import ConfigDict
@@ -27,11 +27,12 @@ def role(**overrides) -> dict:
   return {
     "size": "t5_1_1_large",
     # "scratch", "sft" (the study's own SFT checkpoint of this size), or a directory
-    # with a Hugging Face T5 checkpoint.
+    # with a Hugging Face T5 checkpoint, in which {size} stands for the role's size.
     "init": "sft",
     "optimizer": optimizer(),
     "learning_rate": 1e-5,
-    "warmup_steps": 0,
+    "warmup_steps": 0,  # 0 is ours, for SFT and policies
+    "decay": False,  # linearly to 0 at the last step; a constant rate is ours
     "batch_size": 32,  # prompts, each with one pair
     "microbatches": 1,
     "steps": 4000,
@@ -39,11 +40,14 @@ def role(**overrides) -> dict:
 
 
 def preference_model(**overrides) -> dict:
-  """A role that is a preference model; training stops where validation is best."""
+  """A role that is a preference model.
+
+  The paper trains "until validation accuracy is flat". Here `steps` is fixed and
+  generous, and of `evaluations` equally spaced checkpoints the one is kept that is best
+  on one half of the validation pairs; the other half reports its accuracy.
+  """
   return (
     role(learning_rate=1e-4, warmup_steps=1000)
-    # Evaluated after each of these many equal parts; the best on one half of the
-    # validation pairs is kept, the other half reports its accuracy.
     | {"evaluations": 10}
     | overrides
   )
@@ -58,10 +62,10 @@ def policy(**overrides) -> dict:
       "loss": "ipo",
       "loss_options": {},
       "beta": 0.1,
-      "temperature": 1.0,  # not reported; 1 samples the policy itself, as the KL needs
+      "temperature": 1.0,  # ours: 1 samples the policy itself, as the KL needs
       "top_p": 1.0,
       "seed": 0,
-      # Checkpoints that are evaluated, as fractions of `steps`.
+      # Checkpoints that are evaluated, as fractions of `steps` (ours).
       "evaluate_at": (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
     }
     | overrides
@@ -71,7 +75,10 @@ def policy(**overrides) -> dict:
 def get_config() -> ConfigDict:
   c = ConfigDict()
   c.task = "base"
-  c.world = 0  # data (if generated), initialisations, SFT, judges, golden policy
+  # A world is its data (if generated), initialisations, SFT, judges and golden policy;
+  # worlds are independent of each other, the runs within one are not.
+  c.worlds = 1
+  c.first_world = 0
   c.workers = 1  # processes on this machine, each with its share of the cores
 
   c.data = {
@@ -81,12 +88,15 @@ def get_config() -> ConfigDict:
     "data_dir": "",  # tfds
     "num_pairs": 0,  # toy: how many to generate; jsonl and tfds: 0 is all
     "language": {"temperature": 1.0},  # toy: fields of alignment.data.toy.Language
-    "validation_fraction": 0.05,  # of prompts
+    "validation_fraction": 0.05,  # of prompts (ours)
     "truncate_prompt": "left",  # the side that a prompt which is too long loses
     "long_response": "truncate",  # truncate, drop or error
     "on_bad_pair": "error",  # error or skip: empty or identical responses
   }
   c.vocab = {"kind": "sentencepiece", "path": "", "words": ()}  # or bytes, words
+  # The paper's context 1024 and target 128 are read as tokens, for policies too. A
+  # preference model reads two responses and marks besides; how its 1024 were shared out
+  # is not reported, so no prompt is cut any further here.
   c.prompt_length = 1024
   c.response_length = 128
   c.judge_context_length = 1024 + 2 * 128 + 32
@@ -96,10 +106,17 @@ def get_config() -> ConfigDict:
   c.layout = ()  # rules put before the model family's own (alignment/sharding.py)
 
   # Batches count pairs, and both responses of a pair are targets: 64 pairs are the
-  # paper's batch of 128.
+  # paper's batch of 128. For XL policies it has 16 (batch_size=8), for XXL 8
+  # (batch_size=4), both with learning rate 1e-5 and 8000 steps.
   c.sft = role(init="", learning_rate=3e-5, batch_size=64)
   del c.sft["size"]  # an SFT exists for every size that another role starts from
+  # What SFT learns from: () is the study's own data; else entries that each override
+  # keys of `data`, such as {"name": "chatbot_arena"}, and are pooled.
+  c.sft.data = ()
+  # Steps of both are ours. The golden preference model's start is not reported either:
+  # here the checkpoint that SFT starts from, so no SFT of its size has to be trained.
   c.golden_pm = preference_model(size="t5_1_1_xxl", batch_size=16, steps=20_000)
+  c.golden_pm.init = c.sft.get_oneway_ref("init")
   c.proxy_pm = preference_model(batch_size=32, steps=10_000)
   c.policy = policy()
   c.golden_policy = policy()
@@ -127,4 +144,29 @@ def get_config() -> ConfigDict:
   c.notes = ()  # sentences for the report: what a reader must know about this study
   c.log_every = 50
   c.save_every = 1000
+  return c
+
+
+# The paper's tasks: their builder in alignment/data/datasets, and the side on which a
+# prompt that is too long is cut. Conversations keep their end; the side of Chatbot Arena
+# is ours.
+PAPER_DATA = {
+  "tldr": {"name": "openai_comparisons", "truncate_prompt": "right"},
+  "helpfulness": {"name": "anthropic_helpfulness", "truncate_prompt": "left"},
+  "harmlessness": {"name": "anthropic_harmlessness", "truncate_prompt": "left"},
+  "chat_arena": {"name": "chatbot_arena", "truncate_prompt": "left"},
+}
+
+
+def paper_task(task: str) -> ConfigDict:
+  """One of the paper's four tasks at its own scale.
+
+  SFT pools all four, so their configs share it where they share a working directory.
+  `sft.init`, `vocab.path` and `data.data_dir` are the user's to set.
+  """
+  c = get_config()
+  c.task = task
+  c.data.update({"format": "tfds"} | PAPER_DATA[task])
+  c.sft.data = tuple(PAPER_DATA.values())
+  c.mesh.update({"data": 1, "fsdp": -1})  # 11B parameters fit no single chip
   return c

@@ -14,39 +14,35 @@ def get_config():
   c = base.get_config()
   c.task = "toy"
   c.workers = 2
-  c.data.format = "toy"
-  c.data.num_pairs = 24_000
-  c.data.validation_fraction = 0.1
-  c.vocab.update({"kind": "words", "words": toy.WORDS})
-  c.prompt_length = 13  # 12 words and EOS
-  c.response_length = 13
-  c.judge_context_length = 42  # prompt, two responses and three marks
+  c.data.update(
+    {"format": "toy", "num_pairs": 24_000, "validation_fraction": 0.1,
+     "language": {"num_words": 24, "prompt_words": 8, "response_words": 8,
+                  "free_words": 4, "stranger_rate": 0.12, "repeat_rate": 0.1,
+                  "temperature": 0.5}}
+  )  # fmt: skip
+  c.vocab.update({"kind": "words", "words": toy.WORDS[:24]})
+  c.prompt_length = 9  # 8 words and EOS
+  c.response_length = 9
+  c.judge_context_length = 30  # prompt, two responses and three marks
   c.model = {"dtype": "float32", "scan_layers": False, "remat": "none"}
 
-  adamw = base.optimizer(name="adamw")
+  adamw = base.optimizer(name="adamw", b2=0.99)
   small = {"optimizer": adamw, "batch_size": 32, "warmup_steps": 50}
-  c.sft.update(small | {"init": "scratch", "learning_rate": 2e-3, "steps": 1500})
-  c.golden_pm.update(
-    small
-    | {"size": "micro", "init": "scratch", "learning_rate": 1e-3, "steps": 6000,
-       "warmup_steps": 200}
-  )  # fmt: skip
-  c.proxy_pm.update(
-    small | {"size": "nano", "learning_rate": 1e-3, "steps": 3000, "warmup_steps": 200}
+  judge = small | {"learning_rate": 2e-3, "warmup_steps": 200, "decay": True}
+  policy = small | {"size": "nano", "learning_rate": 1e-3, "steps": 2000}
+  c.sft.update(
+    small | {"init": "scratch", "learning_rate": 3e-3, "decay": True, "steps": 2000}
   )
-  policy = small | {"size": "micro", "learning_rate": 3e-4, "steps": 2000}
+  c.golden_pm.update(judge | {"size": "micro", "init": "scratch", "steps": 8000})
+  c.proxy_pm.update(judge | {"size": "nano", "steps": 3000})
   c.policy.update(policy)
   c.golden_policy.update(policy)
+  grid = {"beta": (0.03, 0.1), "learning_rate": (3e-4, 1e-3)}
   c.runs = {
-    "online": {"method": ("online",), "beta": (0.03, 0.1)},
-    "offline": {
-      "method": ("offline",),
-      "beta": (0.03, 0.1),
-      "learning_rate": (3e-4, 1e-3),
-    },
+    "online": {"method": ("online",), **grid},
+    "offline": {"method": ("offline",), **grid},
   }
-  c.evaluation.prompts = 1024
-  c.evaluation.batch_size = 256
-  c.log_every = 50
-  c.save_every = 500
+  c.evaluation.update({"prompts": 1024, "batch_size": 256})
+  c.log_every = 100
+  c.save_every = 1000
   return c

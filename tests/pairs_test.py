@@ -182,8 +182,8 @@ def test_statistics_in_words():
   [
     ({"truncate_prompt": "middle"}, "data.truncate_prompt is 'middle'; use"),
     ({"long_response": "keep"}, "data.long_response is 'keep'; use"),
-    ({"prompt_length": 1}, "data.prompt_length is 1; use at least 2"),
-    ({"response_length": 0}, "data.response_length is 0; use at least 2"),
+    ({"prompt_length": 1}, "prompt_length is 1; use at least 2"),
+    ({"response_length": 0}, "response_length is 0; use at least 2"),
   ],
 )
 def test_bad_options(changes, message):

@@ -6,7 +6,7 @@ index; `index_for` says which indices a step reads.
 """
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 import os
@@ -114,6 +114,19 @@ class PairDataset:
   def with_columns(self, **columns: np.ndarray) -> "PairDataset":
     """These pairs with columns added or replaced."""
     return dataclasses.replace(self, columns=self.columns | columns)
+
+  @classmethod
+  def concatenate(cls, parts: Sequence["PairDataset"]) -> "PairDataset":
+    """The pairs of all parts, in order; without columns, if there are several."""
+    if len(parts) == 1:
+      return parts[0]
+    writers = _Writer(), _Writer(), _Writer()
+    for part in parts:
+      for writer, rows in zip(writers, (part.prompts, *part.responses), strict=True):
+        for i in range(len(rows)):
+          writer.append(rows[i])
+    prompts, first, second = (writer.finish() for writer in writers)
+    return cls(prompts, (first, second))
 
   def with_order(self, swap_N: np.ndarray) -> "PairDataset":
     """These pairs with the two responses exchanged where `swap_N` (bool [P]) is true.
@@ -242,7 +255,7 @@ def tokenize(
     )
   for key, limit in ("prompt", prompt_length), ("response", response_length):
     if limit < 2:
-      raise UserError(f"data.{key}_length is {limit}; use at least 2 (one is EOS's)")
+      raise UserError(f"{key}_length is {limit}; use at least 2 (one is EOS's)")
 
   counts = {} if counts is None else counts
   prompts, responses = _Writer(), (_Writer(), _Writer())
@@ -273,7 +286,7 @@ def tokenize(
       length = lengths[0] if field == "chosen" else lengths[1]
       raise UserError(
         f"{example.source}: field '{field}': {length} tokens with EOS, over"
-        f" data.response_length={response_length}; raise it, or set"
+        f" response_length={response_length}; raise it, or set"
         " data.long_response='truncate' or 'drop'"
       )
     pair = [[*ids, vocab.eos_id][:response_length] for ids in pair]
@@ -290,7 +303,7 @@ def tokenize(
   if not prompt_tokens:
     raise UserError(
       f"no pairs are left to train on (dropped: {counts}); check the data set,"
-      " data.response_length and data.long_response"
+      " response_length and data.long_response"
     )
   first, second = responses
   dataset = PairDataset(prompts.finish(), (first.finish(), second.finish()))

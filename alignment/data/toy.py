@@ -31,6 +31,7 @@ class Language:
   """One world's language: who its writers are and what its raters value."""
 
   world: int
+  num_words: int = 48  # of WORDS: the language's vocabulary
   prompt_words: int = 12
   response_words: int = 12
   order_bonus: float = 0.3
@@ -38,18 +39,20 @@ class Language:
   off_prompt_cost: float = 1.0
   length_cost: float = 0.4
   free_words: int = 5
+  stranger_rate: float = 0.08  # of a writer's words, not taken from the prompt
+  repeat_rate: float = 0.08  # of a writer's words, said just before
   temperature: float = 1.0
 
   def rng(self, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[self.world, stream]))
 
   def word_weights(self) -> np.ndarray:
-    """float [48]: what naming each word is worth, 0 to 1.5."""
-    return self.rng(0).permutation(np.linspace(0.0, 1.5, len(WORDS)))
+    """float [num_words]: what naming each word is worth, 0 to 1.5."""
+    return self.rng(0).permutation(np.linspace(0.0, 1.5, self.num_words))
 
   def utility(self, prompt: list[str], response: list[str]) -> float:
     """The truth about one response, given as words."""
-    weights = dict(zip(WORDS, self.word_weights(), strict=True))
+    weights = dict(zip(WORDS, self.word_weights(), strict=False))
     place = {word: i for i, word in enumerate(prompt)}
     distinct = set(response)
     named = distinct & place.keys()
@@ -68,7 +71,7 @@ class Language:
     rng = self.rng(1)
     weights = self.word_weights()
     for i in range(num_pairs):
-      post = rng.choice(len(WORDS), self.prompt_words, replace=False)
+      post = rng.choice(self.num_words, self.prompt_words, replace=False)
       careful = self._write(rng, post, weights, care=2.0)
       careless = self._write(rng, post, weights, care=0.5)
       pair = [careful, careless]
@@ -89,6 +92,7 @@ class Language:
     order = chosen + rng.normal(scale=6.0 / care, size=length)
     words = post[chosen[np.argsort(order)]]
     slips = rng.random(length)
-    words = np.where(slips < 0.08, rng.integers(0, len(WORDS), length), words)
-    repeats = (slips > 0.92) & (np.arange(length) > 0)
+    strangers = rng.integers(0, self.num_words, length)
+    words = np.where(slips < self.stranger_rate, strangers, words)
+    repeats = (slips > 1 - self.repeat_rate) & (np.arange(length) > 0)
     return list(np.where(repeats, np.roll(words, 1), words))

@@ -1,0 +1,69 @@
+# `make` lists what there is. Needs Python 3.11 to 3.13 with pip; another interpreter
+# than python3 is named by `make PYTHON=python3.12 ...`.
+
+PYTHON ?= python3
+# For `make peers`. On Linux PyPI's torch brings gigabytes of CUDA; this index has builds
+# without, and where it cannot be reached pip falls back to its usual sources.
+TORCH = torch==2.13.0
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile
+ENVIRONMENT = .venv/.installed
+PEERS = .peers/.installed
+
+.PHONY: help quickstart install test slow peers fixtures lint format clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
+
+quickstart: $(ENVIRONMENT)  ## install, run the study in miniature, draw its figures
+	.venv/bin/python -m alignment.main --config=configs/quickstart.py \
+	  --workdir=workdir/quickstart
+
+install: $(ENVIRONMENT)  ## only install, into .venv
+
+test: lint  ## install, lint, check types, and run all tests but the slow and the peers'
+	$(PYTEST) -m "not slow"
+
+slow: $(ENVIRONMENT)  ## the tests that take minutes
+	$(PYTEST) -m slow
+
+peers: $(PEERS)  ## compare with PyTorch, transformers and TRL, installed into .peers
+	.peers/bin/python -m pytest tests/peers
+
+fixtures: $(PEERS)  ## rewrite tests/fixtures with transformers and TRL
+	.peers/bin/python tests/peers/make_t5_fixtures.py
+	.peers/bin/python tests/peers/make_loss_fixtures.py
+
+lint: $(ENVIRONMENT)  ## ruff and mypy
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+format: $(ENVIRONMENT)  ## rewrite the code as lint wants it
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+clean:  ## remove the environments and caches; results in workdir/ stay
+	rm -rf .venv .peers .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+
+# Both environments: exactly the lock files, checked against setup.py's bounds.
+define install
+@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= \
+  (3, 13) else "error: $(PYTHON) is Python %d.%d, but 3.11 to 3.13 is needed (TensorFlow \
+  has wheels for these): make PYTHON=python3.12 ..." % v)'
+$(PYTHON) -m venv $(@D)
+$(@D)/bin/pip install --no-deps $(patsubst %,-r %,$(filter %.lock,$^))
+$(@D)/bin/pip install --no-deps --no-build-isolation -e .
+endef
+
+$(ENVIRONMENT): requirements.lock setup.py
+	$(install)
+	$(@D)/bin/pip check
+	@touch $@
+
+$(PEERS): requirements.lock requirements-peers.lock setup.py
+	$(install)
+	$(@D)/bin/pip install --extra-index-url $(TORCH_INDEX) $(TORCH)
+	$(@D)/bin/pip check
+	@touch $@

@@ -1,0 +1,17 @@
+"""Harmless dialogue (Anthropic HH harmlessness) at the paper's scale.
+
+  python -m alignment.main --config=configs/harmlessness.py --workdir=WORKDIR \\
+    --config.data.data_dir=DATA --config.vocab.path=T5/spiece.model \\
+    --config.sft.init='T5/{size}'
+
+What DATA and T5 hold, hardware and duration: as in `tldr.py`, whose SFT this shares in
+the same WORKDIR.
+Expected (the paper's figure 1): online is above offline at equal KL; the gap
+between their peaks is small.
+"""
+
+from configs import base
+
+
+def get_config():
+  return base.paper_task("harmlessness")

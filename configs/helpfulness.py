@@ -1,0 +1,16 @@
+"""Helpful dialogue (Anthropic HH helpfulness) at the paper's scale.
+
+  python -m alignment.main --config=configs/helpfulness.py --workdir=WORKDIR \\
+    --config.data.data_dir=DATA --config.vocab.path=T5/spiece.model \\
+    --config.sft.init='T5/{size}'
+
+What DATA and T5 hold, hardware and duration: as in `tldr.py`, whose SFT this shares in
+the same WORKDIR.
+Expected (the paper's figure 1): online is above offline at equal KL and at its peak.
+"""
+
+from configs import base
+
+
+def get_config():
+  return base.paper_task("helpfulness")

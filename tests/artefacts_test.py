@@ -1,0 +1,152 @@
+"""Artefacts: found by what determines them, made once, whoever works on them."""
+
+import multiprocessing
+import os
+from pathlib import Path
+import signal
+import time
+
+import pytest
+
+from alignment import artefacts
+from alignment.artefacts import Artefact
+from alignment.files import read_json
+
+SPAWN = multiprocessing.get_context("spawn")  # JAX does not survive a fork
+
+
+def artefact(name="a", kind="k", config=None, inputs=None, make=None, version=1):
+  make = make or (lambda directory, inputs: None)
+  return Artefact(name, kind, config or {"x": 1}, inputs or {}, make, version)
+
+
+def test_key_follows_what_determines_the_numbers():
+  key = artefact().key
+  assert artefact(name="other").key == key
+  assert artefact(make=print).key == key
+  upstream = artefact(config={"x": 2})
+  keys = {
+    key,
+    artefact(kind="other").key,
+    artefact(config={"x": 1, "y": None}).key,
+    artefact(version=2).key,
+    artefact(inputs={"in": artefact()}).key,
+    artefact(inputs={"in": upstream}).key,
+    artefact(inputs={"other": upstream}).key,
+  }
+  assert len(keys) == 7
+  assert artefact(config={"x": 1, "y": 2}).key == artefact(config={"y": 2, "x": 1}).key
+  with pytest.raises(ValueError, match="JSON compliant"):
+    _ = artefact(config={"x": float("nan")}).key
+
+
+def test_closure_has_inputs_first_and_each_key_once():
+  a = artefact("a")
+  b = artefact("b", config={"x": 2}, inputs={"a": a})
+  same = artefact("same", config={"x": 2}, inputs={"a": artefact("renamed")})
+  c = artefact("c", config={"x": 3}, inputs={"b": same, "a": a})
+  assert [x.name for x in artefacts.closure([b, c])] == ["a", "b", "c"]
+
+
+def test_made_once_and_found_under_another_name(tmp_path):
+  calls = []
+
+  def make(directory, inputs):
+    calls.append(inputs)
+    (directory / "out").write_text("x")
+
+  a = artefact("a", make=make)
+  b = artefact("b", config={"x": 2}, inputs={"a": a}, make=make)
+  artefacts.run([b], tmp_path)
+  artefacts.run([b, a], tmp_path)
+  assert calls == [{}, {"a": a.directory(tmp_path)}]
+  renamed = artefact("renamed")
+  assert renamed.is_done(tmp_path)
+  assert renamed.directory(tmp_path) == a.directory(tmp_path)
+  described = read_json(b.directory(tmp_path) / "config.json")
+  assert described["config"] == {"x": 2}
+  assert described["inputs"] == {"a": a.directory(tmp_path).name}
+
+
+def test_failure_leaves_no_marker_and_the_next_run_mends_it(tmp_path):
+  outcomes = iter([RuntimeError("no"), None])
+
+  def make(directory, inputs):
+    if error := next(outcomes):
+      raise error
+
+  a = artefact(make=make)
+  b = artefact("b", config={"x": 2}, inputs={"a": a})
+  with pytest.raises(RuntimeError, match="no"):
+    artefacts.run([b], tmp_path)
+  assert not a.is_done(tmp_path)
+  assert not b.directory(tmp_path).exists()
+  artefacts.run([b], tmp_path)
+  assert a.is_done(tmp_path) and b.is_done(tmp_path)
+
+
+def test_check_stops_between_stages(tmp_path):
+  def check():
+    raise RuntimeError("a fellow failed")
+
+  with pytest.raises(RuntimeError, match="fellow"):
+    artefacts.run([artefact()], tmp_path, check)
+  assert not artefact().is_done(tmp_path)
+
+
+def _work(workdir: Path) -> None:
+  """One of two workers on a graph of five stages, of which three are independent."""
+
+  def make(name):
+    def write(directory, inputs):
+      with open(workdir / "log", "a") as f:
+        f.write(f"{name} {os.getpid()}\n")
+      time.sleep(0.3)
+
+    return write
+
+  root = artefact("root", make=make("root"))
+  parts = [
+    artefact(f"part{i}", config={"i": i}, inputs={"root": root}, make=make(f"part{i}"))
+    for i in range(3)
+  ]
+  last = {f"part{i}": part for i, part in enumerate(parts)}
+  target = artefact("last", kind="last", inputs=last, make=make("last"))
+  artefacts.run([target], workdir)
+  assert target.is_done(workdir)
+
+
+def test_two_workers_share_the_work_and_make_nothing_twice(tmp_path):
+  workers = [SPAWN.Process(target=_work, args=(tmp_path,)) for _ in range(2)]
+  for worker in workers:
+    worker.start()
+  for worker in workers:
+    worker.join(60)
+  assert [worker.exitcode for worker in workers] == [0, 0]
+  lines = (tmp_path / "log").read_text().splitlines()
+  made = [line.split()[0] for line in lines]
+  assert made[0] == "root" and made[-1] == "last"
+  assert sorted(made) == ["last", "part0", "part1", "part2", "root"]
+  assert len({line.split()[1] for line in lines}) == 2
+
+
+def _hold(workdir: Path, held) -> None:
+  with artefacts.lock(workdir, "key") as got:
+    assert got
+    held.set()
+    time.sleep(60)
+
+
+def test_death_frees_a_lock(tmp_path):
+  held = SPAWN.Event()
+  holder = SPAWN.Process(target=_hold, args=(tmp_path, held))
+  holder.start()
+  assert held.wait(60)
+  with artefacts.lock(tmp_path, "key") as got:
+    assert not got
+  with artefacts.lock(tmp_path, "another") as got:
+    assert got
+  os.kill(holder.pid, signal.SIGKILL)
+  holder.join()
+  with artefacts.lock(tmp_path, "key") as got:
+    assert got
