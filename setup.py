@@ -1,8 +1,8 @@
 """Installs `alignment`: `pip install -e .`, or with exact versions `make install`.
 
-`requirements.lock` holds the versions that are tested; the bounds here say how far from
-them one may go. The JAX family breaks its users between minor versions, hence its
-upper bounds.
+`requirements.lock` holds the versions that are tested, the bounds here say how far from
+them one may go. Nothing older than the lock's minor versions has been tried. The JAX
+family breaks its users between minor versions, hence its upper bounds.
 """
 
 import setuptools
@@ -12,39 +12,40 @@ _X86 = 'platform_machine == "x86_64" or platform_machine == "AMD64"'
 _NOT_X86 = 'platform_machine != "x86_64" and platform_machine != "AMD64"'
 
 INSTALL_REQUIRES = [
-  "absl-py>=2.1",  # flags and logging
-  "clu>=0.0.12,<0.1",  # metric writers; 0.0.12 is the first that accepts NumPy 2
+  "absl-py>=2.5,<3",  # flags and logging
+  "clu>=0.0.12,<0.1",  # metric writers
+  "etils[epath]>=1.15,<2",  # paths of the data set builders, as TFDS passes them
   "flax>=0.12.8,<0.13",  # Linen modules
-  "importlib_resources>=6",  # imported by tensorflow-datasets 4.9.10, not declared
-  "jax>=0.10.2,<0.12",  # minor versions remove APIs and change random bits
-  "matplotlib>=3.9",  # figures
-  "ml-collections>=1.0,<2",  # configs
-  "ml_dtypes>=0.5",  # bfloat16 in NumPy
-  "numpy>=2.0",  # what JAX 0.10 needs
-  "optax>=0.2.8,<0.3",  # optimizers; their state's layout is part of checkpoints
-  "orbax-checkpoint>=0.12.8,<0.13",  # checkpoints; the API moves between minors
-  "pyarrow>=16",  # Parquet files of preference pairs
-  "safetensors>=0.5",  # Hugging Face weights; 0.5 writes bfloat16 from NumPy
-  "sentencepiece>=0.2",  # the T5 vocabulary
-  "tensorboard>=2.20,<3",  # imported by clu's writers, not declared
-  "tensorflow-datasets>=4.9.10,<5",  # data set builders; 4.9.10 reads NumPy 2.4
-  f"tensorflow-cpu>=2.20,<3; {_X86}",  # behind clu's event files and tfds
-  f"tensorflow>=2.20,<3; {_NOT_X86}",
+  "importlib_resources>=7",  # imported by TFDS 4.9.10, which does not declare it
+  "jax>=0.10.2,<0.12",  # random bits and compiled programs change with it
+  "matplotlib>=3.11,<4",  # figures
+  "ml-collections>=1.1,<2",  # configs
+  "ml_dtypes>=0.6,<1",  # bfloat16 in NumPy
+  "numpy>=2.4,<3",
+  "optax>=0.2.8,<0.3",  # optimizers; the layout of their state is in checkpoints
+  "orbax-checkpoint>=0.12.8,<0.13",  # checkpoints
+  "pyarrow>=26",  # Parquet files of the chatbot arena
+  "safetensors>=0.8,<1",  # Hugging Face weights
+  "sentencepiece>=0.2.3,<0.3",  # the T5 vocabulary
+  "tensorboard>=2.21,<3",  # imported by clu's writers, which do not declare it
+  "tensorflow-datasets>=4.9.10,<5",  # data set builders
+  f"tensorflow-cpu>=2.21,<3; {_X86}",  # event files of clu, records of TFDS
+  f"tensorflow>=2.21,<3; {_NOT_X86}",
 ]
 
 EXTRAS_REQUIRE = {
   "test": [
-    "dill>=0.3.8",  # imported by tfds.testing, not declared
-    "hypothesis>=6.100",
-    "mypy>=1.15",
-    "pytest>=8.3",
-    "pytest-xdist>=3.6",  # `make test` uses two processes
-    "ruff>=0.12",  # other versions may format differently
+    "dill>=0.4,<1",  # imported by tfds.testing, not declared
+    "hypothesis>=6.170,<7",
+    "mypy>=2.4,<3",
+    "pytest>=9.2,<10",
+    "pytest-xdist>=3.8,<4",  # `make test` uses two processes
+    "ruff>=0.17.6,<0.18",  # minor versions format differently
   ],
   "peers": [  # the independent implementations of `make peers`
-    "torch>=2.8",
-    "transformers>=5",  # T5 in PyTorch
-    "trl>=1.0,<2",  # the tests call methods of its DPOTrainer
+    "torch>=2.13,<3",
+    "transformers>=5.23,<6",  # T5 in PyTorch
+    "trl>=1.16,<1.17",  # the tests call private methods of its DPOTrainer
   ],
   "cuda": ["jax[cuda12]"],
   "tpu": ["jax[tpu]"],

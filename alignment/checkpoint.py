@@ -94,13 +94,15 @@ def restore_params(directory: Path, step: int, abstract: Params) -> Params:
   """Parameters saved at `step`, laid out as `abstract` says.
 
   Raises:
-    UserError: if there are none, or they are another model's.
+    UserError: if there are none, they are damaged, or another model's.
   """
   path = params_path(directory, step)
   if not path.exists():
     raise UserError(f"{path}: no parameters saved at step {step}")
   with ocp.StandardCheckpointer() as checkpointer:
     saved = checkpointer.metadata(path).item_metadata
+    if saved is None:
+      raise UserError(f"{path}: damaged; delete {directory} to make it again")
     check_same_shapes(path, saved, abstract)
     return checkpointer.restore(path, abstract)
 

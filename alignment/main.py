@@ -38,11 +38,12 @@ def main(argv: list[str]) -> None:
   artefacts.worker_environment(_WORKER.value, workers)
   if _WORKER.value:
     watch_parent()
-  from alignment import commands  # after the worker has its cores: this starts JAX
+  from alignment import commands, study  # now that it has its cores: this starts JAX
 
   if _DRY_RUN.value:
     commands.dry_run(config, workdir)
     return
+  study.build_all(config)  # a bad configuration is one line, not one of every worker
   fellows = [] if _WORKER.value else start_fellows(workers)
   try:
     commands.run(config, workdir, _STAGES.value, lambda: check(fellows))
@@ -80,9 +81,13 @@ def watch_parent() -> None:
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses flags; an unknown or ill-typed key is one line that names it."""
   try:
-    return flags.FLAGS(argv)
+    rest = flags.FLAGS(argv)
+    if _CONFIG.value is not None:
+      _CONFIG.value.lock()  # raises if the file could not be loaded
+    return rest
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    raise UserError(str(error).strip("'\"").split("\n")[0]) from None
+    text = error.args[0] if isinstance(error, KeyError) else error  # not its repr
+    raise UserError("options: " + " ".join(str(text).split())) from None
 
 
 def cli() -> None:

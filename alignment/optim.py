@@ -49,7 +49,9 @@ class Optimizer:
       )
     else:
       raise UserError(f"optimizer.name '{self.name}' is unknown: adafactor or adamw")
-    rule = optax.partition({"layer": per_layer(rule), "whole": rule}, _stacked_or_whole)
+    # Encoder and decoder apart: they need not have the same number of layers.
+    rules = {"encoder": per_layer(rule), "decoder": per_layer(rule), "whole": rule}
+    rule = optax.partition(rules, _stacked_or_whole)
     if self.clip_norm:
       rule = optax.chain(optax.clip_by_global_norm(self.clip_norm), rule)
     return rule
@@ -74,12 +76,14 @@ def per_layer(rule: optax.GradientTransformation) -> optax.GradientTransformatio
 
 
 def _stacked_or_whole(params: Params) -> Params:
-  """Labels: 'layer' for leaves with a leading layer axis ('layers' not a list)."""
+  """Labels: a stack's name for its leaves with a leading layer axis, else 'whole'."""
 
   def label(path, _):
     names = path_name(path).split("/")
-    if "layers" in names and not names[names.index("layers") + 1].isdigit():
-      return "layer"
+    if "layers" in names:
+      at = names.index("layers")
+      if not names[at + 1].isdigit():  # not a list of layers
+        return names[at - 1]
     return "whole"
 
   return jax.tree_util.tree_map_with_path(label, params)

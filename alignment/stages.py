@@ -69,8 +69,8 @@ class Setting:
   def origin(self, role: Any) -> Path | None:
     """The Hugging Face checkpoint that a role goes back to, by way of the SFT or not."""
     init = self.config.sft.init if role["init"] == "sft" else role["init"]
-    if not init:
-      raise UserError("sft.init is not set: name a checkpoint's directory, or 'scratch'")
+    if init in ("", "sft"):
+      raise UserError(f"sft.init is '{init}': give a checkpoint's directory, or 'scratch'")
     return None if init == "scratch" else Path(init.replace("{size}", role["size"]))
 
   def preference_model(self, role: Any) -> judge.PreferenceModel:

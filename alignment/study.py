@@ -87,8 +87,6 @@ def build(config: ConfigDict, world: int) -> Study:
     if size not in sft_of:
       recipe = role("sft") | {"size": size}
       del recipe["data"]  # its content is in the inputs
-      if recipe["init"] == "sft":
-        raise UserError("sft.init is 'sft': give 'scratch' or a checkpoint's directory")
       stages.check_role(setting, "sft", recipe)
       sft_of[size] = artefact(
         f"sft_{size}",

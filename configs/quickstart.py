@@ -17,10 +17,10 @@ def get_config():
   c.data.update(
     {"format": "toy", "num_pairs": 24_000, "validation_fraction": 0.1,
      "language": {"num_words": 24, "prompt_words": 8, "response_words": 8,
-                  "free_words": 4, "stranger_rate": 0.12, "repeat_rate": 0.1,
+                  "free_words": 4, "stranger_rate": 0.15, "repeat_rate": 0.04,
                   "temperature": 0.5}}
   )  # fmt: skip
-  c.vocab.update({"kind": "words", "words": toy.WORDS[:24]})
+  c.vocab.update({"kind": "words", "words": toy.words(24)})
   c.prompt_length = 9  # 8 words and EOS
   c.response_length = 9
   c.judge_context_length = 30  # prompt, two responses and three marks
@@ -29,15 +29,21 @@ def get_config():
   adamw = base.optimizer(name="adamw", b2=0.99)
   small = {"optimizer": adamw, "batch_size": 32, "warmup_steps": 50}
   judge = small | {"learning_rate": 2e-3, "warmup_steps": 200, "decay": True}
-  policy = small | {"size": "nano", "learning_rate": 1e-3, "steps": 2000}
+  policy = small | {
+    "size": "micro",
+    "learning_rate": 3e-4,
+    "steps": 1000,
+    "evaluate_at": (0.03, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0),
+  }
   c.sft.update(
-    small | {"init": "scratch", "learning_rate": 3e-3, "decay": True, "steps": 2000}
+    small | {"init": "scratch", "learning_rate": 2e-3, "decay": True, "steps": 2000}
   )
-  c.golden_pm.update(judge | {"size": "micro", "init": "scratch", "steps": 8000})
-  c.proxy_pm.update(judge | {"size": "nano", "steps": 3000})
+  # As wide as the proxy, but deeper and trained for longer.
+  c.golden_pm.update(judge | {"size": "milli", "init": "scratch", "steps": 8000})
+  c.proxy_pm.update(judge | {"size": "micro", "steps": 4000})
   c.policy.update(policy)
   c.golden_policy.update(policy)
-  grid = {"beta": (0.03, 0.1), "learning_rate": (3e-4, 1e-3)}
+  grid = {"beta": (0.1, 0.3), "learning_rate": (1e-4, 3e-4)}
   c.runs = {
     "online": {"method": ("online",), **grid},
     "offline": {"method": ("offline",), **grid},

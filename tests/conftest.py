@@ -1,10 +1,32 @@
 """Every test runs under `jax_numpy_rank_promotion="raise"`: `[B] - [B, 1]` is a bug."""
 
+from collections.abc import Callable
 import os
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from absl.testing import flagsaver
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+  """`cli(*arguments)` runs the command line in this process: (status, stdout, stderr)."""
+  from alignment import allocator, main
+
+  monkeypatch.setattr(allocator, "keep_memory", lambda *_: None)
+
+  def run(*arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["main", *arguments])
+    capsys.readouterr()
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_:
+      main.cli()
+    out, err = capsys.readouterr()
+    return exit_.value.code or 0, out, err
+
+  return run

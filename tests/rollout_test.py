@@ -84,8 +84,8 @@ def test_the_response_that_the_judge_prefers_is_first(params, result):
 def test_ordering_moves_all_that_belongs_to_a_response(result, unordered):
   """Tokens, lengths, log-probabilities and endings: swapped together, or none is."""
   ours = [
-    result.batch.responses_BxNxT,
-    result.batch.lengths_BxN,
+    result.batch.responses_BxNxT[:, :2],
+    result.batch.lengths_BxN[:, :2],
     result.logps_Bx2,
     result.ended_Bx2,
   ]

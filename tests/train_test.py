@@ -10,66 +10,73 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignment import metrics, optim, rollout, train_step
+from alignment import metrics, optim, rollout, sharding, train_step
 from alignment.data import pairs, sources
-from alignment.stages import Setting, make_data
 from alignment.train import train
 from alignment.types import UserError
-from tests import studies
+from tests import tiny
 
 KINDS = ("sft", "offline", "online")
-ROLE = {"size": "nano", "init": "scratch"}
 
 
-def parts(kind: str, data: Path):
-  """(setting, model, objective, source) of one kind of training, from fixed seeds."""
-  setting = Setting(studies.nano(), world=0)
-  model = setting.model(ROLE)
-  source = sources.OfflineSource(
-    pairs.PairDataset.load(data / "train"),
-    batch_size=4,
-    **setting.lengths,
-    mesh=setting.mesh,
-    seed=1,
-  )
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly():
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+def dataset(size: int = 10) -> pairs.PairDataset:
+  """Random pairs; 10 are no multiple of the batch, so batches straddle epochs."""
+  rng = np.random.default_rng(0)
+
+  def rows(longest: int) -> pairs.Ragged:
+    lengths = rng.integers(1, longest + 1, size)
+    offsets = np.cumsum([0, *lengths], dtype=np.int64)
+    return pairs.Ragged(rng.integers(2, tiny.LIVE, offsets[-1], np.int32), offsets)
+
+  return pairs.PairDataset(rows(tiny.S), (rows(tiny.T), rows(tiny.T)))
+
+
+def run(kind: str, directory: Path, steps: int, **changes) -> train_step.TrainState:
+  """Trains a tiny model for some steps; the state that it ends with."""
+  mesh, model = sharding.make_mesh(), tiny.POLICY
+  source = sources.OfflineSource(dataset(), 4, tiny.S, tiny.T, mesh, seed=1)
+  objective = train_step.PolicyObjective(model, "ipo")
   if kind == "sft":
-    return setting, model, train_step.SupervisedObjective(model), source
+    objective = train_step.SupervisedObjective(model)
   if kind == "online":
-    judge = setting.preference_model(ROLE)
-    start, judge_params = (setting.initial_params(ROLE, {}, seed) for seed in (0, 5))
-    roll = rollout.compiled(rollout.Roller(model, model, judge), setting.mesh)
+    roll = rollout.compiled(rollout.Roller(model, model, tiny.JUDGE), mesh)
 
     def online_batch(params, prompts, key):
-      return roll(params, start, judge_params, prompts, key).batch
+      return roll(params, tiny.params(0), tiny.params(5), prompts, key).batch
 
     source = sources.OnlineSource(source, online_batch, jax.random.key(2))
-  return setting, model, train_step.PolicyObjective(model, "ipo"), source
-
-
-def run(kind: str, data: Path, directory: Path, steps: int, **changes):
-  """Trains the nano model for some steps; the state it ends with."""
-  setting, model, objective, source = parts(kind, data)
   optimizer = optim.Optimizer("adamw")
-  mesh, rules = setting.mesh, setting.rules
+  step = train_step.compiled(objective, optimizer, 1, mesh, sharding.T5_RULES, model)
+
+  def init_state():
+    state = train_step.init_state(jax.tree.map(jnp.array, tiny.params()), optimizer)
+    return jax.device_put(state, sharding.replicated(mesh))
+
   options = {
     "hyper": train_step.hyper(1e-2, warmup_steps=3, beta=0.1),
     "source": source,
     "keep_params_at": (0, 2, 4),
     "log_every": 1,
     "save_every": 2,
-  }
+  } | changes
   return train(
     name=kind,
     directory=directory,
-    init_state=lambda: train_step.init_state(
-      setting.initial_params(ROLE, {}, seed=0), optimizer
-    ),
-    train_step=train_step.compiled(objective, optimizer, 1, mesh, rules, model),
+    init_state=init_state,
+    train_step=step,
     steps=steps,
-    **(options | changes),
+    **options,
   )
 
 
@@ -83,20 +90,12 @@ def names(directory: Path) -> list[str]:
   return sorted(path.name for path in directory.iterdir())
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-  directory = tmp_path_factory.mktemp("data")
-  setting = Setting(studies.nano(), world=0)
-  make_data(setting, setting.config.data.to_dict(), directory, {})
-  return directory
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_steps_resume_and_two_more_are_four(kind, data, tmp_path):
-  whole = run(kind, data, tmp_path / "whole", 4)
-  half = run(kind, data, tmp_path / "halves", 2)
+def test_two_steps_resume_and_two_more_are_four(kind, tmp_path):
+  whole = run(kind, tmp_path / "whole", 4)
+  half = run(kind, tmp_path / "halves", 2)
   assert int(half.step) == 2
-  resumed = run(kind, data, tmp_path / "halves", 4)
+  resumed = run(kind, tmp_path / "halves", 4)
   assert int(resumed.step) == 4
   assert_same_bits(whole, resumed)
   logged = [tmp_path / name / "metrics.jsonl" for name in ("whole", "halves")]
@@ -106,63 +105,60 @@ def test_two_steps_resume_and_two_more_are_four(kind, data, tmp_path):
   assert len({row["loss"] for row in rows}) == 4  # it does train
 
 
-def test_keeps_two_states_and_the_parameters_to_be_evaluated(data, tmp_path):
-  run("sft", data, tmp_path, 7, keep_params_at=(0, 3, 7), log_every=2)
+def test_keeps_two_states_and_the_parameters_to_be_evaluated(tmp_path):
+  run("sft", tmp_path, 7, keep_params_at=(0, 3, 7), log_every=2)
   assert names(tmp_path / "state") == ["6", "7"]
   assert names(tmp_path / "params") == ["0", "3", "7"]
-  assert [r["step"] for r in metrics.read_jsonl(tmp_path / "metrics.jsonl")] == [2, 4, 6, 7]
+  rows = metrics.read_jsonl(tmp_path / "metrics.jsonl")
+  assert [row["step"] for row in rows] == [2, 4, 6, 7]
 
 
-def test_finished_training_takes_no_step(data, tmp_path):
-  def stepping(*_):
-    raise AssertionError("a step was taken")
-
-  done = run("sft", data, tmp_path, 2)
-  again = run("sft", data, tmp_path, 2, source=stepping)
+def test_finished_training_takes_no_step(tmp_path):
+  done = run("sft", tmp_path, 2)
+  again = run("sft", tmp_path, 2, source=None)  # which no step could do without
   assert_same_bits(done, again)
 
 
-def test_a_loss_that_is_not_finite_stops_with_a_line(data, tmp_path):
+def test_a_loss_that_is_not_finite_stops_with_a_line(tmp_path):
   hyper = train_step.hyper(math.inf)
-  with pytest.raises(UserError, match="sft: loss nan.*before step 4; lower the learning"):
-    run("sft", data, tmp_path, 8, hyper=hyper, log_every=2, save_every=8)
-  assert names(tmp_path / "params") == ["0", "2"]
-  assert not list((tmp_path / "state").iterdir())  # nothing to resume into the same
+  with pytest.raises(UserError, match="sft: loss nan.*before step 2; lower the learning"):
+    run("sft", tmp_path, 8, hyper=hyper, log_every=2, save_every=2)
+  assert not names(tmp_path / "state")  # or the next run would resume from it
 
 
-def test_states_are_saved_where_metrics_are_complete(data, tmp_path):
+def test_states_are_saved_where_metrics_are_complete(tmp_path):
   with pytest.raises(UserError, match="save_every 3 is not a multiple of log_every 2"):
-    run("sft", data, tmp_path, 4, log_every=2, save_every=3)
-  assert not (tmp_path / "state").exists()
+    run("sft", tmp_path, 4, log_every=2, save_every=3)
+  assert not names(tmp_path)
 
 
-def test_killed_at_a_random_moment_it_ends_the_same(data, tmp_path):
-  steps = 400
-  moment = random.uniform(0, 3)
+def test_killed_at_a_random_moment_it_ends_the_same(tmp_path):
+  moment = random.uniform(0, 2)
   print(f"killed {moment:.3f} s after its first saved state")  # shown if this fails
   directory = tmp_path / "killed"
   program = (
     "from pathlib import Path\nfrom tests import train_test\n"
-    f"train_test.run('offline', Path({str(data)!r}), Path({str(directory)!r}), {steps})"
+    f"train_test.run('offline', Path({str(directory)!r}), 10**6)"
   )
   victim = subprocess.Popen(
     [sys.executable, "-c", program],
     cwd=Path(__file__).parents[1],
     stdout=subprocess.DEVNULL,
-    env={**os.environ, "JAX_NUMPY_RANK_PROMOTION": "raise"},
+    env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
   )
-  deadline = time.monotonic() + 120
-  while not list(directory.glob("state/*/state")) and time.monotonic() < deadline:
-    time.sleep(0.02)
-  time.sleep(moment)
-  assert victim.poll() is None, "it ended before it could be killed"
-  victim.send_signal(signal.SIGKILL)
-  victim.wait()
-  killed_at = len(metrics.read_jsonl(directory / "metrics.jsonl"))
-  assert 0 < killed_at < steps
-  steps = killed_at + 4
-  resumed = run("offline", data, directory, steps)
-  whole = run("offline", data, tmp_path / "whole", steps)
+  try:
+    deadline = time.monotonic() + 120
+    while not list(directory.glob("state/[1-9]*")) and time.monotonic() < deadline:
+      time.sleep(0.02)
+    time.sleep(moment)
+    assert victim.poll() is None, "it ended before it could be killed"
+  finally:
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+  steps = len(metrics.read_jsonl(directory / "metrics.jsonl")) + 4
+  assert steps > 4
+  resumed = run("offline", directory, steps)
+  whole = run("offline", tmp_path / "whole", steps)
   assert_same_bits(whole, resumed)
   logged = [(tmp_path / d / "metrics.jsonl").read_bytes() for d in ("whole", "killed")]
   assert logged[0] == logged[1]

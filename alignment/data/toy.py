@@ -26,6 +26,11 @@ _NUCLEI = ("a", "e", "i", "o")
 WORDS = tuple(o + n for o in _ONSETS for n in _NUCLEI)  # 48 syllables: ba be ... to
 
 
+def words(num_words: int) -> tuple[str, ...]:
+  """A language's whole vocabulary: posts shout (BA), summaries do not (ba)."""
+  return tuple(w.upper() for w in WORDS[:num_words]) + WORDS[:num_words]
+
+
 @dataclasses.dataclass(frozen=True)
 class Language:
   """One world's language: who its writers are and what its raters value."""
@@ -53,7 +58,7 @@ class Language:
   def utility(self, prompt: list[str], response: list[str]) -> float:
     """The truth about one response, given as words."""
     weights = dict(zip(WORDS, self.word_weights(), strict=False))
-    place = {word: i for i, word in enumerate(prompt)}
+    place = {word.lower(): i for i, word in enumerate(prompt)}
     distinct = set(response)
     named = distinct & place.keys()
     total = sum(weights[w] for w in sorted(named))
@@ -77,7 +82,8 @@ class Language:
       pair = [careful, careless]
       if rng.random() < 0.5:
         pair.reverse()
-      prompt, first, second = ([WORDS[w] for w in ws] for ws in (post, *pair))
+      prompt = [WORDS[w].upper() for w in post]
+      first, second = ([WORDS[w] for w in words] for words in pair)
       gap = self.utility(prompt, first) - self.utility(prompt, second)
       if rng.random() >= 1 / (1 + np.exp(-gap / self.temperature)):
         first, second = second, first

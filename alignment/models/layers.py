@@ -94,20 +94,23 @@ class Attention(nn.Module):
     self.out = Dense(d, inner**-0.5, self.dtype)
 
   def keys_values(self, x_BxSxD: Array) -> tuple[Array, Array]:
-    """-> keys and values, each BxSxHxK."""
-    split = (*x_BxSxD.shape[:-1], self.num_heads, self.d_kv)
-    return self.key(x_BxSxD).reshape(split), self.value(x_BxSxD).reshape(split)
+    """-> keys and values, each BxHxSxK: heads first, as the products want them."""
+    return self._heads(self.key(x_BxSxD)), self._heads(self.value(x_BxSxD))
 
   def __call__(self, x_BxQxD: Array, keys_values, bias) -> Array:
     """Attends from Q positions to S; `bias` (float32) broadcasts to BxHxQxS."""
-    key_BxSxHxK, value_BxSxHxK = keys_values
-    B, Q, _ = x_BxQxD.shape
-    query_BxQxHxK = self.query(x_BxQxD).reshape(B, Q, self.num_heads, self.d_kv)
+    key_BxHxSxK, value_BxHxSxK = keys_values
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    scores_BxHxQxS = product("bqhk,bshk->bhqs", query_BxQxHxK, key_BxSxHxK)
+    query_BxHxQxK = self._heads(self.query(x_BxQxD))
+    scores_BxHxQxS = product("bhqk,bhsk->bhqs", query_BxHxQxK, key_BxHxSxK)
     weights = jax.nn.softmax(scores_BxHxQxS + bias, axis=-1).astype(self.dtype)
-    mixed = product("bhqs,bshk->bqhk", weights, value_BxSxHxK).astype(self.dtype)
-    return self.out(mixed.reshape(B, Q, -1))
+    mixed = product("bhqs,bhsk->bhqk", weights, value_BxHxSxK).astype(self.dtype)
+    return self.out(mixed.swapaxes(1, 2).reshape(*x_BxQxD.shape[:-1], -1))
+
+  def _heads(self, x_BxSxI: Array) -> Array:
+    """Splits the heads: BxHxSxK."""
+    split = (*x_BxSxI.shape[:-1], self.num_heads, self.d_kv)
+    return x_BxSxI.reshape(split).swapaxes(1, 2)
 
 
 class MLP(nn.Module):

@@ -61,6 +61,7 @@ SIZES: dict[str, dict[str, Any]] = {
   for name, shape, kind in (
     ("nano", (48, 96, 16, 3, 1, 2), _1_1),
     ("micro", (64, 128, 16, 4, 2, 2), _1_1),
+    ("milli", (64, 128, 16, 4, 3, 2), _1_1),
     ("tiny", (128, 256, 32, 4, 2, 2), _1_1),
     ("mini", (256, 512, 64, 4, 4, 4), _1_1),
     ("t5_1_1_small", (512, 1024, 64, 6, 8, 8), _1_1),
@@ -149,7 +150,7 @@ class Context:
 
   encoded_BxSxD: Array
   mask_BxS: Array  # bool
-  # Per decoder layer keys and values (BxSxHxK each), if they were asked for; training
+  # Per decoder layer keys and values (BxHxSxK each), if they were asked for; training
   # computes them inside the layer instead, where rematerialisation can drop them.
   cross: Any = None
 
@@ -247,7 +248,7 @@ class T5:
 
   def init_cache(self, params: Params, num_rows: int, max_length: int) -> Any:
     """Empty keys and values for `num_rows` = B*N responses (layers as a list)."""
-    shape = (num_rows, max_length, self.cfg.num_heads, self.cfg.d_kv)
+    shape = (num_rows, self.cfg.num_heads, max_length, self.cfg.d_kv)
     zeros = jnp.zeros(shape, jnp.dtype(self.cfg.dtype))
     return [(zeros, zeros) for _ in params["decoder"]["layers"]]
 
@@ -259,7 +260,7 @@ class T5:
     `tokens_BxN` is the previous token (`PAD` at position 0). `params` must have its
     layers as a list and `context` its cross-attention keys and values.
     """
-    max_length = cache[0][0].shape[1]
+    max_length = cache[0][0].shape[2]
     decoder = params["decoder"]
     self_bias = self._position_bias(
       decoder, position[None], jnp.arange(max_length), False
@@ -274,7 +275,7 @@ class T5:
 
       def write(new, old=old):
         return jax.tree.map(
-          lambda o, n: jax.lax.dynamic_update_slice_in_dim(o, n, position, 1), old, new
+          lambda o, n: jax.lax.dynamic_update_slice_in_dim(o, n, position, 2), old, new
         )
 
       x, updated = layer.apply(

@@ -1,0 +1,256 @@
+"""Every program on meshes of 8 devices, against one device.
+
+Run by tests/sharding_test.py in a process of its own, where 8 virtual devices exist.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alignment import optim, rollout, sharding, train_step
+from alignment.evals import policy
+from alignment.models import t5
+from alignment.types import UserError
+from tests import tiny
+
+ROWS = 8
+RULES = sharding.T5_RULES
+KEY = jax.random.key(11)
+ONE = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
+# d_model, d_ff, vocabulary and inner width differ: a layout swapped would not divide.
+CFG = dataclasses.replace(
+  tiny.CFG, d_model=24, d_ff=40, encoder_layers=1, decoder_layers=2, scan_layers=True
+)
+MODEL = t5.T5(CFG)
+JUDGE = dataclasses.replace(
+  tiny.JUDGE, model=t5.T5(dataclasses.replace(CFG, live_ids=0))
+)
+MODELS = {"ipo": MODEL, "sft": MODEL, "pm": JUDGE.model}
+OBJECTIVES = {
+  "ipo": train_step.PolicyObjective(MODEL, "ipo"),
+  "sft": train_step.SupervisedObjective(MODEL),
+  "pm": train_step.PreferenceObjective(JUDGE),
+}
+# A large epsilon: where a gradient is but rounding, Adam would make much of it.
+OPTIMIZERS = {
+  "ipo": optim.Optimizer("adafactor", clip_norm=1.0),
+  "sft": optim.Optimizer("adamw", epsilon=1e-3, weight_decay=0.01),
+  "pm": optim.Optimizer("adamw", epsilon=1e-3),
+}
+
+
+SHAPES = [(2, 2, 2), (8, 1, 1), (2, 4, 1), (1, 2, 4)]
+
+
+def grid(first, *others):
+  """(shape, name) pairs: all of `first`, the others of the first shape; the rest slow."""
+  for shape in SHAPES:
+    for name in (first, *others):
+      always = name == first or shape == SHAPES[0]
+      marks = () if always else pytest.mark.slow
+      yield pytest.param(shape, name, marks=marks, id=f"{name}-{shape}")
+
+
+@pytest.fixture
+def mesh(request):
+  assert jax.device_count() == 8
+  return sharding.make_mesh(*request.param)
+
+
+on_meshes = pytest.mark.parametrize("mesh", SHAPES, ids=str, indirect=True)
+
+
+@functools.cache
+def host_batch():
+  """Ragged rows of unequal weights, one of them dropped."""
+  weights = np.array([1, 2, 0, 1, 1, 0.5, 1, 1], np.float32)
+  return tiny.batch(ROWS).replace(weights_B=weights)
+
+
+def put(params, mesh):
+  return jax.device_put(params, sharding.shardings(params, mesh, RULES))
+
+
+def new_state(name, mesh):
+  """As training makes it (`stages._train`)."""
+  init = lambda p: train_step.init_state(p, OPTIMIZERS[name])  # noqa: E731
+  params = put(tiny.params(0, MODELS[name].cfg), mesh)
+  layout = train_step.state_shardings(jax.eval_shape(init, params), mesh, RULES)
+  return jax.jit(init, out_shardings=layout)(params)
+
+
+def run_steps(name, mesh):
+  """Two steps: the state, both metrics, and how often the step was compiled."""
+  microbatches = 2 if mesh.shape["data"] == 2 else 1  # and 1 on one device
+  step = train_step.compiled(
+    OBJECTIVES[name], OPTIMIZERS[name], microbatches, mesh, RULES, MODELS[name]
+  )
+  state, metrics = new_state(name, mesh), []
+  batch = sharding.put_batch(host_batch(), mesh)
+  for beta in 0.1, 0.2:
+    state, m = step(state, batch, train_step.hyper(1e-2, 2, beta=beta))
+    metrics.append(sharding.fetch(m))
+  return state, metrics, step._cache_size()
+
+
+@functools.cache
+def on_one_device(name):
+  state, metrics, compilations = run_steps(name, ONE)
+  assert compilations == 1
+  return sharding.fetch(state), metrics
+
+
+@pytest.mark.parametrize("mesh, name", grid(*OBJECTIVES), indirect=["mesh"])
+def test_train_steps_equal_those_of_one_device(mesh, name):
+  state, metrics, compilations = run_steps(name, mesh)
+  expected, expected_metrics = on_one_device(name)
+  assert compilations == 1, "the state did not keep its layout"
+  for ours, theirs in zip(metrics, expected_metrics, strict=True):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, theirs
+    )
+  start = tiny.params(0, MODELS[name].cfg)
+  ours = sharding.fetch(state.params)
+  for (path, a), b, before in zip(
+    jax.tree_util.tree_flatten_with_path(ours)[0],
+    jax.tree.leaves(expected.params),
+    jax.tree.leaves(start),
+    strict=True,
+  ):
+    # (A preference model's one decoder step leaves self-attention's queries alone.)
+    moved = np.linalg.norm(b - before)
+    assert np.linalg.norm(a - b) <= 1e-3 * moved, sharding.path_name(path)
+
+
+@on_meshes
+def test_states_are_born_sharded(mesh):
+  """No leaf that a rule shards lies whole on a device, moments included."""
+  for name in "ipo", "sft":  # the two optimizers
+    state = new_state(name, mesh)
+    spread = 0
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+      where = sharding.path_name(path)
+      if leaf.ndim < 2 or leaf.size <= leaf.shape[0]:
+        continue  # scales, counts and placeholders
+      spec = sharding.spec_for(where, leaf.shape, mesh, RULES)
+      parts = np.prod([mesh.shape[a] for a in spec if a is not None], dtype=int)
+      assert leaf.addressable_shards[0].data.size * parts == leaf.size, where
+      spread += parts > 1 and where.startswith("opt_state")
+    used = mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
+    assert (spread > 5) == used, name
+
+
+@on_meshes
+def test_factored_moments_lie_like_the_dimensions_they_keep(mesh):
+  cfg = dataclasses.replace(CFG, d_model=128, d_ff=256, vocab_rows=160)
+  init = lambda k: train_step.init_state(t5.T5(cfg).init(k), OPTIMIZERS["ipo"])  # noqa: E731
+  abstract = jax.eval_shape(init, KEY)
+  layout = train_step.state_shardings(abstract, mesh, RULES)
+  found = {}
+  for (path, leaf), place in zip(
+    jax.tree_util.tree_flatten_with_path(abstract.opt_state)[0],
+    jax.tree.leaves(layout.opt_state),
+    strict=True,
+  ):
+    name = sharding.path_name(path)
+    for ending in "embedding", "encoder/layers/mlp/up/kernel":
+      if name.endswith(ending):
+        found[ending, leaf.shape] = place.spec
+  spec = jax.sharding.PartitionSpec
+  assert found["embedding", (160,)] == spec("tensor")
+  assert found["embedding", (128,)] == spec("fsdp")
+  assert found["encoder/layers/mlp/up/kernel", (1, 128)] == spec(None, "fsdp")
+  assert found["encoder/layers/mlp/up/kernel", (1, 256)] == spec(None, "tensor")
+
+
+@functools.cache
+def roll(mesh):
+  roller = rollout.Roller(MODEL, MODEL, JUDGE)
+  policy_params, reference, judge = (
+    put(tiny.params(seed, model.cfg), mesh)
+    for seed, model in ((0, MODEL), (1, MODEL), (2, JUDGE.model))
+  )
+  prompts = sharding.put_batch(host_batch(), mesh)
+  sampler = rollout.compiled(roller, mesh)
+  return sampler(policy_params, reference, judge, prompts, KEY)
+
+
+@pytest.mark.parametrize(
+  "mesh",
+  [pytest.param(s, marks=() if i == 0 else pytest.mark.slow) for i, s in enumerate(SHAPES)],
+  ids=str,
+  indirect=True,
+)
+def test_rollouts_equal_those_of_one_device(mesh):
+  ours, theirs = roll(mesh), roll(ONE)
+  rows = sharding.batch_sharding(mesh)
+  for leaf in jax.tree.leaves(ours):
+    assert leaf.sharding.is_equivalent_to(rows, leaf.ndim)
+  ours, theirs = sharding.fetch((ours, theirs))
+  a, b = ours.batch.responses_BxNxT, theirs.batch.responses_BxNxT
+  # The judge may order a pair the other way round only where it is all but indifferent.
+  differs = (a != b).any((1, 2))
+  flipped = differs & (a[:, 0] == b[:, 1]).all(-1) & (a[:, 1] == b[:, 0]).all(-1)
+  assert np.all(theirs.margins_B[flipped] < 1e-5)
+  assert np.all(~differs | flipped), "of 80 draws here, none is a near-tie"
+  for name in "margins_B", "logps_Bx2", "ended_Bx2":
+    x, y = (getattr(r, name)[~differs] for r in (ours, theirs))
+    np.testing.assert_allclose(x, y, atol=1e-4)
+  x, y = (r.batch.ref_logps_BxN[~differs] for r in (ours, theirs))
+  np.testing.assert_allclose(x, y, atol=1e-4)
+
+
+@pytest.mark.slow
+@on_meshes
+def test_evaluations_equal_those_of_one_device(mesh):
+  ours, theirs = evaluate(mesh), evaluate(ONE)
+  np.testing.assert_array_equal(ours[1]["tokens"], theirs[1]["tokens"])
+  assert ours[0] == pytest.approx(theirs[0], rel=1e-4, abs=1e-4)
+
+
+@functools.cache
+def evaluate(mesh):
+  prompts = tiny.batch(11)  # does not divide: the last batch is filled up
+  evaluation = policy.PolicyEvaluation(
+    model=MODEL,
+    reference_params=put(tiny.params(1, CFG), mesh),
+    judge=JUDGE,
+    judge_params=put(tiny.params(2, JUDGE.model.cfg), mesh),
+    prompts=prompts,
+    pairs=tiny.batch(9, seed=4),
+    kl_prompts=6,
+    opponent=(prompts.responses_BxNxT[:, 0], prompts.lengths_BxN[:, 0]),
+    start=(prompts.responses_BxNxT[:, 1], prompts.lengths_BxN[:, 1]),
+    utility=None,
+    key=KEY,
+    batch_size=8,
+    mesh=mesh,
+  )
+  return evaluation(put(tiny.params(0, CFG), mesh))
+
+
+def test_a_dimension_that_does_not_divide_is_an_error_with_its_name():
+  odd = jax.eval_shape(t5.T5(dataclasses.replace(CFG, vocab_rows=21)).init, KEY)
+  mesh = sharding.make_mesh(2, 2, 2)
+  with pytest.raises(UserError, match=r"'embedding' \(21, 24\): dimension 21 .*'tensor'"):
+    sharding.shardings(odd, mesh, RULES)
+
+
+def test_a_mesh_may_leave_one_size_open_but_must_cover_all_devices():
+  assert dict(sharding.make_mesh(-1, 2, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+  assert dict(sharding.make_mesh().shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+  for shape in (2, 2, 1), (-1, 3, 1), (-1, -1, 2), (16, 1, 1), (-1, 16, 1), (0, 8, 1):
+    with pytest.raises(UserError, match="does not cover 8 devices"):
+      sharding.make_mesh(*shape)
+
+
+def test_rows_lie_over_data_and_fsdp():
+  mesh = sharding.make_mesh(2, 2, 2)
+  x = sharding.put_batch({"x": np.arange(24).reshape(8, 3)}, mesh)["x"]
+  assert {s.data.shape for s in x.addressable_shards} == {(2, 3)}
+  np.testing.assert_array_equal(sharding.fetch(x), np.arange(24).reshape(8, 3))
+  assert jnp.sum(x) == 276

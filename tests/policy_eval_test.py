@@ -1,0 +1,238 @@
+"""The exact KL against enumeration, and an evaluation against plain counting."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from alignment import sampling, sharding, train_step
+from alignment.evals import policy, rows
+from alignment.models import t5
+from alignment.types import UserError
+from tests import tiny
+
+MESH = sharding.make_mesh()
+KEY = jax.random.key(7)
+P, Q = tiny.params(0), tiny.params(1)
+
+
+def divergence(params, reference, batch, decoded=None, model=tiny.POLICY):
+  if decoded is None:
+    decoded = np.zeros(batch.responses_BxNxT.shape, np.float32)
+  out = policy.divergence(model, params, model, reference, batch, decoded)
+  return jax.tree.map(np.asarray, out)
+
+
+def log_softmax(model, params, batch):
+  logits = np.float64(tiny.logits(model, params, batch))
+  return logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1))[
+    ..., None
+  ] - logits.max(-1, keepdims=True)
+
+
+def test_kl_and_entropy_are_the_sums_over_vocabulary_and_tokens():
+  batch = tiny.batch(8)
+  logp, logq = (log_softmax(tiny.POLICY, p, batch)[:, 0] for p in (P, Q))
+  p = np.exp(logp)
+  inside = np.arange(tiny.T) < batch.lengths_BxN[:, :1]
+  out = divergence(P, Q, batch)
+  kl = ((p * (logp - logq)).sum(-1) * inside).sum(-1)
+  entropy = -((p * logp).sum(-1) * inside).sum(-1)
+  np.testing.assert_allclose(out["kl"], kl, rtol=1e-4)
+  np.testing.assert_allclose(out["entropy"], entropy, rtol=1e-4)
+  assert kl.min() > 0.01
+
+
+def test_expected_kl_is_the_kl_between_the_distributions_of_responses():
+  """Over all 85 responses of a vocabulary of 5 and length 3: exact, no sampling."""
+  live, length = 6, 3
+  model = t5.T5(dataclasses.replace(tiny.CFG, live_ids=live))
+  words = range(2, live)
+  every = [
+    (*m, sampling.EOS) for n in range(length) for m in itertools.product(words, repeat=n)
+  ] + list(itertools.product(words, repeat=length))
+  R = len(every)
+  prompt = tiny.batch(1, live=live)
+  batch = jax.tree.map(lambda x: np.repeat(x[:1], R, 0), prompt).replace(
+    responses_BxNxT=np.array(
+      [[r + (0,) * (length - len(r))] for r in every], np.int32
+    ),
+    lengths_BxN=np.array([[len(r)] for r in every], np.int32),
+  )
+  logp, logq = (
+    np.array([
+      sum(token_logps[t, token] for t, token in enumerate(r))
+      for token_logps, r in zip(log_softmax(model, p, batch)[:, 0], every, strict=True)
+    ])
+    for p in (P, Q)
+  )  # fmt: skip
+  probs = np.exp(logp)
+  assert probs.sum() == pytest.approx(1, abs=1e-5)
+  out = divergence(P, Q, batch, model=model)
+  exact = (probs * (logp - logq)).sum()
+  assert (probs * out["kl"]).sum() == pytest.approx(exact, rel=1e-4)
+  assert (probs * out["entropy"]).sum() == pytest.approx(-(probs * logp).sum(), rel=1e-4)
+  assert exact > 0.1
+
+
+def test_kl_of_a_model_with_itself_is_0_and_otherwise_is_never_negative():
+  batch = tiny.batch(8)
+  np.testing.assert_array_equal(divergence(P, P, batch)["kl"], 0.0)
+  rng = np.random.default_rng(0)
+  near = jax.tree.map(
+    lambda x: x + 1e-4 * rng.normal(size=x.shape).astype(np.float32), P
+  )
+  kl = divergence(P, near, batch)["kl"]
+  assert np.all(kl >= 0) and np.all(kl < 1e-3) and np.any(kl > 0)
+
+
+def test_kl_does_not_depend_on_padding():
+  batch = tiny.batch(8)
+  longer = batch.replace(
+    prompts_BxS=np.pad(batch.prompts_BxS, [(0, 0), (0, 3)], constant_values=9),
+    responses_BxNxT=np.pad(
+      batch.responses_BxNxT, [(0, 0), (0, 0), (0, 4)], constant_values=9
+    ),
+  )
+  ours, theirs = divergence(P, Q, longer), divergence(P, Q, batch)
+  for name in "kl", "entropy":
+    np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-5)
+
+
+@functools.cache
+def evaluation(utility=False):
+  prompts = tiny.batch(11)
+
+  def value(tokens, lengths):
+    inside = np.arange(tokens.shape[1]) < lengths[:, None]
+    return ((tokens == 5) & inside).sum(1) - 0.1 * lengths
+
+  return policy.PolicyEvaluation(
+    model=tiny.POLICY,
+    reference_params=Q,
+    judge=tiny.JUDGE,
+    judge_params=tiny.params(2, tiny.JUDGE.model.cfg),
+    prompts=prompts,
+    pairs=tiny.batch(9, seed=4),
+    kl_prompts=6,
+    opponent=(prompts.responses_BxNxT[:, 0], prompts.lengths_BxN[:, 0]),
+    start=(prompts.responses_BxNxT[:, 1], prompts.lengths_BxN[:, 1]),
+    utility=value,
+    key=KEY,
+    batch_size=4,  # the last batches of 11, 9 and 6 rows are filled up
+    mesh=MESH,
+  )
+
+
+@pytest.fixture(scope="module")
+def evaluated():
+  return evaluation()(P)
+
+
+def test_sampling_and_scoring_agree(evaluated):
+  assert evaluated[0]["decode_vs_score_max_abs_diff"] < 2e-5
+
+
+def test_decode_vs_score_finds_a_wrong_log_probability_of_a_token_but_not_of_padding():
+  batch = tiny.batch(8)
+  exact = np.take_along_axis(
+    log_softmax(tiny.POLICY, P, batch), batch.responses_BxNxT[..., None], -1
+  )[..., 0]
+  inside = np.arange(tiny.T) < batch.lengths_BxN[..., None]
+  decoded = np.where(inside, exact, 99.0).astype(np.float32)
+  assert divergence(P, Q, batch, decoded)["decode_vs_score"].max() < 2e-5
+  decoded[3, 0, batch.lengths_BxN[3, 0] - 1] += 0.25
+  wrong = divergence(P, Q, batch, decoded)["decode_vs_score"]
+  np.testing.assert_allclose(wrong, np.eye(8)[3] * 0.25, atol=1e-4)
+
+
+def test_the_record_is_what_plain_counting_gives(evaluated):
+  record, outcomes = evaluated
+  e = evaluation()
+  samples = jax.tree.map(np.asarray, e.sample(P, 2))
+  tokens, lengths = samples.tokens_BxNxT, samples.lengths_BxN
+  np.testing.assert_array_equal(outcomes["tokens"], tokens[:, 0])
+  np.testing.assert_array_equal(outcomes["lengths"], lengths[:, 0])
+
+  def margins(a, b):
+    both = e.prompts.replace(
+      responses_BxNxT=np.stack([a[0], b[0]], 1), lengths_BxN=np.stack([a[1], b[1]], 1)
+    )
+    prefer = jax.jit(tiny.JUDGE.preference, compiler_options=tiny.FAST)
+    return np.asarray(prefer(e.judge_params, both))
+
+  mine, second = ((tokens[:, i], lengths[:, i]) for i in (0, 1))
+  wins = margins(mine, e.opponent)
+  expected = (wins > 0) + 0.5 * (wins == 0)
+  np.testing.assert_array_equal(outcomes["golden"], expected)
+  assert record["win_rate"] == pytest.approx(expected.mean())
+  assert record["win_rate_stderr"] == pytest.approx(expected.std(ddof=1) / 11**0.5)
+  assert record["golden_score"] == pytest.approx(
+    margins(mine, e.start).mean(), abs=1e-5
+  )
+  assert record["response_length"] == pytest.approx(lengths[:, 0].mean())
+  no_eos = [sampling.EOS not in t[:n] for t, n in zip(*mine, strict=True)]
+  assert record["truncation_rate"] == pytest.approx(np.mean(no_eos))
+
+  sampled = e.prompts.replace(responses_BxNxT=tokens, lengths_BxN=lengths)
+  kl = divergence(P, Q, sampled)["kl"][:6]
+  assert record["kl"] == pytest.approx(kl.mean(), rel=1e-4)
+  assert record["kl_stderr"] == pytest.approx(kl.std(ddof=1) / 6**0.5, rel=1e-4)
+
+  score = jax.jit(train_step.score, static_argnums=0, compiler_options=tiny.FAST)
+  ratios = np.asarray(score(tiny.POLICY, P, e.pairs)) - e.pairs.ref_logps_BxN
+  right = (ratios[:, 0] > ratios[:, 1]).mean()
+  assert record["classification_accuracy"] == pytest.approx(right)
+  assert record["chosen_log_ratio"] == pytest.approx(ratios[:, 0].mean(), rel=1e-4)
+  assert record["rejected_log_ratio"] == pytest.approx(ratios[:, 1].mean(), rel=1e-4)
+
+  truth = e.utility(*mine)
+  gap, judged = truth - e.utility(*second), margins(mine, second)
+  known = gap != 0
+  agrees = (np.sign(gap) == np.sign(judged)) + 0.5 * (judged == 0)
+  assert record["judge_accuracy_on_policy"] == pytest.approx(agrees[known].mean())
+  assert record["true_utility"] == pytest.approx(truth.mean())
+  beaten = truth - e.utility(*e.opponent)
+  won = (beaten > 0) + 0.5 * (beaten == 0)
+  assert record["true_win_rate"] == pytest.approx(won.mean())
+  np.testing.assert_array_equal(outcomes["truth"], won)
+
+
+def test_the_same_checkpoint_gives_the_same_record(evaluated):
+  again, _ = evaluation()(P)
+  assert again == evaluated[0]
+
+
+def test_a_policy_ties_with_its_own_responses(evaluated):
+  own = evaluated[1]["tokens"], evaluated[1]["lengths"]
+  mirror = dataclasses.replace(evaluation(), opponent=own, start=own, utility=None)
+  record, outcomes = mirror(P)
+  assert record["win_rate"] == 0.5 and record["golden_score"] == 0
+  assert record["win_rate_stderr"] == 0
+  assert "true_utility" not in record and "truth" not in outcomes
+
+
+def test_ties_count_half():
+  np.testing.assert_array_equal(policy.outcome(np.array([2.0, 0.0, -0.1])), [1, 0.5, 0])
+
+
+def test_rows_are_mapped_in_order_in_batches_of_one_shape():
+  shapes = []
+
+  def double(batch):
+    shapes.append(batch.shape)
+    return {"x": 2 * batch}
+
+  out = rows.map_rows(double, lambda i: (10 * i,), np.array([5, 3, 1, 4, 2]), 2, MESH)
+  assert out["x"].tolist() == [100, 60, 20, 80, 40] and shapes == [(2,)] * 3
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_refused():
+  class Shards:
+    shape = {"data": 2, "fsdp": 2, "tensor": 1}
+
+  with pytest.raises(UserError, match="evaluation.batch_size 6 is not divisible"):
+    rows.map_rows(None, None, np.arange(6), 6, Shards())
