@@ -130,7 +130,7 @@ def lock(workdir: Path, key: str) -> Iterator[bool]:
 
 
 def worker_environment(index: int, workers: int) -> None:
-  """Gives each of several local workers its own share of the cores, before JAX starts."""
+  """Gives each of several local workers its share of the cores, before JAX starts."""
   if workers > 1 and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     mine = cores[index::workers] if len(cores) >= workers else cores

@@ -23,7 +23,9 @@ class Checkpoints:
     self._directory = directory.absolute()
     self._states = ocp.CheckpointManager(
       self._directory / "state",
-      options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True),
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=2, enable_async_checkpointing=True
+      ),
     )
     self._params = ocp.StandardCheckpointer()
 
@@ -39,15 +41,16 @@ class Checkpoints:
     saved = self._states.restore(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract_state), environment=ocp.args.JsonRestore()
+        state=ocp.args.StandardRestore(abstract_state),
+        environment=ocp.args.JsonRestore(),
       ),
     )
     here = environment()
     for key, was in saved["environment"].items():
       if here.get(key) != was:
         print(
-          f"warning: {self._directory.name} resumes under {key} {here.get(key)}, was {was}: "
-          "bits may differ from an undisturbed run's",
+          f"warning: {self._directory.name} resumes under {key} {here.get(key)}, "
+          f"was {was}: bits may differ from an undisturbed run's",
           flush=True,
         )
     return saved["state"]

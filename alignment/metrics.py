@@ -43,7 +43,9 @@ class MetricLog:
 
       self._writer = metric_writers.SummaryWriter(str(directory / "tensorboard"))
 
-  def write(self, step: int, values: Mapping[str, float], show: tuple[str, ...]) -> None:
+  def write(
+    self, step: int, values: Mapping[str, float], show: tuple[str, ...]
+  ) -> None:
     """Logs values at `step`, and prints those named in `show`, at most every 2 s."""
     if self._writer is None:
       return
@@ -101,4 +103,3 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
       raise UserError(f"{path}:{number}: not a metrics line; delete the file") from None
     rows.append(row)
   return rows
-

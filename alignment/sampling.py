@@ -67,8 +67,8 @@ def inverse_cdf(probs: Array, draws: Array) -> Array:
     0.0,
   )
   inside = jnp.take_along_axis(blocks, block[..., None, None], -2)[..., 0, :]
-  # The two levels round apart (XLA may fuse the product into the difference): before the
-  # block's start means its first possible index, past its end its last.
+  # The two levels round apart (XLA may fuse the product into the difference): before
+  # the block's start means its first possible index, past its end its last.
   rest = jnp.maximum(target - below, 0.0)
   within = jnp.sum(_cumulative(inside) <= rest[..., None], axis=-1)
   last = width - 1 - jnp.argmax(jnp.flip(inside > 0, -1), axis=-1)

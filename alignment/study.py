@@ -221,7 +221,7 @@ def build(config: ConfigDict, world: int) -> Study:
     policies[name] = policy(name, recipe, "proxy_pm")
     steps = stages.evaluated_steps(recipe)
     evaluations[name] = evaluation(name, recipe, policies[name], steps)
-  start_recipe = policy_recipe | {"method": "sft"}
+  start_recipe = policy_recipe | {"method": "sft", "beta": None, "learning_rate": None}
   start_steps = [config.sft.steps if policy_recipe["init"] == "sft" else 0]
   evaluations[f"world{world}_sft"] = evaluation(
     f"world{world}_sft", start_recipe, policy_start, start_steps
@@ -276,13 +276,11 @@ _SHORT = {"learning_rate": "lr"}
 def _data_config(chosen: Mapping[str, Any]) -> dict[str, Any]:
   """What determines a data set: the data keys, with a file's content for its path."""
   c = dict(chosen)
-  path = c.pop("path")
+  path, _ = c.pop("path"), c.pop("data_dir")
   if c["format"] == "jsonl":
     if not path:
       raise UserError("data.path is not set: name a .jsonl or .jsonl.gz file of pairs")
     c["sha256"] = _checksum(Path(path))
-  if c["format"] != "toy":
-    del c["data_dir"]
   return c
 
 

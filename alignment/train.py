@@ -49,7 +49,9 @@ def train(
       finite.
   """
   if save_every % log_every:
-    raise UserError(f"save_every {save_every} is not a multiple of log_every {log_every}")
+    raise UserError(
+      f"save_every {save_every} is not a multiple of log_every {log_every}"
+    )
   checkpoints = Checkpoints(directory)
   state = init_state()
   layout = jax.tree.map(

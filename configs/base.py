@@ -46,11 +46,7 @@ def preference_model(**overrides) -> dict:
   generous, and of `evaluations` equally spaced checkpoints the one is kept that is best
   on one half of the validation pairs; the other half reports its accuracy.
   """
-  return (
-    role(learning_rate=1e-4, warmup_steps=1000)
-    | {"evaluations": 10}
-    | overrides
-  )
+  return role(learning_rate=1e-4, warmup_steps=1000) | {"evaluations": 10} | overrides
 
 
 def policy(**overrides) -> dict:
@@ -148,8 +144,8 @@ def get_config() -> ConfigDict:
 
 
 # The paper's tasks: their builder in alignment/data/datasets, and the side on which a
-# prompt that is too long is cut. Conversations keep their end; the side of Chatbot Arena
-# is ours.
+# prompt that is too long is cut. Conversations keep their end; for Chatbot Arena, whose
+# side is not stated, that is ours.
 PAPER_DATA = {
   "tldr": {"name": "openai_comparisons", "truncate_prompt": "right"},
   "helpfulness": {"name": "anthropic_helpfulness", "truncate_prompt": "left"},

@@ -42,7 +42,9 @@ def get_config(vocabulary: str = "sentencepiece"):
     "offline": {"method": ("offline",), "beta": (0.1,), "learning_rate": (3e-4, 1e-3)},
   }
   c.policy.evaluate_at = c.golden_policy.evaluate_at = (0.1, 0.25, 0.5, 0.75, 1.0)
-  c.evaluation.update({"prompts": 512, "kl_prompts": 256, "pairs": 256, "batch_size": 64})
+  c.evaluation.update(
+    {"prompts": 512, "kl_prompts": 256, "pairs": 256, "batch_size": 64}
+  )
   c.evaluation.require_good_judge = False
   c.notes = (
     "These are pairs of Anthropic HH's test split, used for training: nothing here is "

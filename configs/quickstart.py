@@ -43,7 +43,7 @@ def get_config():
   c.proxy_pm.update(judge | {"size": "micro", "steps": 4000})
   c.policy.update(policy)
   c.golden_policy.update(policy)
-  grid = {"beta": (0.1, 0.3), "learning_rate": (1e-4, 3e-4)}
+  grid = {"beta": (0.05, 0.1, 0.3), "learning_rate": (1e-4, 3e-4)}
   c.runs = {
     "online": {"method": ("online",), **grid},
     "offline": {"method": ("offline",), **grid},

@@ -10,14 +10,15 @@
     --config.sft.init='T5/{size}'
 
 T5 holds Hugging Face checkpoints of T5 1.1, in T5/t5_1_1_large (SFT, and by way of it
-proxy preference model and policies) and T5/t5_1_1_xxl (golden preference model). Without
-a Chatbot Arena licence, or to save time, SFT on this task alone: --config.sft.data='()'.
+proxy preference model and policies) and T5/t5_1_1_xxl (golden preference model).
+Without a Chatbot Arena licence, SFT on this task alone: '--config.sft.data=()'.
 
 Hardware: 16 chips of 32 GB or more, for the 11B golden preference model. A number of
-chips that does not divide its batch of 16 needs another --config.mesh.
-Duration: not known, nobody has run this config. By arithmetic (6 or 2 operations per
-parameter and token), training the golden preference model takes about 3e19 operations,
-the 220 evaluations 1e19, and everything else together less than that.
+chips that does not divide its batch of 16 needs other --config.mesh sizes.
+Duration: not known, this config has not been run at its size. By arithmetic (2 and 6
+operations per parameter and token) about 1e20 operations: 3e19 to train the golden
+preference model, 3e19 to judge 220 checkpoints with it, 2e19 for the offline sweep. At
+40 % of the peak of 16 TPU v4 chips that is 16 hours; sampling comes on top.
 Expected (the paper's figure 1): win rate against KL rises, then falls for both methods;
 online is above offline at equal KL and at its peak.
 """

@@ -96,7 +96,10 @@ def test_states_wait_for_the_parameters_before_them(tmp_path, monkeypatch):
       {"decoder": {"kernel": np.zeros((2, 3), np.float32)}},
       r"parameter 'decoder/kernel' has shape None there",
     ),
-    (PARAMS | {"head": np.zeros(2, np.float32)}, "parameter 'head' has shape None there"),
+    (
+      PARAMS | {"head": np.zeros(2, np.float32)},
+      "parameter 'head' has shape None there",
+    ),
   ],
 )
 def test_another_models_parameters(saved, other, message):

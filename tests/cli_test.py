@@ -173,7 +173,9 @@ def test_checkpoint_of_another_shape(fails, pairs, checkpoint, tmp_path):
   )
 
 
-def test_checkpoint_with_fewer_ids_than_the_vocabulary(fails, pairs, checkpoint, tmp_path):
+def test_checkpoint_with_fewer_ids_than_the_vocabulary(
+  fails, pairs, checkpoint, tmp_path
+):
   directory = copied(checkpoint, tmp_path / "other", vocab_size=256)
   fails(
     f"{directory}/config.json: vocab_size is 256, but 267 are in use",

@@ -16,7 +16,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture
 def cli(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
-  """`cli(*arguments)` runs the command line in this process: (status, stdout, stderr)."""
+  """`cli(*arguments)` runs the command line in here: (status, stdout, stderr)."""
   from alignment import allocator, main
 
   monkeypatch.setattr(allocator, "keep_memory", lambda *_: None)

@@ -39,7 +39,8 @@ def batch():
 
 def swapped(batch):
   return batch.replace(
-    responses_BxNxT=batch.responses_BxNxT[:, ::-1], lengths_BxN=batch.lengths_BxN[:, ::-1]
+    responses_BxNxT=batch.responses_BxNxT[:, ::-1],
+    lengths_BxN=batch.lengths_BxN[:, ::-1],
   )
 
 
@@ -76,7 +77,13 @@ def test_assembled_input_is_what_python_lists_would_be(context_length, truncate_
   cut = 0
   for b in range(32):
     prompt, first, second = (list(x[b, : n[b]]) for x, n in parts(batch))
-    rest = [*MARKERS.before_first, *first, *MARKERS.before_second, *second, *MARKERS.end]
+    rest = [
+      *MARKERS.before_first,
+      *first,
+      *MARKERS.before_second,
+      *second,
+      *MARKERS.end,
+    ]
     room = context_length - len(rest)
     cut += len(prompt) > room
     if truncate_prompt == "left":
@@ -90,7 +97,9 @@ def test_assembled_input_is_what_python_lists_would_be(context_length, truncate_
 
 def test_swapping_the_responses_flips_every_label_exactly(params, batch):
   margins = np.asarray(preference(params, batch))
-  np.testing.assert_array_equal(np.asarray(preference(params, swapped(batch))), -margins)
+  np.testing.assert_array_equal(
+    np.asarray(preference(params, swapped(batch))), -margins
+  )
   assert np.all(margins[:12] != 0) and len(set(np.sign(margins[:12]))) == 2
 
 
@@ -102,7 +111,9 @@ def test_identical_responses_tie_exactly_whatever_their_padding_holds(params, ba
 def test_a_prefix_is_not_identical():
   batch = tiny.batch(1)
   tokens = np.array([[[3, 4, 5, 0, 0], [3, 4, 0, 0, 0]]], np.int32)
-  batch = batch.replace(responses_BxNxT=tokens, lengths_BxN=np.array([[3, 2]], np.int32))
+  batch = batch.replace(
+    responses_BxNxT=tokens, lengths_BxN=np.array([[3, 2]], np.int32)
+  )
   assert not judge.identical(batch)[0] and not judge.identical(swapped(batch))[0]
 
 

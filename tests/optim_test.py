@@ -23,7 +23,10 @@ def tree(seed, scale=1.0):
     return (scale * rng.normal(size=shape)).astype(np.float32)
 
   layers = [
-    {"up": {"kernel": 10.0**i * normal(128, 130)}, "norm": {"scale": 10.0**i * normal(7)}}
+    {
+      "up": {"kernel": 10.0**i * normal(128, 130)},
+      "norm": {"scale": 10.0**i * normal(7)},
+    }
     for i in range(LAYERS)
   ]
   return {
@@ -122,7 +125,9 @@ def test_clipping_is_by_the_norm_of_the_whole_gradient():
   for limit, factor in (norm / 4, 0.25), (norm * 2, 1.0), (0.0, 1.0):
     rule = optim.Optimizer("adamw", clip_norm=limit).transform()
     _, state = jax.jit(rule.update)(grads, rule.init(tree(0)), tree(0))
-    moments = optax.tree.get(state, "mu", filtering=lambda path, _: "whole" in str(path))
+    moments = optax.tree.get(
+      state, "mu", filtering=lambda path, _: "whole" in str(path)
+    )
     np.testing.assert_allclose(
       moments["embedding"], 0.1 * factor * grads["embedding"], rtol=1e-4, atol=1e-6
     )

@@ -120,7 +120,7 @@ def test_long_responses():
   assert len(found) == 1 and statistics.dropped == {"long": 2}
   assert statistics.truncated_responses == 0
   with pytest.raises(
-    UserError, match="f.jsonl:1: field 'chosen': 6 tokens with EOS, over data.response_"
+    UserError, match="f.jsonl:1: field 'chosen': 6 tokens with EOS, over response_"
   ):
     tokenize(triples, long_response="error")
   with pytest.raises(UserError, match="f.jsonl:3: field 'rejected': 7 tokens"):

@@ -28,9 +28,11 @@ def divergence(params, reference, batch, decoded=None, model=tiny.POLICY):
 
 def log_softmax(model, params, batch):
   logits = np.float64(tiny.logits(model, params, batch))
-  return logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1))[
-    ..., None
-  ] - logits.max(-1, keepdims=True)
+  return (
+    logits
+    - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1))[..., None]
+    - logits.max(-1, keepdims=True)
+  )
 
 
 def test_kl_and_entropy_are_the_sums_over_vocabulary_and_tokens():
@@ -52,14 +54,14 @@ def test_expected_kl_is_the_kl_between_the_distributions_of_responses():
   model = t5.T5(dataclasses.replace(tiny.CFG, live_ids=live))
   words = range(2, live)
   every = [
-    (*m, sampling.EOS) for n in range(length) for m in itertools.product(words, repeat=n)
+    (*m, sampling.EOS)
+    for n in range(length)
+    for m in itertools.product(words, repeat=n)
   ] + list(itertools.product(words, repeat=length))
   R = len(every)
   prompt = tiny.batch(1, live=live)
   batch = jax.tree.map(lambda x: np.repeat(x[:1], R, 0), prompt).replace(
-    responses_BxNxT=np.array(
-      [[r + (0,) * (length - len(r))] for r in every], np.int32
-    ),
+    responses_BxNxT=np.array([[r + (0,) * (length - len(r))] for r in every], np.int32),
     lengths_BxN=np.array([[len(r)] for r in every], np.int32),
   )
   logp, logq = (
@@ -74,7 +76,9 @@ def test_expected_kl_is_the_kl_between_the_distributions_of_responses():
   out = divergence(P, Q, batch, model=model)
   exact = (probs * (logp - logq)).sum()
   assert (probs * out["kl"]).sum() == pytest.approx(exact, rel=1e-4)
-  assert (probs * out["entropy"]).sum() == pytest.approx(-(probs * logp).sum(), rel=1e-4)
+  assert (probs * out["entropy"]).sum() == pytest.approx(
+    -(probs * logp).sum(), rel=1e-4
+  )
   assert exact > 0.1
 
 

@@ -31,18 +31,20 @@ def params():
 def offline(rows=16):
   """With a third response, which rollouts keep: the supervised target of SLiC-HF."""
   batch = tiny.batch(rows)
-  column = lambda x, n: pairs.Ragged(  # noqa: E731
-    np.concatenate([row[:k] for row, k in zip(x, n, strict=True)]),
-    np.cumsum([0, *n], dtype=np.int64),
+  column = (
+    lambda x, n: pairs.Ragged(  # noqa: E731
+      np.concatenate([row[:k] for row, k in zip(x, n, strict=True)]),
+      np.cumsum([0, *n], dtype=np.int64),
+    )
   )
   dataset = pairs.PairDataset(
     column(batch.prompts_BxS, batch.prompt_lengths_B),
-    tuple(
-      column(batch.responses_BxNxT[:, i], batch.lengths_BxN[:, i]) for i in (0, 1)
-    ),
+    tuple(column(batch.responses_BxNxT[:, i], batch.lengths_BxN[:, i]) for i in (0, 1)),
     {"ids": batch.ids_B, "ref_logps": batch.ref_logps_BxN},
   )
-  return sources.OfflineSource(dataset, rows, tiny.S, tiny.T, MESH, seed=0, num_responses=3)
+  return sources.OfflineSource(
+    dataset, rows, tiny.S, tiny.T, MESH, seed=0, num_responses=3
+  )
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +69,7 @@ def unordered(params, prompts):
   generate = jax.jit(
     rollout.generate, static_argnums=(0, 4, 5), compiler_options=tiny.FAST
   )
-  return generate(
-    tiny.POLICY, params["policy"], prompts, KEY, 2, tiny.T
-  )
+  return generate(tiny.POLICY, params["policy"], prompts, KEY, 2, tiny.T)
 
 
 def test_the_response_that_the_judge_prefers_is_first(params, result):
@@ -97,9 +97,12 @@ def test_ordering_moves_all_that_belongs_to_a_response(result, unordered):
   ]
   kept = swapped = 0
   for b in range(len(result.margins_B)):
-    same = [np.allclose(x[b], y[b], atol=1e-5) for x, y in zip(ours, theirs, strict=True)]
+    same = [
+      np.allclose(x[b], y[b], atol=1e-5) for x, y in zip(ours, theirs, strict=True)
+    ]
     other = [
-      np.allclose(x[b], y[b][::-1], atol=1e-5) for x, y in zip(ours, theirs, strict=True)
+      np.allclose(x[b], y[b][::-1], atol=1e-5)
+      for x, y in zip(ours, theirs, strict=True)
     ]
     assert all(same) or all(other)
     kept, swapped = kept + (not all(other)), swapped + (not all(same))
@@ -116,7 +119,11 @@ def test_log_probabilities_equal_a_separate_score(params, result):
 
 def test_a_rollout_looks_like_an_offline_batch(result, prompts):
   def looks(x):
-    return x.shape, x.dtype, x.sharding.is_equivalent_to(sharding.batch_sharding(MESH), x.ndim)
+    return (
+      x.shape,
+      x.dtype,
+      x.sharding.is_equivalent_to(sharding.batch_sharding(MESH), x.ndim),
+    )
 
   assert jax.tree.map(looks, result.batch) == jax.tree.map(looks, prompts)
   for name in ("prompts_BxS", "prompt_lengths_B", "weights_B", "ids_B"):
@@ -127,7 +134,9 @@ def test_a_third_response_is_kept(prompts, result):
   np.testing.assert_array_equal(
     result.batch.responses_BxNxT[:, 2], prompts.responses_BxNxT[:, 2]
   )
-  np.testing.assert_array_equal(result.batch.lengths_BxN[:, 2], prompts.lengths_BxN[:, 2])
+  np.testing.assert_array_equal(
+    result.batch.lengths_BxN[:, 2], prompts.lengths_BxN[:, 2]
+  )
   assert np.any(prompts.responses_BxNxT[:, 2] != result.batch.responses_BxNxT[:, 0])
 
 

@@ -53,7 +53,9 @@ def enumerate_responses(live, length):
   """Every response of at most `length` tokens: tokens_RxT, lengths_R."""
   words = range(EOS + 1, live)
   ended = [
-    (*middle, EOS) for n in range(length) for middle in itertools.product(words, repeat=n)
+    (*middle, EOS)
+    for n in range(length)
+    for middle in itertools.product(words, repeat=n)
   ]
   cut = list(itertools.product(words, repeat=length))
   every = ended + cut
@@ -72,7 +74,9 @@ def test_samples_follow_the_enumerated_distribution(temperature):
   sampled = np.asarray(out.tokens_BxNxT).reshape(-1, length)
 
   tokens_RxT, lengths_R = enumerate_responses(live, length)
-  every = jax.tree.map(lambda x: x[:1], prompts).replace(responses_BxNxT=tokens_RxT[None])
+  every = jax.tree.map(lambda x: x[:1], prompts).replace(
+    responses_BxNxT=tokens_RxT[None]
+  )
   logits = tiny.logits(model, tiny.params(), every) / temperature
   logps = logprobs.token_logps(logits, tokens_RxT[None])
   probs_R = np.exp(np.float64(logprobs.sequence_logps(logps, lengths_R[None])[0]))
@@ -81,7 +85,9 @@ def test_samples_follow_the_enumerated_distribution(temperature):
   where = {tuple(r): i for i, r in enumerate(tokens_RxT)}
   counts_R = np.bincount([where[tuple(r)] for r in sampled], minlength=len(where))
   expected_R = probs_R / probs_R.sum() * len(sampled)
-  rare_R = expected_R < 5  # too rare for the test: one cell with the least of the others
+  rare_R = (
+    expected_R < 5
+  )  # too rare for the test: one cell with the least of the others
   cell_R = np.arange(len(where))
   cell_R[rare_R] = np.argmin(np.where(rare_R, np.inf, expected_R))
   cells, cell_R = np.unique(cell_R, return_inverse=True)
@@ -102,7 +108,9 @@ def test_draws_are_a_function_of_key_id_sample_and_position():
   assert draws.shape == (3, 3, 6)
   assert len(np.unique(draws)) == draws.size
   np.testing.assert_array_equal(sampling.uniforms(KEY, ids[::-1], 3, 6), draws[::-1])
-  np.testing.assert_array_equal(sampling.uniforms(KEY, ids[1:2], 2, 4), draws[1:2, :2, :4])
+  np.testing.assert_array_equal(
+    sampling.uniforms(KEY, ids[1:2], 2, 4), draws[1:2, :2, :4]
+  )
   assert not np.any(sampling.uniforms(jax.random.key(4), ids, 3, 6) == draws)
 
 
@@ -133,7 +141,9 @@ def test_log_probabilities_are_the_teacher_forced_ones(prompts, samples):
   logits = tiny.logits(tiny.POLICY, tiny.params(), batch)
   scored = logprobs.token_logps(logits, batch.responses_BxNxT)
   inside = np.asarray(logprobs.length_mask(batch.lengths_BxN, tiny.T))
-  np.testing.assert_allclose(samples.logps_BxNxT, np.where(inside, scored, 0), atol=1e-5)
+  np.testing.assert_allclose(
+    samples.logps_BxNxT, np.where(inside, scored, 0), atol=1e-5
+  )
 
 
 def test_responses_end_at_the_first_eos_or_are_cut_without_one(samples):

@@ -28,7 +28,16 @@ def test_results_on_8_devices_equal_those_on_one(marker):
     "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles in half the time
   }
-  command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marker]
+  command = [
+    sys.executable,
+    "-m",
+    "pytest",
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "-m",
+    marker,
+  ]
   result = subprocess.run(
     [*command, "tests/multidevice/meshes.py"],
     cwd=root,
@@ -43,7 +52,9 @@ def test_results_on_8_devices_equal_those_on_one(marker):
 def test_every_parameter_of_a_t5_has_a_layout(scan):
   cfg = t5.config("nano", vocab_rows=64, scan_layers=scan, num_heads=4)
   params = jax.eval_shape(t5.T5(cfg).init, jax.random.key(0))
-  layout = jax.tree.map(lambda s: s.spec, sharding.shardings(params, MESH, sharding.T5_RULES))
+  layout = jax.tree.map(
+    lambda s: s.spec, sharding.shardings(params, MESH, sharding.T5_RULES)
+  )
   assert layout["embedding"] == PartitionSpec("tensor", "fsdp")
   assert layout["head"]["kernel"] == PartitionSpec("fsdp", "tensor")
   layers = layout["decoder"]["layers"]
@@ -90,5 +101,7 @@ def test_a_batch_that_does_not_divide_is_an_error():
 
 
 def test_a_mesh_that_does_not_cover_the_devices_is_an_error():
-  with pytest.raises(UserError, match=r"mesh \(data=2, fsdp=1, tensor=1\) .* 1 devices"):
+  with pytest.raises(
+    UserError, match=r"mesh \(data=2, fsdp=1, tensor=1\) .* 1 devices"
+  ):
     sharding.make_mesh(2)

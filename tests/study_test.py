@@ -125,11 +125,15 @@ def test_golden_data_is_in_the_golden_models_order(workdir, built):
     # The same pairs: only their order may differ.
     for i in range(len(golden)):
       both = [tuple(response[i]) for response in golden.responses]
-      assert sorted(both) == sorted(tuple(response[i]) for response in initial.responses)
+      assert sorted(both) == sorted(
+        tuple(response[i]) for response in initial.responses
+      )
       np.testing.assert_array_equal(golden.prompts[i], initial.prompts[i])
     kept = np.mean([tuple(golden.responses[0][i]) == tuple(initial.responses[0][i])
                     for i in range(len(golden))])  # fmt: skip
-    written = read_json(built.models["golden_data"].directory(workdir) / "agreement.json")
+    written = read_json(
+      built.models["golden_data"].directory(workdir) / "agreement.json"
+    )
     assert kept == pytest.approx(written[split])
     assert 0 < kept < 1
 
@@ -201,13 +205,6 @@ def test_nothing_is_made_twice(workdir, monkeypatch):
 # --- the command line on it -----------------------------------------------------------
 
 
-@pytest.fixture
-def main(cli, workdir, monkeypatch):
-  """`main(*arguments)`: the command line on the nano study."""
-  config = f"--config={studies.__file__.replace('studies.py', 'nano_config.py')}"
-  return lambda *arguments: cli(config, f"--workdir={workdir}", *arguments)
-
-
 def test_dry_run_says_what_is_left(capsys, workdir):
   commands.dry_run(studies.nano(), workdir)
   lines = capsys.readouterr().out.splitlines()
@@ -243,7 +240,7 @@ def test_sample_from_any_model(capsys, workdir, built):
 @pytest.mark.parametrize(
   "overrides, message",
   [
-    ({"sample.model": "golden"}, "sample.model 'golden' is no model; there are sft_nano"),
+    ({"sample.model": "golden"}, "model 'golden' is no model; there are sft_nano"),
     ({"sample.model": "golden_policy", "policy.beta": 9.0, "golden_policy.beta": 9.0},
      "sample.model 'golden_policy' is not trained yet: run --stages=golden_policy"),
     ({"sample.step": 5}, "params/5: no parameters saved at step 5"),
@@ -318,7 +315,10 @@ def changed(**overrides) -> set[str]:
   """Names of the stages that are made again when keys are edited."""
   before, after = (
     {a.name: a.key for a in artefacts.closure(built.stages().values())}
-    for built in (study.build(studies.nano(), 0), study.build(studies.nano(**overrides), 0))
+    for built in (
+      study.build(studies.nano(), 0),
+      study.build(studies.nano(**overrides), 0),
+    )
   )
   return {name for name in after if before.get(name) != after[name]}
 
@@ -336,7 +336,8 @@ JUDGED = {f"evaluation_{name}" for name in POLICY_RUNS | LEVELS}
     ({"evaluation.batch_size": 8, "evaluation.require_good_judge": True}, set()),
     ({"evaluation.kl_prompts": 8}, JUDGED),
     ({"evaluation.prompts": 32}, JUDGED | {"golden_samples", "sft_samples"}),
-    ({"policy.learning_rate": 1e-5}, {"world0_online_ipo", "evaluation_world0_online_ipo"}),
+    ({"policy.learning_rate": 1e-5},
+     {"world0_online_ipo", "evaluation_world0_online_ipo"}),
     ({"golden_policy.beta": 0.7}, {"golden_policy", "golden_samples"} | JUDGED),
     ({"proxy_pm.steps": 4},
      {"proxy_pm", "world0_online_ipo", "evaluation_world0_online_ipo"}),
@@ -359,7 +360,9 @@ def test_editing_a_key_re_runs_what_depends_on_it(overrides, expected):
 )
 def test_editing_early_keys_keeps_only_what_is_independent(overrides, kept):
   every = set(study.build(studies.nano(), 0).stages())
-  names = {a.name for a in artefacts.closure(study.build(studies.nano(), 0).stages().values())}
+  names = {
+    a.name for a in artefacts.closure(study.build(studies.nano(), 0).stages().values())
+  }
   assert len(names) == len(every) + 1  # and golden_data_nano, which needs no name
   if kept >= {"sft_nano"}:
     kept = kept - {"sft_samples"}  # its prompts come with D_golden
@@ -368,7 +371,9 @@ def test_editing_early_keys_keeps_only_what_is_independent(overrides, kept):
 
 def test_worlds_share_nothing(built):
   other = study.build(studies.nano(), 1)
-  keys = [{a.key for a in artefacts.closure(b.stages().values())} for b in (built, other)]
+  keys = [
+    {a.key for a in artefacts.closure(b.stages().values())} for b in (built, other)
+  ]
   assert not keys[0] & keys[1]
 
 

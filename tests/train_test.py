@@ -121,7 +121,9 @@ def test_finished_training_takes_no_step(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_with_a_line(tmp_path):
   hyper = train_step.hyper(math.inf)
-  with pytest.raises(UserError, match="sft: loss nan.*before step 2; lower the learning"):
+  with pytest.raises(
+    UserError, match="sft: loss nan.*before step 2; lower the learning"
+  ):
     run("sft", tmp_path, 8, hyper=hyper, log_every=2, save_every=2)
   assert not names(tmp_path / "state")  # or the next run would resume from it
 

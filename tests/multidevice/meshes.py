@@ -5,6 +5,7 @@ Run by tests/sharding_test.py in a process of its own, where 8 virtual devices e
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -44,15 +45,7 @@ OPTIMIZERS = {
 
 
 SHAPES = [(2, 2, 2), (8, 1, 1), (2, 4, 1), (1, 2, 4)]
-
-
-def grid(first, *others):
-  """(shape, name) pairs: all of `first`, the others of the first shape; the rest slow."""
-  for shape in SHAPES:
-    for name in (first, *others):
-      always = name == first or shape == SHAPES[0]
-      marks = () if always else pytest.mark.slow
-      yield pytest.param(shape, name, marks=marks, id=f"{name}-{shape}")
+ALWAYS = {("ipo", (2, 2, 2)), ("ipo", (1, 2, 4)), ("pm", (2, 2, 2))}  # the others: slow
 
 
 @pytest.fixture
@@ -104,7 +97,16 @@ def on_one_device(name):
   return sharding.fetch(state), metrics
 
 
-@pytest.mark.parametrize("mesh, name", grid(*OBJECTIVES), indirect=["mesh"])
+@pytest.mark.parametrize(
+  "mesh, name",
+  [
+    pytest.param(
+      s, n, marks=() if (n, s) in ALWAYS else pytest.mark.slow, id=f"{n}-{s}"
+    )
+    for n, s in itertools.product(OBJECTIVES, SHAPES)
+  ],
+  indirect=["mesh"],
+)
 def test_train_steps_equal_those_of_one_device(mesh, name):
   state, metrics, compilations = run_steps(name, mesh)
   expected, expected_metrics = on_one_device(name)
@@ -181,7 +183,10 @@ def roll(mesh):
 
 @pytest.mark.parametrize(
   "mesh",
-  [pytest.param(s, marks=() if i == 0 else pytest.mark.slow) for i, s in enumerate(SHAPES)],
+  [
+    pytest.param(s, marks=() if i == 0 else pytest.mark.slow)
+    for i, s in enumerate(SHAPES)
+  ],
   ids=str,
   indirect=True,
 )
@@ -236,7 +241,9 @@ def evaluate(mesh):
 def test_a_dimension_that_does_not_divide_is_an_error_with_its_name():
   odd = jax.eval_shape(t5.T5(dataclasses.replace(CFG, vocab_rows=21)).init, KEY)
   mesh = sharding.make_mesh(2, 2, 2)
-  with pytest.raises(UserError, match=r"'embedding' \(21, 24\): dimension 21 .*'tensor'"):
+  with pytest.raises(
+    UserError, match=r"'embedding' \(21, 24\): dimension 21 .*'tensor'"
+  ):
     sharding.shardings(odd, mesh, RULES)
 
 

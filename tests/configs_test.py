@@ -1,0 +1,195 @@
+"""Every config: instantiated, built into a graph, and run for a step at tiny size."""
+
+import json
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+import pytest
+
+from alignment import artefacts, study
+from alignment.data import datasets
+from alignment.metrics import read_jsonl
+from configs import (
+  base,
+  chat_arena,
+  harmlessness,
+  helpfulness,
+  hh_small,
+  quickstart,
+  tldr,
+)
+
+ROLES = ("sft", "golden_pm", "proxy_pm", "policy", "golden_policy")
+PAPER = {
+  "tldr": tldr,
+  "helpfulness": helpfulness,
+  "harmlessness": harmlessness,
+  "chat_arena": chat_arena,
+}
+MODULES = PAPER | {"hh_small": hh_small, "quickstart": quickstart}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly():
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+  path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+  rows = (
+    {
+      "prompt": f"What is {i}?",
+      "chosen": f"It is {i}.",
+      "rejected": "No " + "o" * (i % 9),
+    }
+    for i in range(60)
+  )
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return path
+
+
+def tiny(config: ConfigDict, pairs: Path) -> ConfigDict:
+  """The config's own stages, numerics, optimizers and losses, but a step of each."""
+  for name in ROLES:
+    role = config[name]
+    role.update({"steps": 1, "batch_size": 2 * role.microbatches, "warmup_steps": 1})
+    if name != "sft":
+      role.size = "nano"
+  config.sft.init = "scratch"
+  config.golden_pm.evaluations = config.proxy_pm.evaluations = 1
+  config.policy.evaluate_at = config.golden_policy.evaluate_at = (1.0,)
+  if "steps" in config.runs.offline:
+    config.runs.offline.steps = (1,)
+  config.workers = 1
+  config.evaluation.update(
+    {"prompts": 4, "kl_prompts": 4, "pairs": 4, "batch_size": 4,
+     "require_good_judge": False}
+  )  # fmt: skip
+  config.log_every = config.save_every = 1
+  if config.data.format != "toy":
+    config.data.update(
+      {"format": "jsonl", "path": str(pairs), "validation_fraction": 0.3}
+    )
+    config.vocab.update({"kind": "bytes"})
+    config.prompt_length = config.response_length = 12
+    config.judge_context_length = 48
+  return config
+
+
+def test_every_config_is_tested():
+  found = {path.stem for path in Path(base.__file__).parent.glob("*.py")}
+  assert found == MODULES.keys() | {"base", "__init__"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_opens_with_command_hardware_and_duration(name):
+  text = MODULES[name].__doc__
+  assert f"--config=configs/{name}.py" in text
+  for word in ("ardware", "uration"):
+    assert word in text, word
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_has_no_keys_of_its_own(name):
+  """Every key is declared in base.py; only `runs` is a study's own."""
+
+  def keys(config):
+    flat = ConfigDict({**config.to_dict(), "runs": {}, "data": {}})
+    return {
+      *_paths(flat), *(f"data.{key}" for key in config.data if key != "language")
+    }  # fmt: skip
+
+  assert keys(MODULES[name].get_config()) == keys(base.get_config())
+
+
+def _paths(config: ConfigDict, prefix: str = "") -> set[str]:
+  found = set()
+  for key, value in config.items():
+    if isinstance(value, ConfigDict) and len(value):
+      found |= _paths(value, f"{prefix}{key}.")
+    else:
+      found.add(prefix + key)
+  return found
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_builds(name, pairs):
+  config = tiny(MODULES[name].get_config(), pairs)
+  built = study.build(config, 0)
+  expected = len(study.runs(config))
+  assert len(built.policies) == expected > 1
+  methods = {a.config["role"]["method"] for a in built.policies.values()}
+  assert methods == {"online", "offline"}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_numbers(name):
+  c = PAPER[name].get_config()
+  assert c.task == name
+  assert (c.prompt_length, c.response_length) == (1024, 128)
+  sizes = [c[role].size for role in ROLES if role != "sft"]
+  assert sizes == ["t5_1_1_xxl"] + ["t5_1_1_large"] * 3
+  # Pairs, of which SFT has two targets each.
+  assert [c[role].batch_size for role in ROLES] == [64, 16, 32, 32, 32]
+  assert [c[role].learning_rate for role in ROLES] == [3e-5, 1e-4, 1e-4, 1e-5, 1e-5]
+  assert [c[role].warmup_steps for role in ROLES] == [0, 1000, 1000, 0, 0]
+  assert (c.sft.steps, c.policy.steps, c.golden_policy.steps) == (4000, 4000, 4000)
+  assert (c.policy.loss, c.policy.beta, c.policy.temperature) == ("ipo", 0.1, 1.0)
+  runs = study.runs(c)
+  sweep = {
+    (r["learning_rate"], r["beta"], r["steps"])
+    for r in runs.values()
+    if r["method"] == "offline"
+  }
+  assert sweep == {
+    (rate, beta, steps)
+    for rate in (3e-6, 1e-5, 3e-5)
+    for beta in (0.1, 0.5, 1.0)
+    for steps in (4000, 20_000)
+  }
+  assert len(runs) == len(sweep) + 1
+  e = c.evaluation
+  assert (e.prompts, e.kl_prompts, e.pairs) == (2048, 256, 256)
+  assert e.require_good_judge
+  assert c.data.name in datasets.NAMES
+  assert c.data.truncate_prompt == ("right" if name == "tldr" else "left")
+  assert {entry["name"] for entry in c.sft.data} == set(datasets.NAMES)
+  assert c.data.name in {entry["name"] for entry in c.sft.data}
+
+
+def test_golden_model_starts_where_sft_starts_unless_told():
+  c = tldr.get_config()
+  c.sft.init = "/models/{size}"
+  assert (c.golden_pm.init, c.proxy_pm.init) == ("/models/{size}", "sft")
+  c.golden_pm.init = "/other"
+  assert (c.sft.init, c.golden_pm.init) == ("/models/{size}", "/other")
+
+
+def test_tasks_share_the_sft_of_all_four(pairs):
+  """The paper's one SFT: the same artefact in the same working directory."""
+  keys = set()
+  for module in PAPER.values():
+    built = study.build(tiny(module.get_config(), pairs), 0)
+    keys.add(built.models["sft_nano"].key)
+    assert len(built.models["sft_nano"].inputs) == 4
+  assert len(keys) == 1
+
+
+def test_a_step_of_every_stage_at_the_papers_numerics(pairs, tmp_path):
+  """bfloat16, scanned and rematerialised layers, Adafactor, pooled SFT."""
+  c = tiny(tldr.get_config(), pairs)
+  c.runs = {"online": {"method": ("online",)}, "offline": {"method": ("offline",)}}
+  built = study.build(c, 0)
+  evaluated = "evaluate_world0_online_ipo"
+  artefacts.run([built.stages()[evaluated], *built.policies.values()], tmp_path)
+  for name in ("sft_nano", "golden_pm", "proxy_pm", "golden_policy", *built.policies):
+    directory = built.stages()[name].directory(tmp_path)
+    assert [row["step"] for row in read_jsonl(directory / "metrics.jsonl")] == [1]
+  (row,) = read_jsonl(
+    built.stages()[evaluated].directory(tmp_path) / "evaluations.jsonl"
+  )
+  assert row["step"] == 1 and abs(row["kl"]) < 0.1
