@@ -46,7 +46,7 @@ def read_json(path: Path) -> Any:
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
   temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-  np.savez(temporary, **arrays)
+  np.savez(temporary, allow_pickle=False, **arrays)
   os.replace(temporary, path)
 
 

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
   for flag in ("config", "workdir"):
     if not flags.FLAGS[flag].value:
       raise UserError(f"--{flag} is required")
-  config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+  config, workdir = _CONFIG.value, Path(_WORKDIR.value or "")
   workers = config.workers if not (_STAGES.value or _DRY_RUN.value) else 1
   artefacts.worker_environment(_WORKER.value, workers)
   if _WORKER.value:

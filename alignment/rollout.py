@@ -22,8 +22,7 @@ from alignment.train_step import score
 from alignment.types import Array, Batch, Params
 
 
-@struct.dataclass
-class Rollout:
+class Rollout(struct.PyTreeNode):
   """A batch, and what is worth recording of how it came about."""
 
   batch: Batch

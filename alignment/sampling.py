@@ -18,8 +18,7 @@ from alignment.types import Array, Params
 EOS = 1
 
 
-@struct.dataclass
-class Samples:
+class Samples(struct.PyTreeNode):
   """N sampled responses per prompt."""
 
   tokens_BxNxT: Array  # int32, right-padded

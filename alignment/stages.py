@@ -107,7 +107,9 @@ class Setting:
       return sharding.init_sharded(
         model.init, jax.random.key(seed), mesh=self.mesh, rules=self.rules
       )
-    params = huggingface.read_params(self.origin(role), model.cfg)
+    origin = self.origin(role)
+    assert origin is not None
+    params = huggingface.read_params(origin, model.cfg)
     return jax.tree.map(
       lambda p, a: jax.device_put(p, a.sharding), params, self.abstract_params(model)
     )
@@ -138,7 +140,7 @@ def make_data(
 ) -> None:
   """Pairs as `chosen` (config.data) says, tokenised and split: `train/`, `validation/`."""
   del inputs
-  c, counts = ConfigDict(chosen), {}
+  c, counts = ConfigDict(chosen), dict[str, int]()
   if c.format == "toy":
     examples = _language(setting).examples(c.num_pairs)
   elif c.format == "jsonl":
@@ -352,9 +354,10 @@ def train_policy(
   seed = seed_of("policy", setting.world, role["seed"])
   loss = train_step.losses.get(role["loss"])
   start = setting.load(inputs["sft"], model)
-  source: sources.Source = _offline(
+  prompts = _offline(
     setting, role, [inputs["pairs"]], seed, num_responses=loss.responses
   )
+  source: sources.Source = prompts
   if role["method"] == "online":
     roller = rollout.Roller(
       model,
@@ -369,7 +372,7 @@ def train_policy(
     def online_batch(params: Params, prompts: Batch, key: Array) -> Batch:
       return roll(params, start, judge_params, prompts, key).batch
 
-    source = sources.OnlineSource(source, online_batch, jax.random.key(seed))
+    source = sources.OnlineSource(prompts, online_batch, jax.random.key(seed))
   # The state is donated, so it must not share the reference's buffers.
   _train(
     setting,

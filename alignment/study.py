@@ -27,9 +27,9 @@ class Study:
   """All artefacts of one world, by name; `evaluations` are the leaves."""
 
   setting: Setting
-  models: Mapping[str, Artefact]  # for people: data, sft, golden_pm, ...
-  policies: Mapping[str, Artefact]  # by run name
-  evaluations: Mapping[str, Artefact]  # by run name
+  models: dict[str, Artefact]  # for people: data, sft, golden_pm, ...
+  policies: dict[str, Artefact]  # by run name
+  evaluations: dict[str, Artefact]  # by run name
 
   def stages(self) -> dict[str, Artefact]:
     """Everything by its name."""

@@ -24,15 +24,13 @@ from alignment.types import Array, Batch, Params, SumWeight
 Objective = Callable[[Params, Batch, Array], dict[str, SumWeight]]
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
   step: Array  # int32
   params: Params  # float32 masters
   opt_state: Any
 
 
-@struct.dataclass
-class Hyper:
+class Hyper(struct.PyTreeNode):
   """Numbers a sweep varies: inputs of the compiled step, not constants in it."""
 
   learning_rate: Array

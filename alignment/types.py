@@ -8,9 +8,10 @@ layers, H heads, K key/value width per head, D model width, F feed-forward width
 from typing import Any
 
 from flax import struct
-import jax
 
-Array = jax.Array
+# A jax.Array, or a numpy array on its way to or from one. The type says nothing: shapes
+# are in names, which no checker reads.
+Array = Any
 Params = Any  # a pytree of arrays
 SumWeight = tuple[Array, Array]  # a metric before it is reduced: (sum, weight)
 
@@ -19,8 +20,7 @@ class UserError(Exception):
   """An error that the user can mend: one line that names the thing and what to do."""
 
 
-@struct.dataclass
-class Batch:
+class Batch(struct.PyTreeNode):
   """Prompts with N responses each: the only thing a train step ever sees.
 
   Offline pairs, online rollouts and replayed streams all yield this pytree, with the

@@ -185,7 +185,7 @@ class WordVocabulary(Vocabulary):
     if isinstance(words, str) or not words:
       raise UserError(f"vocab.words is {words!r}; give a tuple with at least one word")
     self._words = (*self._SPECIAL, *words)
-    self._ids = {}
+    self._ids: dict[str, int] = {}
     for i, word in enumerate(self._words):
       if not isinstance(word, str) or word.split() != [word] or word in self._ids:
         raise UserError(

@@ -147,7 +147,7 @@ class PairDataset:
     for name, column in columns.items():
       if column.shape == (len(self), 2):
         columns[name] = np.where(swap_N[:, None], column[:, ::-1], column)
-    return PairDataset(self.prompts, tuple(responses), columns)
+    return PairDataset(self.prompts, (responses[0], responses[1]), columns)
 
   def save(self, directory: str | os.PathLike[str]) -> None:
     """Writes the pairs as .npy files into `directory`, each flushed to the disk."""
@@ -307,15 +307,15 @@ def tokenize(
     )
   first, second = responses
   dataset = PairDataset(prompts.finish(), (first.finish(), second.finish()))
-  prompt_tokens, response_tokens = np.array(prompt_tokens), np.array(response_tokens)
+  prompt_sizes, response_sizes = np.array(prompt_tokens), np.array(response_tokens)
   statistics = Statistics(
     pairs=len(dataset),
     prompts=len(np.unique(prompt_hashes)),
     dropped=dict(counts),
-    prompt_tokens=_quantiles(prompt_tokens),
-    response_tokens=_quantiles(response_tokens),
-    truncated_prompts=float(np.mean(prompt_tokens > prompt_length)),
-    truncated_responses=float(np.mean(response_tokens > response_length)),
+    prompt_tokens=_quantiles(prompt_sizes),
+    response_tokens=_quantiles(response_sizes),
+    truncated_prompts=float(np.mean(prompt_sizes > prompt_length)),
+    truncated_responses=float(np.mean(response_sizes > response_length)),
   )
   return dataset, statistics
 

@@ -86,8 +86,8 @@ def read_config(directory: str | os.PathLike, **chosen: Any) -> t5.T5Config:
       `alignment.models.t5` implements; for more `live_ids` than it has ids.
   """
   path = Path(directory) / CONFIG
-  raw = {key: value for key, value in _read_json(path).items() if value is not None}
-  raw = _DEFAULTS | raw
+  found = _read_json(path).items()
+  raw: dict[str, Any] = {**_DEFAULTS, **{k: v for k, v in found if v is not None}}
   # transformers 5 writes `tie_word_embeddings: true` for every T5 and marks T5 1.1 (a
   # head of its own, logits not scaled) by the other key; earlier versions by this one.
   raw.setdefault("scale_decoder_outputs", raw["tie_word_embeddings"])
@@ -199,7 +199,7 @@ def write(
   itemsize = np.dtype(DTYPES[dtype]).itemsize
   shards = _shards(cfg, itemsize, max_shard_bytes)
   partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
-  weight_map = {}
+  weight_map: dict[str, str] = {}
   try:
     partial.mkdir(parents=True)
     for i, shard in enumerate(shards, start=1):
@@ -286,7 +286,7 @@ def _name(path: tuple, gated: bool) -> str:
 
 def _get(params: Params, path: tuple) -> Any:
   """The leaf at a path through layers as a list, also where they are stacked."""
-  row = ()
+  row: Any = ()  # all of it
   for key in path:
     if isinstance(key, int) and not isinstance(params, list):
       row = key
@@ -297,7 +297,8 @@ def _get(params: Params, path: tuple) -> Any:
 
 def _shards(cfg: t5.T5Config, itemsize: int, max_bytes: int) -> list[list[_Tensor]]:
   """The tensors in order, cut where the next would take a file past `max_bytes`."""
-  shards, size = [[]], 0
+  shards: list[list[_Tensor]] = [[]]
+  size = 0
   for tensor in _tensors(cfg):
     num_bytes = math.prod(tensor.shape) * itemsize
     if shards[-1] and size + num_bytes > max_bytes:

@@ -144,8 +144,7 @@ def _parts(cfg: T5Config) -> tuple[Callable, Callable, Callable]:
   )
 
 
-@struct.dataclass
-class Context:
+class Context(struct.PyTreeNode):
   """What a prompt contributes to every response: computed once."""
 
   encoded_BxSxD: Array

@@ -37,7 +37,7 @@ class Row(NamedTuple):
   where: str  # in errors: the file and the line
   id: str  # the source file's name and the line, the same on every machine
 
-  def get(self, *path: str | int, kind: type[T] = str) -> T:
+  def get(self, *path: str | int, kind: type[T] = str) -> T:  # type: ignore[assignment]
     """The value under nested keys and indices; UserError if absent or not a `kind`."""
     name = ".".join(map(str, path))
     value = self.fields
@@ -90,7 +90,10 @@ def split_transcript(transcript: str) -> tuple[str, str]:
   return before + assistant, reply
 
 
-class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class PairsBuilder(
+  tfds.core.GeneratorBasedBuilder,
+  skip_registration=True,  # type: ignore[call-arg]
+):
   """Writes the pairs of a source, and into `info.metadata` what it skipped.
 
   Pairs without a preference between two responses are left out: a response that is
@@ -128,7 +131,7 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       self, split: str, files: Mapping[str, epath.PathLike]
   ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields the examples of `files` (by a name that enters their ids) in `split`."""
-    skipped = collections.Counter()
+    skipped: collections.Counter[str] = collections.Counter()
     seen = set()
     for row in self._rows(files):
       try:
@@ -158,7 +161,10 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     self.info.metadata.setdefault("skipped", {})[split] = counts
 
 
-class AnthropicBuilder(PairsBuilder, skip_registration=True):
+class AnthropicBuilder(
+  PairsBuilder,
+  skip_registration=True,  # type: ignore[call-arg]
+):
   """Subsets of Anthropic HH: https://huggingface.co/datasets/Anthropic/hh-rlhf.
 
   A row is two whole transcripts. They are split at the last assistant turn of each;

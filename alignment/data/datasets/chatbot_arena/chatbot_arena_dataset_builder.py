@@ -17,7 +17,7 @@ _COLUMNS = ("question_id", "winner", "conversation_a", "conversation_b")
 
 def _prompt_and_reply(row: common.Row, field: str) -> tuple[str, str]:
   """All turns but the last as a transcript ending in "\\n\\nAssistant:"; the last."""
-  turns = [
+  turns: list[tuple[str, str]] = [
       (row.choose(_SPEAKERS, field, i, "role"), row.get(field, i, "content"))
       for i in range(len(row.get(field, kind=list)))
   ]
@@ -29,7 +29,7 @@ def _prompt_and_reply(row: common.Row, field: str) -> tuple[str, str]:
 
 def _split(row: common.Row) -> str:
   """One in twenty opening messages is for testing, with all that begins with it."""
-  opening = row.get("conversation_a", 0, "content")
+  opening: str = row.get("conversation_a", 0, "content")
   digest = hashlib.sha256(opening.strip().encode()).digest()
   return "test" if int.from_bytes(digest[:8], "big") % 20 == 0 else "train"
 
