@@ -174,9 +174,7 @@ def show_batch(built: study.Study, workdir: Path) -> None:
   """Prints what the models will see of a few pairs: tokens, lengths and masks."""
   artefacts.run([built.models["data"]], workdir)
   setting = built.setting
-  dataset = pairs.PairDataset.load(
-    built.models["data"].directory(workdir) / "train"
-  )
+  dataset = pairs.PairDataset.load(built.models["data"].directory(workdir) / "train")
   batch = dataset.batch(np.arange(min(3, len(dataset))), **setting.lengths)
   judge = setting.preference_model(built.setting.config.golden_pm)
   first, second = (

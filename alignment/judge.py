@@ -1,9 +1,9 @@
 """The preference model: reads a prompt and both responses, and says which is better.
 
 r(x, y1, y2) = sigmoid(logit_A - logit_B) of two vocabulary ids after one decoder step
-(App. A), so any T5 checkpoint initialises it. Its input is assembled from tokens, inside
-jit, by one function that training, relabelling and judging all call: nothing is ever
-turned into text and tokenised again.
+(App. A), so any T5 checkpoint initialises it. Its input is assembled from tokens,
+inside jit, by one function that training, relabelling and judging all call: nothing is
+ever turned into text and tokenised again.
 """
 
 import dataclasses
@@ -127,7 +127,7 @@ def assemble(
   kept_B = jnp.minimum(prompt[1], room_B)
   skip_B = prompt[1] - kept_B if truncate_prompt == "left" else jnp.zeros_like(kept_B)
 
-  # Column c of the output comes from the part whose span [start, start + length) has it.
+  # Column c comes from the part whose span [start, start + length) holds it.
   column_BxC = jnp.broadcast_to(jnp.arange(context_length)[None], (B, context_length))
   output_BxC = jnp.zeros((B, context_length), jnp.int32)
   start_B = jnp.zeros((B,), jnp.int32)

@@ -185,8 +185,12 @@ def savage(logps_Bx2: Array, ref_logps_Bx2: Array, beta: float) -> Array:
 
 @pairwise(responses=3, reference=False)
 def slic_hf(
-  logps_Bx3: Array, ref_logps_Bx3: Array, beta: float,
-  *, delta: float = 1.0, regularization: float = 1.0,
+  logps_Bx3: Array,
+  ref_logps_Bx3: Array,
+  beta: float,
+  *,
+  delta: float = 1.0,
+  regularization: float = 1.0,
 ) -> Array:
   """SLiC-HF: max(0, delta - log pi(y_w|x) + log pi(y_l|x)) - lambda log pi(y_ref|x).
 

@@ -23,8 +23,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of artefacts and resu
 _STAGES = flags.DEFINE_list(
   "stages", [], "Some stages by name (and what they need), instead of the whole study."
 )
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the stages and whether each is done.")
-_WORKER = flags.DEFINE_integer("worker", 0, "Index of a local worker; set by the first.")
+_DRY_RUN = flags.DEFINE_bool(
+  "dry_run", False, "Print the stages and whether each is done."
+)
+_WORKER = flags.DEFINE_integer(
+  "worker", 0, "Index of a local worker; set by the first."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -85,7 +89,14 @@ def parse_flags(argv: list[str]) -> list[str]:
     if _CONFIG.value is not None:
       _CONFIG.value.lock()  # raises if the file could not be loaded
     return rest
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+  except (
+    flags.Error,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    OSError,
+  ) as error:
     text = error.args[0] if isinstance(error, KeyError) else error  # not its repr
     raise UserError("options: " + " ".join(str(text).split())) from None
 

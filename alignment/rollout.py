@@ -51,7 +51,9 @@ def cast_for_decoding(params: Params, model: t5.T5) -> Params:
   dtype = jnp.dtype(model.cfg.dtype)
   cast = jax.tree_util.tree_map_with_path(
     lambda path, p: (
-      p if jax.tree_util.keystr(path).endswith(("['scale']", "['position']")) else p.astype(dtype)
+      p
+      if jax.tree_util.keystr(path).endswith(("['scale']", "['position']"))
+      else p.astype(dtype)
     ),
     params,
   )
@@ -86,7 +88,7 @@ def generate(
   )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiled(roller: Roller, mesh: Mesh) -> Callable[..., Rollout]:
   """The jitted rollout, its rows sharded as the train step wants them."""
   rows = sharding.batch_sharding(mesh)

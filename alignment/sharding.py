@@ -57,16 +57,16 @@ def path_name(path: tuple[Any, ...]) -> str:
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
+def spec_for(
+  name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules
+) -> PartitionSpec:
   """The layout of one parameter.
 
   Raises:
     UserError: if no rule matches, or a dimension does not divide.
   """
-  for pattern, axes in rules:
-    if re.search(pattern, name):
-      break
-  else:
+  axes = next((axes for pattern, axes in rules if re.search(pattern, name)), None)
+  if axes is None:
     raise UserError(f"no layout rule matches parameter '{name}' {shape}: add one")
   axes = (None,) * (len(shape) - len(axes)) + tuple(axes)
   for size, axis in zip(shape, axes, strict=True):

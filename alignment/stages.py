@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from alignment import judge, optim, rollout, sharding, train_step, vocab
 from alignment import checkpoint as checkpoint_lib
+from alignment import judge, optim, rollout, sharding, train_step, vocab
 from alignment.data import pairs, readers, sources, toy
 from alignment.evals import policy as policy_eval
 from alignment.evals.rows import distinct_prompts, map_rows
@@ -56,7 +56,7 @@ class Setting:
     return {"prompt_length": c.prompt_length, "response_length": c.response_length}
 
   def model(self, role: Any) -> t5.T5:
-    """The model of a role: a named size, or the shape of the checkpoint it starts from."""
+    """A role's model: of a named size, or as the checkpoint it starts from."""
     live_ids = self.vocabulary.size
     numerics = {**self.config.model, "live_ids": live_ids}
     origin = self.origin(role)
@@ -67,10 +67,12 @@ class Setting:
     return t5.T5(t5.config(role["size"], vocab_rows=rows, **numerics))
 
   def origin(self, role: Any) -> Path | None:
-    """The Hugging Face checkpoint that a role goes back to, by way of the SFT or not."""
+    """The Hugging Face checkpoint a role goes back to, through the SFT or not."""
     init = self.config.sft.init if role["init"] == "sft" else role["init"]
     if init in ("", "sft"):
-      raise UserError(f"sft.init is '{init}': give a checkpoint's directory, or 'scratch'")
+      raise UserError(
+        f"sft.init is '{init}': give a checkpoint's directory, or 'scratch'"
+      )
     return None if init == "scratch" else Path(init.replace("{size}", role["size"]))
 
   def preference_model(self, role: Any) -> judge.PreferenceModel:
@@ -89,7 +91,9 @@ class Setting:
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     layout = sharding.shardings(shapes, self.mesh, self.rules)
     return jax.tree.map(
-      lambda s, l: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=l), shapes, layout
+      lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+      shapes,
+      layout,
     )
 
   def load(self, directory: Path, model: t5.T5, step: int | None = None) -> Params:
@@ -115,7 +119,7 @@ class Setting:
     )
 
   def map_pairs(self, function, dataset: pairs.PairDataset, indices=None) -> Any:
-    """`function(batch)` over a data set's rows (all of them by default), on the host."""
+    """`function(batch)` over a data set's rows, by default all, as host arrays."""
     indices = np.arange(len(dataset)) if indices is None else indices
     return map_rows(
       function,
@@ -138,7 +142,7 @@ def seed_of(*parts: Any) -> int:
 def make_data(
   setting: Setting, chosen: Mapping[str, Any], directory: Path, inputs: Inputs
 ) -> None:
-  """Pairs as `chosen` (config.data) says, tokenised and split: `train/`, `validation/`."""
+  """Pairs as `chosen` (config.data) says, tokenised: `train/` and `validation/`."""
   del inputs
   c, counts = ConfigDict(chosen), dict[str, int]()
   if c.format == "toy":
@@ -146,9 +150,7 @@ def make_data(
   elif c.format == "jsonl":
     examples = readers.read_jsonl(c.path, c.on_bad_pair, counts)
   elif c.format == "tfds":
-    examples = readers.read_tfds(
-      c.name, "train", c.data_dir, c.on_bad_pair, counts
-    )
+    examples = readers.read_tfds(c.name, "train", c.data_dir, c.on_bad_pair, counts)
   else:
     raise UserError(f"data.format '{c.format}' is unknown: jsonl, tfds or toy")
   by_split: dict[str, list[readers.Example]] = {"train": [], "validation": []}
@@ -423,9 +425,9 @@ def _train(
     initial = params()
     abstract = jax.eval_shape(lambda p: train_step.init_state(p, optimizer), initial)
     layout = train_step.state_shardings(abstract, mesh, rules)
-    return jax.jit(
-      lambda p: train_step.init_state(p, optimizer), out_shardings=layout
-    )(initial)
+    return jax.jit(lambda p: train_step.init_state(p, optimizer), out_shardings=layout)(
+      initial
+    )
 
   train(
     name=name,
@@ -491,9 +493,12 @@ def evaluate_policy(
   model, preference_model = setting.model(role), setting.preference_model(judge_role)
   dataset = pairs.PairDataset.load(inputs["pairs"])
   rows = evaluation_rows(setting, dataset)
-  classified = distinct_prompts(dataset, c.evaluation.pairs, seed_of("pairs", setting.world))
+  classified = distinct_prompts(
+    dataset, c.evaluation.pairs, seed_of("pairs", setting.world)
+  )
   opponent, start = (
-    read_npz(inputs[name] / "responses.npz") for name in ("golden_samples", "sft_samples")
+    read_npz(inputs[name] / "responses.npz")
+    for name in ("golden_samples", "sft_samples")
   )
   evaluation = policy_eval.PolicyEvaluation(
     model=model,
@@ -511,10 +516,16 @@ def evaluate_policy(
     mesh=setting.mesh,
   )
   described = {
-    "run": name, "method": role["method"], "task": c.task, "loss": role["loss"],
-    "beta": role["beta"], "learning_rate": role["learning_rate"], "world": setting.world,
-    "seed": role["seed"], "size": role["size"],
-  }  # fmt: skip
+    "run": name,
+    "method": role["method"],
+    "task": c.task,
+    "loss": role["loss"],
+    "beta": role["beta"],
+    "learning_rate": role["learning_rate"],
+    "world": setting.world,
+    "seed": role["seed"],
+    "size": role["size"],
+  }
   records, outcomes = [], []
   for step in steps:
     path = directory / f"step-{step}.npz"
@@ -536,7 +547,9 @@ def evaluate_policy(
     directory / "outcomes.npz",
     steps_E=np.array(steps),
     **{
-      f"{judge_name}_ExP": np.stack([o[judge_name] for o in outcomes]).astype(np.float32)
+      f"{judge_name}_ExP": np.stack([o[judge_name] for o in outcomes]).astype(
+        np.float32
+      )
       for judge_name in ("golden", "truth")
       if judge_name in outcomes[0]
     },

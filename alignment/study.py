@@ -1,8 +1,8 @@
 """The controlled study as a graph of artefacts (section 4 and fig. 2 of the paper).
 
-  D_initial -> SFT -> golden PM -> D_golden -> proxy PM -> golden policy
-                                       |            |
-                                       offline      online      -> evaluations -> figures
+  D_initial -> SFT, golden PM -> D_golden -> proxy PM
+                  |                  |           |
+                  golden policy      offline     online   -> evaluations -> figures
 
 This file says what there is and what feeds what; `stages.py` says what each one does.
 """
@@ -21,6 +21,7 @@ from alignment import losses, sharding, stages
 from alignment.artefacts import Artefact
 from alignment.stages import Setting
 from alignment.types import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -70,7 +71,7 @@ def build(config: ConfigDict, world: int) -> Study:
     return _plain(config[name])
 
   def pairs(name: str, overrides: Mapping[str, Any]) -> Artefact:
-    """D_initial, or with overrides of config.data one of the data sets pooled for SFT."""
+    """D_initial, or (with overrides of config.data) a set pooled for SFT."""
     for key in overrides.keys() - config.data.keys():
       raise UserError(f"sft.data has '{key}', which is no key of data")
     chosen = _plain(config.data) | overrides
@@ -137,7 +138,9 @@ def build(config: ConfigDict, world: int) -> Study:
     if recipe["init"] == "sft":
       reference = sft(recipe["size"])
     elif recipe["init"] == "scratch":
-      raise UserError("a policy needs a start that can respond: init='sft' or a directory")
+      raise UserError(
+        "a policy needs a start that can respond: init='sft' or a directory"
+      )
     else:
       reference = artefact(
         f"start_{recipe['size']}",

@@ -13,8 +13,8 @@ from typing import Any
 
 from flax import struct
 import jax
-from jax.sharding import Mesh
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import optax
 
 from alignment import judge, logprobs, losses, optim, sharding
@@ -137,7 +137,7 @@ def state_shardings(
   )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiled(
   objective: Objective,
   optimizer: optim.Optimizer,
@@ -151,7 +151,9 @@ def compiled(
   Cached on what determines the program: every run of a sweep, online or offline, gets
   the same function and so the same compilation.
   """
-  abstract = jax.eval_shape(lambda k: init_state(model.init(k), optimizer), jax.random.key(0))
+  abstract = jax.eval_shape(
+    lambda k: init_state(model.init(k), optimizer), jax.random.key(0)
+  )
   layout = state_shardings(abstract, mesh, rules)
   rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
   step = functools.partial(
@@ -177,7 +179,9 @@ def train_step(
   """One update: state in, state and unreduced metrics out."""
   grads, metrics = gradients(objective, state.params, batch, hyper.beta, microbatches)
   metrics["grad_norm"] = (optax.global_norm(grads), jnp.float32(1.0))
-  updates, opt_state = optimizer.transform().update(grads, state.opt_state, state.params)
+  updates, opt_state = optimizer.transform().update(
+    grads, state.opt_state, state.params
+  )
   rate = optim.learning_rate(
     state.step.astype(jnp.float32),
     hyper.learning_rate,

@@ -32,8 +32,8 @@ class Examples:
     super()._assertAsDataset(builder)
     for split, expected in self.EXPECTED.items():
       read = [
-          tuple(row[key].decode() for key in common.Example._fields)
-          for row in tfds.as_numpy(builder.as_dataset(split=split))
+        tuple(row[key].decode() for key in common.Example._fields)
+        for row in tfds.as_numpy(builder.as_dataset(split=split))
       ]
       assert sorted(read) == expected
     assert builder.info.metadata["skipped"] == self.SKIPPED
@@ -44,42 +44,42 @@ class OpenaiComparisonsTest(Examples, tfds.testing.DatasetBuilderTestCase):
   SPLITS = {"train": 2, "validation": 1, "test": 1}
   DL_DOWNLOAD_RESULT = {"batch3": "batch3.json", "batch22": "batch22.json"}
   EXPECTED = {
-      "train": [
-          (
-              "batch22/1",
-              "SUBREDDIT: r/unicode\n\nTITLE: Lines\n\nPOST: One\u2028two.\n\nTL;DR:",
-              "A line\u2028separator.",
-              "Nothing.",
-          ),
-          (
-              "batch3/1",
-              "SUBREDDIT: r/tea\n\nTITLE: Loud kettle\n\n"
-              "POST: My kettle whistles.\n\nIt wakes the cat.\n\nTL;DR:",
-              "My kettle wakes the cat.",
-              "Kettle.",
-          ),
-      ],
-      "validation": [
-          (
-              "batch3/2",
-              "SUBREDDIT: r/bikes\n\nTITLE: Bike\n\nPOST: I found a bike.\n\nTL;DR:",
-              "Found a bike.",
-              "Bike.",
-          )
-      ],
-      "test": [
-          (
-              "batch3/3",
-              "SUBREDDIT: r/weather\n\nTITLE: Weather\n\nPOST: It rained.\n\nTL;DR:",
-              "Rain again.",
-              "Sun.",
-          )
-      ],
+    "train": [
+      (
+        "batch22/1",
+        "SUBREDDIT: r/unicode\n\nTITLE: Lines\n\nPOST: One\u2028two.\n\nTL;DR:",
+        "A line\u2028separator.",
+        "Nothing.",
+      ),
+      (
+        "batch3/1",
+        "SUBREDDIT: r/tea\n\nTITLE: Loud kettle\n\n"
+        "POST: My kettle whistles.\n\nIt wakes the cat.\n\nTL;DR:",
+        "My kettle wakes the cat.",
+        "Kettle.",
+      ),
+    ],
+    "validation": [
+      (
+        "batch3/2",
+        "SUBREDDIT: r/bikes\n\nTITLE: Bike\n\nPOST: I found a bike.\n\nTL;DR:",
+        "Found a bike.",
+        "Bike.",
+      )
+    ],
+    "test": [
+      (
+        "batch3/3",
+        "SUBREDDIT: r/weather\n\nTITLE: Weather\n\nPOST: It rained.\n\nTL;DR:",
+        "Rain again.",
+        "Sun.",
+      )
+    ],
   }
   SKIPPED = {
-      "train": {"CNN/DM article": 1, "identical responses": 1},
-      "validation": {},
-      "test": {},
+    "train": {"CNN/DM article": 1, "identical responses": 1},
+    "validation": {},
+    "test": {},
   }
 
 
@@ -87,48 +87,47 @@ class AnthropicHelpfulnessTest(Examples, tfds.testing.DatasetBuilderTestCase):
   DATASET_CLASS = type(datasets.builder("anthropic_helpfulness"))
   SPLITS = {"train": 4, "test": 3}
   DL_EXTRACT_RESULT = {
-      split: {
-          subset: f"{subset}_{split}.jsonl"
-          for subset in ("helpful-base", "helpful-online", "helpful-rejection-sampled")
-      }
-      for split in ("train", "test")
+    split: {
+      subset: f"{subset}_{split}.jsonl"
+      for subset in ("helpful-base", "helpful-online", "helpful-rejection-sampled")
+    }
+    for split in ("train", "test")
   }
   EXPECTED = {
-      "train": [
-          (
-              "helpful-base/1",
-              "\n\nHuman: How do I boil an egg?\n\nAssistant:",
-              "Seven minutes.",
-              "No idea.",
-          ),
-          (
-              "helpful-base/2",
-              "\n\nHuman: Hi!\n\nAssistant: Hello."
-              "\n\nHuman: Name a tree.\n\nAssistant:",
-              "Oak.",
-              "Granite.",
-          ),
-          (
-              "helpful-online/1",
-              "\n\nHuman: Name a fish.\n\nAssistant:",
-              "Pike.",
-              "Chair.",
-          ),
-          (
-              "helpful-rejection-sampled/1",
-              "\n\nHuman: Name a nut.\n\nAssistant:",
-              "Hazel.",
-              "Bolt.",
-          ),
-      ]
+    "train": [
+      (
+        "helpful-base/1",
+        "\n\nHuman: How do I boil an egg?\n\nAssistant:",
+        "Seven minutes.",
+        "No idea.",
+      ),
+      (
+        "helpful-base/2",
+        "\n\nHuman: Hi!\n\nAssistant: Hello.\n\nHuman: Name a tree.\n\nAssistant:",
+        "Oak.",
+        "Granite.",
+      ),
+      (
+        "helpful-online/1",
+        "\n\nHuman: Name a fish.\n\nAssistant:",
+        "Pike.",
+        "Chair.",
+      ),
+      (
+        "helpful-rejection-sampled/1",
+        "\n\nHuman: Name a nut.\n\nAssistant:",
+        "Hazel.",
+        "Bolt.",
+      ),
+    ]
   }
   SKIPPED = {
-      "train": {
-          "empty response": 1,
-          "last turn is not the assistant's": 1,
-          "transcripts differ before the last reply": 1,
-      },
-      "test": {},
+    "train": {
+      "empty response": 1,
+      "last turn is not the assistant's": 1,
+      "transcripts differ before the last reply": 1,
+    },
+    "test": {},
   }
 
 
@@ -136,34 +135,34 @@ class AnthropicHarmlessnessTest(Examples, tfds.testing.DatasetBuilderTestCase):
   DATASET_CLASS = type(datasets.builder("anthropic_harmlessness"))
   SPLITS = {"train": 1, "test": 1}
   DL_EXTRACT_RESULT = {
-      split: {"harmless-base": f"harmless-base_{split}.jsonl"}
-      for split in ("train", "test")
+    split: {"harmless-base": f"harmless-base_{split}.jsonl"}
+    for split in ("train", "test")
   }
   EXPECTED = {
-      "train": [
-          (
-              "harmless-base/1",
-              "\n\nHuman: How do I open my neighbour's lock?\n\nAssistant:",
-              "Ask your neighbour.",
-              "With a hammer.",
-          )
-      ]
+    "train": [
+      (
+        "harmless-base/1",
+        "\n\nHuman: How do I open my neighbour's lock?\n\nAssistant:",
+        "Ask your neighbour.",
+        "With a hammer.",
+      )
+    ]
   }
   SKIPPED = {"train": {"identical responses": 1}, "test": {}}
 
 
 ARENA_EXAMPLES = {
-    "train": [
-        ("q1", "\n\nHuman: Name a river.\n\nAssistant:", "The Rhine.", "The Alps."),
-        ("q2", "\n\nHuman: Name a star.\n\nAssistant:", "Sirius.", "Earth."),
-        (
-            "q5",
-            "\n\nHuman: Hello\n\nAssistant: Hi.\n\nHuman: Count to two.\n\nAssistant:",
-            "1, 2",
-            "1, 3",
-        ),
-    ],
-    "test": [("q8", "\n\nHuman: What is 18 + 18?\n\nAssistant:", "36.", "No idea.")],
+  "train": [
+    ("q1", "\n\nHuman: Name a river.\n\nAssistant:", "The Rhine.", "The Alps."),
+    ("q2", "\n\nHuman: Name a star.\n\nAssistant:", "Sirius.", "Earth."),
+    (
+      "q5",
+      "\n\nHuman: Hello\n\nAssistant: Hi.\n\nHuman: Count to two.\n\nAssistant:",
+      "1, 2",
+      "1, 3",
+    ),
+  ],
+  "test": [("q8", "\n\nHuman: What is 18 + 18?\n\nAssistant:", "36.", "No idea.")],
 }
 
 
@@ -172,13 +171,13 @@ class ChatbotArenaTest(Examples, tfds.testing.DatasetBuilderTestCase):
   SPLITS = {"train": 3, "test": 1}
   EXPECTED = ARENA_EXAMPLES
   SKIPPED = {
-      "train": {
-          "conversations differ before the last reply": 1,
-          "empty response": 1,
-          "tie": 1,
-          "tie (bothbad)": 1,
-      },
-      "test": {},
+    "train": {
+      "conversations differ before the last reply": 1,
+      "empty response": 1,
+      "tie": 1,
+      "tie (bothbad)": 1,
+    },
+    "test": {},
   }
 
 
@@ -230,17 +229,17 @@ def prepare_arena(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        (b'"model_b", "judge"', b'"judge"', "export.jsonl, line 2: not JSON"),
-        (b"a star", b"a \xff", "export.jsonl, line 2: not JSON"),
-        (b"a star", b"a \\ud83d", "line 2: field 'conversation_a.0.content' is not"),
-        (b'"winner"', b'"won"', "line 2: field 'winner' is missing"),
-        (b'"winner": "model', b'"winner": "', "line 2: field 'winner' is '_b', must"),
-        (b'"winner": ', b'"winner": 1, "won": ', "'winner' must be of type str, is 1"),
-        (b'"assistant"', b'"bot"', "line 2: field 'conversation_b.1.role' is 'bot'"),
-        (b'"q2"', b'"q1"', "line 2: 'q1' occurs twice"),
-    ],
+  ("old", "new", "message"),
+  [
+    (b'"model_b", "judge"', b'"judge"', "export.jsonl, line 2: not JSON"),
+    (b"a star", b"a \xff", "export.jsonl, line 2: not JSON"),
+    (b"a star", b"a \\ud83d", "line 2: field 'conversation_a.0.content' is not"),
+    (b'"winner"', b'"won"', "line 2: field 'winner' is missing"),
+    (b'"winner": "model', b'"winner": "', "line 2: field 'winner' is '_b', must"),
+    (b'"winner": ', b'"winner": 1, "won": ', "'winner' must be of type str, is 1"),
+    (b'"assistant"', b'"bot"', "line 2: field 'conversation_b.1.role' is 'bot'"),
+    (b'"q2"', b'"q1"', "line 2: 'q1' occurs twice"),
+  ],
 )
 def test_bad_row_names_line_and_field(prepare_arena, old, new, message):
   first, second = ARENA.read_bytes().splitlines()[:2]

@@ -128,19 +128,6 @@ def test_what_cannot_be_drawn_is_named(tmp_path, runs):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-  path = tmp_path / "file"
-  figures.write_atomically(path, b"old")
-
-  def fail(*_):
-    raise OSError("disk full")
-
-  monkeypatch.setattr(figures.os, "replace", fail)
-  with pytest.raises(OSError, match="disk full"):
-    figures.write_atomically(path, b"new")
-  assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
-
-
 def test_csv_rounds_floats_and_leaves_absent_values_empty():
   rows = [{"kind": "a,b", "x": 1 / 3, "n": 7}, {"kind": "c", "y": float("nan")}]
   expected = 'kind,x,n,y\n"a,b",0.333333,7,\nc,,,\n'

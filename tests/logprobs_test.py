@@ -36,9 +36,7 @@ def exact_token_logps(logits, responses):
 def test_length_mask():
   mask = logprobs.length_mask(jnp.array([[0, 1], [3, 4]]), 3)
   assert mask.dtype == bool
-  np.testing.assert_array_equal(
-    mask, [[[0, 0, 0], [1, 0, 0]], [[1, 1, 1], [1, 1, 1]]]
-  )
+  np.testing.assert_array_equal(mask, [[[0, 0, 0], [1, 0, 0]], [[1, 1, 1], [1, 1, 1]]])
   assert logprobs.length_mask(jnp.array(2), 3).tolist() == [True, True, False]
 
 
@@ -59,9 +57,9 @@ def test_token_logps_gradient_against_central_differences():
   def exact(logits):
     return np.sum(weights * exact_token_logps(logits, responses))
 
-  grad = jax.grad(
-    lambda x: jnp.sum(weights * logprobs.token_logps(x, responses))
-  )(jnp.asarray(logits))
+  grad = jax.grad(lambda x: jnp.sum(weights * logprobs.token_logps(x, responses)))(
+    jnp.asarray(logits)
+  )
   step, logits = 1e-5, logits.astype(np.float64)
   for index in itertools.product([0, 2], [0, 1], [0, 3], range(V)):
     nudge = np.zeros_like(logits)
@@ -201,9 +199,7 @@ def test_dead_ids_contribute_exactly_nothing():
     np.testing.assert_allclose(alive, with_dead, rtol=1e-6)
 
   only_dead_differ = np.where(dead_p < -1e8, dead_p * 1.001, dead_p)
-  np.testing.assert_array_equal(
-    logprobs.exact_kl(dead_p, only_dead_differ, lengths), 0
-  )
+  np.testing.assert_array_equal(logprobs.exact_kl(dead_p, only_dead_differ, lengths), 0)
   for function in (
     lambda p: logprobs.exact_kl(p, dead_q, lengths).sum(),
     lambda p: logprobs.entropy(p, lengths).sum(),

@@ -168,8 +168,11 @@ def test_only_losses_with_a_reference_read_it(name):
   value = bound(logps, ref_logps, 0.3)
   assert value.shape == (6,) and value.dtype == jnp.float32
   shift = np.float32(16)  # of one response, in policy and reference alike
-  both = bound(logps - [shift, 0, 0][: loss.responses],
-               ref_logps - [shift, 0, 0][: loss.responses], 0.3)
+  both = bound(
+    logps - [shift, 0, 0][: loss.responses],
+    ref_logps - [shift, 0, 0][: loss.responses],
+    0.3,
+  )
   other_reference = bound(logps, ref_logps - [shift, 0, 0][: loss.responses], 0.3)
   if loss.reference:
     np.testing.assert_allclose(both, value, rtol=1e-4, atol=1e-6)
@@ -191,8 +194,11 @@ def test_extreme_margins(name):
   else:
     assert np.all(np.isfinite(value)) and np.all(np.isfinite(grad))
   expected = {
-    "ipo": [1.0001e8, 0.9999e8], "dpo": [1e4, 0], "slic": [10001, 0],
-    "truncated_squared": [1.0002e8, 0], "savage": [1, 0],
+    "ipo": [1.0001e8, 0.9999e8],
+    "dpo": [1e4, 0],
+    "slic": [10001, 0],
+    "truncated_squared": [1.0002e8, 0],
+    "savage": [1, 0],
   }
   if name in expected:
     np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-30)
@@ -229,14 +235,17 @@ def test_preference_by_hand_and_its_symmetry():
   first, second = jnp.array([0.0, 2.0, -1.0]), jnp.array([0.0, -2.0, 3.0])
   r_wl, r_lw = (1 / (1 + np.exp(-np.float64(x))) for x in (first, second))
   np.testing.assert_allclose(
-    losses.preference(first, second), -0.5 * np.log(r_wl) - 0.5 * np.log(1 - r_lw),
+    losses.preference(first, second),
+    -0.5 * np.log(r_wl) - 0.5 * np.log(1 - r_lw),
     rtol=1e-6,
   )
   assert losses.preference(first, second)[0] == pytest.approx(math.log(2))
   # The other label on the same two readings: by softplus(a) - softplus(-a) = a.
   np.testing.assert_allclose(
     losses.preference(second, first) - losses.preference(first, second),
-    (first - second) / 2, rtol=1e-5, atol=1e-6,
+    (first - second) / 2,
+    rtol=1e-5,
+    atol=1e-6,
   )
   extreme = jnp.array([-1e4, 1e4])
   value, vjp = jax.vjp(losses.preference, extreme, -extreme)
@@ -296,7 +305,8 @@ def test_bind_passes_its_options_on():
   bound = losses.bind("slic_hf", {"delta": 2, "regularization": 0.0})
   np.testing.assert_allclose(
     jax.jit(bound)(logps, ref_logps, 0.1),
-    np.maximum(0, 2 - logps[:, 0] + logps[:, 1]), rtol=1e-6,
+    np.maximum(0, 2 - logps[:, 0] + logps[:, 1]),
+    rtol=1e-6,
   )
 
 

@@ -121,7 +121,7 @@ def test_adamw_equals_a_hand_written_step_and_does_not_decay_scales():
 def test_clipping_is_by_the_norm_of_the_whole_gradient():
   """Adam's first moments after one step are (1 - b1) times the clipped gradient."""
   grads = tree(1)
-  norm = float(optax.global_norm(grads))
+  norm = float(optax.tree.norm(grads))
   for limit, factor in (norm / 4, 0.25), (norm * 2, 1.0), (0.0, 1.0):
     rule = optim.Optimizer("adamw", clip_norm=limit).transform()
     _, state = jax.jit(rule.update)(grads, rule.init(tree(0)), tree(0))

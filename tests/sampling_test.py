@@ -230,7 +230,7 @@ def distributions(size, rows=8):
   return probs / np.float32(1.7 * size)  # not normalised
 
 
-# 12 and 256: one block; 300 and 1000: several; 40,000: more blocks than XLA sums in order.
+# 12 and 256: one block; 300, 1000: several; 40,000: more than XLA sums in order.
 @pytest.mark.parametrize("size", [12, 256, 300, 1000, 40_000])
 def test_inverse_cdf_is_a_binary_search_of_the_cumulative_sum(size):
   probs = distributions(size)

@@ -1,8 +1,8 @@
 """A TL;DR-like language whose raters are a known noisy utility: no download, CPU-sized.
 
-A prompt is a post of `prompt_words` words about a few topics; a response names the words
-that matter. Every world has its own word weights. What makes a summary good is known,
-so every judge in the study can itself be checked against the truth:
+A prompt is a post of `prompt_words` words (in capitals); a response names those that
+matter (in small letters). Every world has its own word weights. What makes a summary
+good is known, so every judge in the study can itself be checked against the truth:
 
   utility = sum of weights of the distinct prompt words it names
           + order_bonus x adjacent named words that follow the prompt's order
@@ -10,8 +10,8 @@ so every judge in the study can itself be checked against the truth:
           - length_cost x words past `free_words`
 
 Raters prefer response a over b with probability sigmoid((u_a - u_b) / temperature).
-The pairs come from two extractive writers of different care, whose mistakes are repeats,
-strangers and rambling.
+The pairs come from two extractive writers of different care, whose mistakes are
+repeats, strangers and rambling.
 """
 
 from collections.abc import Iterator
@@ -90,7 +90,9 @@ class Language:
       if first != second:
         yield Example(" ".join(prompt), " ".join(first), " ".join(second), f"toy:{i}")
 
-  def _write(self, rng, post: np.ndarray, weights: np.ndarray, care: float) -> list[int]:
+  def _write(
+    self, rng, post: np.ndarray, weights: np.ndarray, care: float
+  ) -> list[int]:
     """A noisy extract of the post: the more care, the better its words and order."""
     length = int(rng.integers(2, self.response_words - 2))
     appeal = care * weights[post] + rng.gumbel(size=len(post))

@@ -28,9 +28,10 @@ def map_rows(
   outputs = []
   for start in range(0, len(indices), batch_size):
     wanted = indices[start : start + batch_size]
-    filled = np.concatenate([wanted, np.full(batch_size - len(wanted), wanted[0])])
+    count = len(wanted)
+    filled = np.concatenate([wanted, np.full(batch_size - count, wanted[0])])
     output = sharding.fetch(function(*sharding.put_batch(rows(filled), mesh)))
-    outputs.append(jax.tree.map(lambda x, n=len(wanted): x[:n], output))
+    outputs.append(jax.tree.map(lambda x, n=count: x[:n], output))
   return jax.tree.map(lambda *xs: np.concatenate(xs), *outputs)
 
 

@@ -55,7 +55,7 @@ def make_case(seed: int, beta: float, label_smoothing: float) -> dict:
 
   def response_logits(model):  # position t predicts token t + 1
     with torch.no_grad():
-      flat = model(tokens.reshape(2 * B, S + T)).logits[:, S - 1:-1]
+      flat = model(tokens.reshape(2 * B, S + T)).logits[:, S - 1 : -1]
     return flat.reshape(B, 2, T, V)
 
   # TRL averages over a batch: pairs are given one by one. ("aot" sorts over the batch;
@@ -78,8 +78,14 @@ def make_case(seed: int, beta: float, label_smoothing: float) -> dict:
 
 def _gpt2() -> torch.nn.Module:
   config = transformers.GPT2Config(
-    vocab_size=V, n_positions=S + T, n_embd=8, n_layer=1, n_head=2,
-    initializer_range=0.7, bos_token_id=0, eos_token_id=1,
+    vocab_size=V,
+    n_positions=S + T,
+    n_embd=8,
+    n_layer=1,
+    n_head=2,
+    initializer_range=0.7,
+    bos_token_id=0,
+    eos_token_id=1,
   )
   return transformers.GPT2LMHeadModel(config).eval()
 

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
   import tensorflow_datasets as tfds
 
 NAMES = (
-    "openai_comparisons",
-    "anthropic_helpfulness",
-    "anthropic_harmlessness",
-    "chatbot_arena",
+  "openai_comparisons",
+  "anthropic_helpfulness",
+  "anthropic_harmlessness",
+  "chatbot_arena",
 )
 
 
@@ -39,7 +39,7 @@ def builder(name: str, data_dir: str | None = None) -> "tfds.core.DatasetBuilder
 
 
 def examples(
-    name: str, split: str, data_dir: str | None = None
+  name: str, split: str, data_dir: str | None = None
 ) -> Iterator[tuple[str, str, str]]:
   """Iterates over (prompt, chosen, rejected) in the order of the prepared files.
 
@@ -57,21 +57,21 @@ def examples(
     if dataset_builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
       flags += " --manual_dir FOLDER_WITH_YOUR_DOWNLOAD"
     raise UserError(
-        f"data set {name!r} is not prepared in {dataset_builder.data_dir}; run "
-        f"python -m {__name__} --prepare {name}{flags}"
+      f"data set {name!r} is not prepared in {dataset_builder.data_dir}; run "
+      f"python -m {__name__} --prepare {name}{flags}"
     )
   import tensorflow_datasets as tfds
 
   try:
     dataset = dataset_builder.as_dataset(
-        # One file after the other, so that the order is that of the records.
-        split=split,
-        read_config=tfds.ReadConfig(interleave_cycle_length=1),
+      # One file after the other, so that the order is that of the records.
+      split=split,
+      read_config=tfds.ReadConfig(interleave_cycle_length=1),
     )
   except ValueError:
     raise UserError(
-        f"data set {name!r} has no split {split!r}: must be one of "
-        f"{', '.join(dataset_builder.info.splits)}, or part of one"
+      f"data set {name!r} has no split {split!r}: must be one of "
+      f"{', '.join(dataset_builder.info.splits)}, or part of one"
     ) from None
   keys = ("prompt", "chosen", "rejected")
   return (tuple(row[key].decode() for key in keys) for row in tfds.as_numpy(dataset))

@@ -25,7 +25,7 @@ def prepare(name: str, data_dir: str | None, manual_dir: str | None) -> None:
 
   try:
     builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
+      download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
     )
   except (OSError, tfds.download.DownloadError) as error:
     raise UserError(f"{name} could not be prepared: {error}") from error
@@ -38,7 +38,7 @@ def prepare(name: str, data_dir: str | None, manual_dir: str | None) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(prog="python -m alignment.data.datasets")
   parser.add_argument(
-      "--prepare", required=True, metavar="NAME", help=", ".join(datasets.NAMES)
+    "--prepare", required=True, metavar="NAME", help=", ".join(datasets.NAMES)
   )
   parser.add_argument("--data_dir", help="default: TFDS's own, ~/tensorflow_datasets")
   parser.add_argument("--manual_dir", help="your download of a licensed data set")

@@ -48,7 +48,7 @@ class Row(NamedTuple):
       raise UserError(f"{self.where}: field {name!r} is missing") from None
     if not isinstance(value, kind):
       raise UserError(
-          f"{self.where}: field {name!r} must be of type {kind.__name__}, is {value!r}"
+        f"{self.where}: field {name!r} must be of type {kind.__name__}, is {value!r}"
       )
     if isinstance(value, str):
       try:
@@ -62,8 +62,8 @@ class Row(NamedTuple):
     value = self.get(*path, kind=type(next(iter(options))))
     if value not in options:
       raise UserError(
-          f"{self.where}: field {'.'.join(map(str, path))!r} is {value!r}, "
-          f"must be one of {', '.join(map(repr, options))}"
+        f"{self.where}: field {'.'.join(map(str, path))!r} is {value!r}, "
+        f"must be one of {', '.join(map(repr, options))}"
       )
     return options[value]
 
@@ -107,11 +107,11 @@ class PairsBuilder(
 
   def _info(self) -> tfds.core.DatasetInfo:
     return self.dataset_info_from_configs(
-        features=tfds.features.FeaturesDict(
-            {name: tfds.features.Text() for name in Example._fields}
-        ),
-        homepage=self.HOMEPAGE,
-        metadata=tfds.core.MetadataDict(),
+      features=tfds.features.FeaturesDict(
+        {name: tfds.features.Text() for name in Example._fields}
+      ),
+      homepage=self.HOMEPAGE,
+      metadata=tfds.core.MetadataDict(),
     )
 
   @abc.abstractmethod
@@ -128,7 +128,7 @@ class PairsBuilder(
         yield Row(value, where=f"{path}, line {number}", id=f"{name}/{number}")
 
   def _generate_examples(
-      self, split: str, files: Mapping[str, epath.PathLike]
+    self, split: str, files: Mapping[str, epath.PathLike]
   ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields the examples of `files` (by a name that enters their ids) in `split`."""
     skipped: collections.Counter[str] = collections.Counter()
@@ -139,7 +139,7 @@ class PairsBuilder(
         if example is None:
           continue
         example = example._replace(
-            chosen=example.chosen.strip(), rejected=example.rejected.strip()
+          chosen=example.chosen.strip(), rejected=example.rejected.strip()
         )
         if not example.chosen or not example.rejected:
           raise Skip("empty response")
@@ -155,8 +155,8 @@ class PairsBuilder(
     counts = dict(sorted(skipped.items()))
     if not seen:
       raise UserError(
-          f"{self.name}: no pairs for split {split!r} in "
-          f"{', '.join(map(str, files.values()))} (skipped: {counts})"
+        f"{self.name}: no pairs for split {split!r} in "
+        f"{', '.join(map(str, files.values()))} (skipped: {counts})"
       )
     self.info.metadata.setdefault("skipped", {})[split] = counts
 
@@ -177,19 +177,19 @@ class AnthropicBuilder(
   SUBSETS: tuple[str, ...]
 
   def _split_generators(
-      self, dl_manager: tfds.download.DownloadManager
+    self, dl_manager: tfds.download.DownloadManager
   ) -> dict[str, Iterator[tuple[str, dict[str, str]]]]:
     files = dl_manager.download_and_extract(
-        {
-            split: {
-                subset: tfds.download.Resource(
-                    url=f"{self.HOMEPAGE}/resolve/main/{subset}/{split}.jsonl.gz",
-                    extract_method=tfds.download.ExtractMethod.GZIP,
-                )
-                for subset in self.SUBSETS
-            }
-            for split in ("train", "test")
+      {
+        split: {
+          subset: tfds.download.Resource(
+            url=f"{self.HOMEPAGE}/resolve/main/{subset}/{split}.jsonl.gz",
+            extract_method=tfds.download.ExtractMethod.GZIP,
+          )
+          for subset in self.SUBSETS
         }
+        for split in ("train", "test")
+      }
     )
     return {split: self._generate_examples(split, files[split]) for split in files}
 

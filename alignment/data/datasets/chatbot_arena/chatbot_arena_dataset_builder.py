@@ -18,8 +18,8 @@ _COLUMNS = ("question_id", "winner", "conversation_a", "conversation_b")
 def _prompt_and_reply(row: common.Row, field: str) -> tuple[str, str]:
   """All turns but the last as a transcript ending in "\\n\\nAssistant:"; the last."""
   turns: list[tuple[str, str]] = [
-      (row.choose(_SPEAKERS, field, i, "role"), row.get(field, i, "content"))
-      for i in range(len(row.get(field, kind=list)))
+    (row.choose(_SPEAKERS, field, i, "role"), row.get(field, i, "content"))
+    for i in range(len(row.get(field, kind=list)))
   ]
   if not turns or turns[-1][0] != common.ASSISTANT:
     raise common.Skip("last turn is not the assistant's")
@@ -45,7 +45,7 @@ class Builder(common.PairsBuilder):
   """
 
   def _split_generators(
-      self, dl_manager: tfds.download.DownloadManager
+    self, dl_manager: tfds.download.DownloadManager
   ) -> dict[str, Iterator[tuple[str, dict[str, str]]]]:
     try:
       folder = dl_manager.manual_dir
@@ -54,13 +54,11 @@ class Builder(common.PairsBuilder):
     paths = sorted(folder.glob("*.jsonl")) or sorted(folder.glob("*.parquet"))
     if not paths:
       raise UserError(
-          f"{folder}: has neither *.jsonl nor *.parquet files; put an export of "
-          f"{self.HOMEPAGE} there"
+        f"{folder}: has neither *.jsonl nor *.parquet files; put an export of "
+        f"{self.HOMEPAGE} there"
       )
     files = {path.name: path for path in paths}
-    return {
-        split: self._generate_examples(split, files) for split in ("train", "test")
-    }
+    return {split: self._generate_examples(split, files) for split in ("train", "test")}
 
   def _values(self, path: epath.Path) -> Iterator[Any]:
     if path.suffix != ".parquet":
@@ -71,8 +69,8 @@ class Builder(common.PairsBuilder):
       import pyarrow.parquet as pq
     except ImportError:
       raise UserError(
-          f"{path}: reading parquet needs pyarrow (pip install pyarrow), or put a "
-          "JSON lines export (*.jsonl) beside it"
+        f"{path}: reading parquet needs pyarrow (pip install pyarrow), or put a "
+        "JSON lines export (*.jsonl) beside it"
       ) from None
     try:
       with path.open("rb") as file:

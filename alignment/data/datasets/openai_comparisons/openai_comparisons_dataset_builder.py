@@ -18,10 +18,10 @@ class Builder(common.PairsBuilder):
   HOMEPAGE = "https://github.com/openai/summarize-from-feedback"
 
   def _split_generators(
-      self, dl_manager: tfds.download.DownloadManager
+    self, dl_manager: tfds.download.DownloadManager
   ) -> dict[str, Iterator[tuple[str, dict[str, str]]]]:
     files = dl_manager.download(
-        {f"batch{n}": f"{_URL}/comparisons/batch{n}.json" for n in _BATCHES}
+      {f"batch{n}": f"{_URL}/comparisons/batch{n}.json" for n in _BATCHES}
     )
     return {split: self._generate_examples(split, files) for split in _SPLITS.values()}
 
@@ -31,15 +31,15 @@ class Builder(common.PairsBuilder):
     if "article" in row.get("info", kind=dict):
       raise common.Skip("CNN/DM article")
     prompt = (
-        f"SUBREDDIT: r/{row.get('info', 'subreddit')}\n\n"
-        f"TITLE: {row.get('info', 'title')}\n\n"
-        f"POST: {row.get('info', 'post')}\n\n"
-        "TL;DR:"
+      f"SUBREDDIT: r/{row.get('info', 'subreddit')}\n\n"
+      f"TITLE: {row.get('info', 'title')}\n\n"
+      f"POST: {row.get('info', 'post')}\n\n"
+      "TL;DR:"
     )
     chosen, rejected = row.choose({0: (0, 1), 1: (1, 0)}, "choice")
     return common.Example(
-        row.id,
-        prompt,
-        row.get("summaries", chosen, "text"),
-        row.get("summaries", rejected, "text"),
+      row.id,
+      prompt,
+      row.get("summaries", chosen, "text"),
+      row.get("summaries", rejected, "text"),
     )
