@@ -44,20 +44,20 @@ class Roller:
 
 
 def cast_for_decoding(params: Params, model: t5.T5) -> Params:
-  """Parameters in the compute dtype, layers as a list: once per rollout.
+  """Kernels in the compute dtype, layers as a list: once per rollout.
 
-  Position tables and norms stay float32: they are used in float32.
+  What is no factor of a product stays float32: position tables, norms, and the
+  embedding, of which a few rows are read, unless it is the head too.
   """
-  dtype = jnp.dtype(model.cfg.dtype)
-  cast = jax.tree_util.tree_map_with_path(
-    lambda path, p: (
-      p
-      if jax.tree_util.keystr(path).endswith(("['scale']", "['position']"))
-      else p.astype(dtype)
-    ),
-    params,
-  )
-  return t5.with_layers_as_list(cast, model.cfg)
+
+  def cast(path: tuple, p: Array) -> Array:
+    name = sharding.path_name(path)
+    if name.endswith("kernel") or (name == "embedding" and model.cfg.tied):
+      return p.astype(model.cfg.dtype)
+    return p
+
+  params = jax.tree_util.tree_map_with_path(cast, params)
+  return t5.with_layers_as_list(params, model.cfg)
 
 
 def generate(

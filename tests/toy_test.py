@@ -13,7 +13,7 @@ PLAIN = toy.Language(
   free_words=3,
 )  # fmt: skip
 A, B, C, D, E = toy.WORDS[10:15]
-PROMPT = [A, B, C, D]
+PROMPT = [word.upper() for word in (A, B, C, D)]
 
 
 def weights():
@@ -34,12 +34,13 @@ def weights():
     ([A, E], -1.0),  # a stranger
     ([A, E, B], -1.0),  # breaks the order's chain
     ([E, E], -1.0 - 0.7),
+    ([A, B.upper()], -1.0),  # a summary that shouts names nothing
     ([A, B, C, D], 0.9 - 0.4),  # one word too long
     ([D, C, B, A, A], -0.7 - 0.8),
   ],
 )
 def test_utility_by_hand(response, extra):
-  named = sum(weights()[w] for w in set(response) & set(PROMPT))
+  named = sum(weights()[w] for w in set(response) & {A, B, C, D})
   assert PLAIN.utility(PROMPT, response) == pytest.approx(named + extra)
 
 
@@ -66,7 +67,9 @@ def test_examples_are_within_the_lengths_and_never_identical():
       text.split() for text in (example.prompt, example.chosen, example.rejected)
     )
     assert len(prompt) == len(set(prompt)) == language.prompt_words
-    assert {*prompt, *chosen, *rejected} <= set(toy.WORDS)
+    assert set(prompt) <= {word.upper() for word in toy.WORDS}
+    assert {*chosen, *rejected} <= set(toy.WORDS)
+    assert {*prompt, *chosen, *rejected} <= set(toy.words(48))
     assert all(2 <= len(r) <= language.response_words for r in (chosen, rejected))
     assert chosen != rejected
 

@@ -50,6 +50,32 @@ def _project_bwd(residuals, g):
 project.defvjp(_project_fwd, _project_bwd)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(subscripts: str, a: Array, b: Array) -> Array:
+  """An einsum of two arrays of one dtype with a float32 result.
+
+  As in `project`, the cotangent is rounded to the inputs' dtype before it is multiplied.
+  """
+  return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+
+
+def _product_fwd(subscripts, a, b):
+  return product(subscripts, a, b), (a, b)
+
+
+def _product_bwd(subscripts, residuals, g):
+  a, b = residuals
+  inputs, out = subscripts.split("->")
+  first, second = inputs.split(",")
+  g = g.astype(a.dtype)
+  da = product(f"{out},{second}->{first}", g, b)
+  db = product(f"{out},{first}->{second}", g, a)
+  return da.astype(a.dtype), db.astype(b.dtype)
+
+
+product.defvjp(_product_fwd, _product_bwd)
+
+
 class Dense(nn.Module):
   """A projection without bias; `stddev` is T5's initialiser, not Linen's default."""
 
@@ -100,7 +126,6 @@ class Attention(nn.Module):
   def __call__(self, x_BxQxD: Array, keys_values, bias) -> Array:
     """Attends from Q positions to S; `bias` (float32) broadcasts to BxHxQxS."""
     key_BxHxSxK, value_BxHxSxK = keys_values
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     query_BxHxQxK = self._heads(self.query(x_BxQxD))
     scores_BxHxQxS = product("bhqk,bhsk->bhqs", query_BxHxQxK, key_BxHxSxK)
     weights = jax.nn.softmax(scores_BxHxQxS + bias, axis=-1).astype(self.dtype)

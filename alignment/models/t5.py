@@ -313,7 +313,7 @@ class T5:
     return carry, outputs
 
   def _embed(self, params: Params, tokens: Array) -> Array:
-    return params["embedding"].astype(self.cfg.dtype)[tokens]
+    return params["embedding"][tokens].astype(self.cfg.dtype)
 
   def _norm(self, stack: Params, x: Array) -> Array:
     norm = lib.RMSNorm(self.cfg.norm_epsilon, jnp.dtype(self.cfg.dtype))
