@@ -64,7 +64,8 @@ def finish(config: ConfigDict, workdir: Path) -> None:
   evaluated = [r for r in runs.load_runs(workdir) if r.name in names]
   png, table = figures.draw("figure_01", evaluated, workdir / "figures")
   measured = claims.claims(evaluated)
-  first = studies[0]  # whose models, curves and samples the report shows
+  first = studies[0]  # whose data, curves and samples the report shows
+  samples, samples_note = _samples(first, workdir, evaluated)
   page = workdir / "report.html"
   report.write_report(
     page,
@@ -72,10 +73,10 @@ def finish(config: ConfigDict, workdir: Path) -> None:
     data_statistics=_data_statistics(first, workdir),
     models=[row for built in studies for row in _models(built, workdir)],
     curves=_curves(first, workdir),
-    samples=_samples(first, workdir, evaluated),
+    samples=samples,
     figures=[(png, "Figure 1: win rate against the golden policy, by KL spent.")],
     claims=measured,
-    notes=list(config.notes),
+    notes=[*config.notes, samples_note],
   )
   print(claims.format_claims(measured))
   for path in (png, table, page):
@@ -131,31 +132,35 @@ def _curves(built: study.Study, workdir: Path) -> dict[str, list[dict[str, Any]]
 
 def _samples(
   built: study.Study, workdir: Path, evaluated: list[runs.Run]
-) -> list[dict[str, Any]]:
-  """Responses to the same prompts: SFT, each method at its best, golden policy."""
+) -> tuple[list[dict[str, Any]], str]:
+  """Responses to the same prompts: SFT, each method at its best, golden policy.
+
+  Also a sentence that says which checkpoints these are.
+  """
   columns: dict[str, Mapping[str, np.ndarray]] = {
     "SFT": read_npz(built.models["sft_samples"].directory(workdir) / "responses.npz")
   }
-  for method in dict.fromkeys(r.method for r in evaluated):
-    if method in ("sft", "golden_policy"):
-      continue
-    _, name, step = max(
+  shown = []
+  for method in ("online", "offline"):
+    candidates = [
       (rate, r.name, int(step))
       for r in evaluated
       if r.method == method and r.world == built.setting.world
       for rate, step in zip(r.win_rates_E("golden PM"), r.steps_E, strict=True)
-    )
-    directory = built.evaluations[name].directory(workdir)
-    columns[f"{method} (its best: {name}, step {step})"] = read_npz(
-      directory / f"step-{step}.npz"
-    )
+    ]
+    if candidates:
+      rate, name, step = max(candidates)
+      directory = built.evaluations[name].directory(workdir)
+      columns[method] = read_npz(directory / f"step-{step}.npz")
+      shown.append(f"{name} at step {step} (win rate {rate:.2f})")
+  note = f"Samples are of the checkpoints that win most often: {', '.join(shown)}."
   golden = built.models["golden_samples"].directory(workdir)
   columns["golden policy"] = read_npz(golden / "responses.npz")
   rows = columns["SFT"]["rows"]
   data = built.models["golden_data"].directory(workdir)
   dataset = pairs.PairDataset.load(data / "train")
   decode = built.setting.vocabulary.decode
-  return [
+  samples = [
     {
       "prompt": decode(dataset.prompts[int(rows[i])]),
       "responses": {
@@ -165,6 +170,7 @@ def _samples(
     }
     for i in range(min(REPORTED_PROMPTS, len(rows)))
   ]
+  return samples, note
 
 
 # --- looks --------------------------------------------------------------------------

@@ -178,7 +178,7 @@ def train_step(
 ) -> tuple[TrainState, dict[str, SumWeight]]:
   """One update: state in, state and unreduced metrics out."""
   grads, metrics = gradients(objective, state.params, batch, hyper.beta, microbatches)
-  metrics["grad_norm"] = (optax.global_norm(grads), jnp.float32(1.0))
+  metrics["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1.0))
   updates, opt_state = optimizer.transform().update(
     grads, state.opt_state, state.params
   )

@@ -60,7 +60,7 @@ def fails(cli, tmp_path):
     ("steps", ["--config.policy.steps=many"]),
     ("stagess", ["--stagess=data"]),
     ("unexpected argument 'data': options start with --", ["data"]),
-    ("no stage is called 'sfft'; there are show_batch, .*sft_tiny", ["--stages=sfft"]),
+    ("no stage is called 'sfft'; there are show_batch, .*sft_micro", ["--stages=sfft"]),
     ("vocab.kind is 'words2'; use", ["--config.vocab.kind=words2"]),
     ("vocab.path is not set", ["--config.vocab.kind=sentencepiece"]),
     ("nowhere/spiece.model: cannot read the SentencePiece model",
@@ -169,7 +169,7 @@ def test_checkpoint_of_another_shape(fails, pairs, checkpoint, tmp_path):
     CONFIG,
     f"--config.data.path={pairs}",
     f"--config.sft.init={directory}",
-    "--stages=sft_tiny",
+    "--stages=sft_micro",
   )
 
 
