@@ -8,12 +8,14 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from alignment import artefacts, claims, figures, report, runs, stages, study
+from alignment import artefacts, claims, figures, report, runs, study
 from alignment.data import pairs
 from alignment.evals import policy as policy_eval
+from alignment.evals import stages as eval_stages
 from alignment.files import read_json, read_npz
 from alignment.metrics import progress, read_jsonl
 from alignment.models import huggingface
+from alignment.setting import Setting
 from alignment.types import Batch, UserError
 
 REPORTED_PROMPTS = 8  # whose responses the report shows side by side
@@ -58,7 +60,7 @@ def finish(config: ConfigDict, workdir: Path) -> None:
   names = set()
   for built in studies:
     for name, artefact in built.evaluations.items():
-      stages.publish(workdir, name, artefact.directory(workdir))
+      eval_stages.publish(workdir, name, artefact.directory(workdir))
       names.add(name)
   # Earlier configurations' runs in this directory are not this study's.
   evaluated = [r for r in runs.load_runs(workdir) if r.name in names]
@@ -197,7 +199,7 @@ def show_batch(built: study.Study, workdir: Path) -> None:
     _show(setting, "judge reads", np.asarray(judged)[i], int(judged_lengths[i]))
 
 
-def _show(setting: stages.Setting, name: str, tokens: np.ndarray, length: int) -> None:
+def _show(setting: Setting, name: str, tokens: np.ndarray, length: int) -> None:
   """One row: its text, its live tokens, and its mask as runs of 1 and 0."""
   live = [int(t) for t in tokens[:length]]
   text = " ".join(setting.vocabulary.decode([t]) or f"[{t}]" for t in live)

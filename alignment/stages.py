@@ -1,142 +1,25 @@
-"""What each stage of the study does: functions that fill an artefact's directory.
+"""What the stages that make data and models do: each fills an artefact's directory.
 
 `study.py` says which stages there are and what feeds what; nothing here knows that.
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
-import functools
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
 from alignment import checkpoint as checkpoint_lib
-from alignment import judge, optim, rollout, sharding, train_step, vocab
-from alignment.data import pairs, readers, sources, toy
+from alignment import optim, rollout, sharding, train_step
+from alignment.data import pairs, readers, sources
 from alignment.evals import policy as policy_eval
-from alignment.evals.rows import distinct_prompts, map_rows
-from alignment.files import read_json, read_npz, write_atomically, write_json, write_npz
+from alignment.files import read_json, write_json
 from alignment.metrics import progress
-from alignment.models import huggingface, t5
+from alignment.setting import Inputs, Setting, seed_of
 from alignment.train import train
 from alignment.types import Array, Batch, Params, UserError
-
-Inputs = Mapping[str, Path]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Setting:
-  """What all stages of one world share, made from its config once per process."""
-
-  config: ConfigDict
-  world: int
-
-  @functools.cached_property
-  def vocabulary(self) -> vocab.Vocabulary:
-    return vocab.from_config(self.config.vocab)
-
-  @functools.cached_property
-  def mesh(self) -> Mesh:
-    return sharding.make_mesh(**self.config.mesh)
-
-  @functools.cached_property
-  def rules(self) -> sharding.Rules:
-    own = tuple((pattern, tuple(axes)) for pattern, axes in self.config.layout)
-    return own + sharding.T5_RULES
-
-  @property
-  def lengths(self) -> dict[str, int]:
-    c = self.config
-    return {"prompt_length": c.prompt_length, "response_length": c.response_length}
-
-  def model(self, role: Any) -> t5.T5:
-    """A role's model: of a named size, or as the checkpoint it starts from."""
-    live_ids = self.vocabulary.size
-    numerics = {**self.config.model, "live_ids": live_ids}
-    origin = self.origin(role)
-    if origin is not None:
-      vocab.check_checkpoint(origin, self.vocabulary)
-      return t5.T5(huggingface.read_config(origin, **numerics))
-    rows = -(-live_ids // 128) * 128  # T5 rounds 32,100 ids up to 32,128 rows
-    return t5.T5(t5.config(role["size"], vocab_rows=rows, **numerics))
-
-  def origin(self, role: Any) -> Path | None:
-    """The Hugging Face checkpoint a role goes back to, through the SFT or not."""
-    init = self.config.sft.init if role["init"] == "sft" else role["init"]
-    if init in ("", "sft"):
-      raise UserError(
-        f"sft.init is '{init}': give a checkpoint's directory, or 'scratch'"
-      )
-    return None if init == "scratch" else Path(init.replace("{size}", role["size"]))
-
-  def preference_model(self, role: Any) -> judge.PreferenceModel:
-    c = self.config
-    preference_model = judge.PreferenceModel(
-      self.model(role),
-      self.vocabulary.judge_markers,
-      c.judge_context_length,
-      c.data.truncate_prompt,
-    )
-    preference_model.check(c.prompt_length, c.response_length)
-    return preference_model
-
-  def abstract_params(self, model: t5.T5) -> Params:
-    """Shapes, dtypes and layout of a model's parameters."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    layout = sharding.shardings(shapes, self.mesh, self.rules)
-    return jax.tree.map(
-      lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-      shapes,
-      layout,
-    )
-
-  def load(self, directory: Path, model: t5.T5, step: int | None = None) -> Params:
-    """Parameters of a finished model artefact: those it settled on, or of `step`."""
-    if step is None:
-      step = read_json(directory / "model.json")["step"]
-    return checkpoint_lib.restore_params(directory, step, self.abstract_params(model))
-
-  def initial_params(self, role: Any, inputs: Inputs, seed: int) -> Params:
-    """Where a role starts: its input's checkpoint, a Hugging Face one, or scratch."""
-    model = self.model(role)
-    if "init" in inputs:
-      return self.load(inputs["init"], model)
-    if role["init"] == "scratch":
-      return sharding.init_sharded(
-        model.init, jax.random.key(seed), mesh=self.mesh, rules=self.rules
-      )
-    origin = self.origin(role)
-    assert origin is not None
-    params = huggingface.read_params(origin, model.cfg)
-    return jax.tree.map(
-      lambda p, a: jax.device_put(p, a.sharding), params, self.abstract_params(model)
-    )
-
-  def map_pairs(self, function, dataset: pairs.PairDataset, indices=None) -> Any:
-    """`function(batch)` over a data set's rows, by default all, as host arrays."""
-    indices = np.arange(len(dataset)) if indices is None else indices
-    return map_rows(
-      function,
-      lambda rows: (dataset.batch(rows, **self.lengths),),
-      indices,
-      self.config.evaluation.batch_size,
-      self.mesh,
-    )
-
-
-def seed_of(*parts: Any) -> int:
-  """A 31-bit seed that is a function of its parts alone."""
-  digest = hashlib.sha256(json.dumps(parts).encode()).digest()
-  return int.from_bytes(digest[:4], "big") >> 1
-
-
-# --- data ---------------------------------------------------------------------------
 
 
 def make_data(
@@ -146,7 +29,8 @@ def make_data(
   del inputs
   c, counts = ConfigDict(chosen), dict[str, int]()
   if c.format == "toy":
-    examples = _language(setting).examples(c.num_pairs)
+    assert setting.language is not None
+    examples = setting.language.examples(c.num_pairs)
   elif c.format == "jsonl":
     examples = readers.read_jsonl(c.path, c.on_bad_pair, counts)
   elif c.format == "tfds":
@@ -174,9 +58,6 @@ def make_data(
     for line in statistics.lines():
       progress(f"data ({split}): {line}")
   write_json(directory / "statistics.json", report)
-
-
-# --- models -------------------------------------------------------------------------
 
 
 def check_role(setting: Setting, name: str, role: Mapping[str, Any]) -> None:
@@ -269,8 +150,8 @@ def train_preference_model(
     "validation_pairs": len(held_out),
     "train_accuracy": float(correct(params, train_set, seen).mean()),
   }
-  if setting.config.data.format == "toy":
-    gap = true_gap(setting, validation, reporting)
+  gap = setting.true_gap(validation, reporting)
+  if gap is not None:
     margins = setting.map_pairs(
       lambda batch: policy_eval.margins(preference_model, params, batch),
       validation,
@@ -449,151 +330,3 @@ def _train(
     save_every=setting.config.save_every,
     show=show,
   )
-
-
-# --- evaluation ---------------------------------------------------------------------
-
-
-def sample_policy(
-  setting: Setting, role: dict, directory: Path, inputs: Inputs
-) -> None:
-  """A policy's responses to the fixed prompts: `responses.npz`."""
-  model = setting.model(role)
-  params = setting.load(inputs["policy"], model)
-  dataset = pairs.PairDataset.load(inputs["pairs"])
-  rows = evaluation_rows(setting, dataset)
-  key = jax.random.key(seed_of("opponent", setting.world))
-  T = setting.config.response_length
-  samples = setting.map_pairs(
-    lambda batch: policy_eval.sample(model, params, batch, key, 1, T), dataset, rows
-  )
-  write_npz(
-    directory / "responses.npz",
-    rows=rows,
-    tokens=samples.tokens_BxNxT[:, 0],
-    lengths=samples.lengths_BxN[:, 0],
-  )
-
-
-def evaluation_rows(setting: Setting, dataset: pairs.PairDataset) -> np.ndarray:
-  """Rows of the fixed prompts: different prompts of the train split."""
-  count = setting.config.evaluation.prompts
-  return distinct_prompts(dataset, count, seed_of("prompts", setting.world))
-
-
-def evaluate_policy(
-  setting: Setting, name: str, role: dict, judge_role: dict, steps: list[int],
-  directory: Path, inputs: Inputs,
-) -> None:  # fmt: skip
-  """Every kept checkpoint of a run: `evaluations.jsonl` and `outcomes.npz`.
-
-  Each checkpoint's result is written as it comes; a restart goes on after it.
-  """
-  c = setting.config
-  model, preference_model = setting.model(role), setting.preference_model(judge_role)
-  dataset = pairs.PairDataset.load(inputs["pairs"])
-  rows = evaluation_rows(setting, dataset)
-  classified = distinct_prompts(
-    dataset, c.evaluation.pairs, seed_of("pairs", setting.world)
-  )
-  opponent, start = (
-    read_npz(inputs[name] / "responses.npz")
-    for name in ("golden_samples", "sft_samples")
-  )
-  evaluation = policy_eval.PolicyEvaluation(
-    model=model,
-    reference_params=setting.load(inputs["sft"], model),
-    judge=preference_model,
-    judge_params=setting.load(inputs["golden_pm"], preference_model.model),
-    prompts=dataset.batch(rows, **setting.lengths),
-    pairs=dataset.batch(classified, **setting.lengths),
-    kl_prompts=c.evaluation.kl_prompts,
-    opponent=(opponent["tokens"], opponent["lengths"]),
-    start=(start["tokens"], start["lengths"]),
-    utility=_utility(setting, dataset, rows),
-    key=jax.random.key(seed_of("evaluation", setting.world)),
-    batch_size=c.evaluation.batch_size,
-    mesh=setting.mesh,
-  )
-  described = {
-    "run": name,
-    "method": role["method"],
-    "task": c.task,
-    "loss": role["loss"],
-    "beta": role["beta"],
-    "learning_rate": role["learning_rate"],
-    "world": setting.world,
-    "seed": role["seed"],
-    "size": role["size"],
-  }
-  records, outcomes = [], []
-  for step in steps:
-    path = directory / f"step-{step}.npz"
-    if not path.exists():
-      record, arrays = evaluation(setting.load(inputs["policy"], model, step))
-      text = json.dumps({**described, "step": step, **record})
-      write_npz(path, record=np.frombuffer(text.encode(), np.uint8), **arrays)
-    arrays = read_npz(path)
-    records.append(json.loads(arrays.pop("record").tobytes()))
-    outcomes.append(arrays)
-    r = records[-1]
-    progress(
-      f"{name}: step {step}  KL {r['kl']:.3g}  win rate {r['win_rate']:.3f}"
-      + (f"  true {r['true_win_rate']:.3f}" if "true_win_rate" in r else "")
-    )
-  text = "".join(json.dumps(record) + "\n" for record in records)
-  write_atomically(directory / "evaluations.jsonl", text.encode())
-  write_npz(
-    directory / "outcomes.npz",
-    steps_E=np.array(steps),
-    **{
-      f"{judge_name}_ExP": np.stack([o[judge_name] for o in outcomes]).astype(
-        np.float32
-      )
-      for judge_name in ("golden", "truth")
-      if judge_name in outcomes[0]
-    },
-  )
-
-
-def _language(setting: Setting) -> toy.Language:
-  return toy.Language(world=setting.world, **setting.config.data.language)
-
-
-def true_gap(
-  setting: Setting, dataset: pairs.PairDataset, rows: np.ndarray
-) -> np.ndarray:
-  """True utility of response 0 less response 1, of chosen rows of a data set."""
-  utility = _utility(setting, dataset, rows)
-  assert utility is not None
-  batch = dataset.batch(rows, **setting.lengths)
-  first, second = (
-    utility(batch.responses_BxNxT[:, i], batch.lengths_BxN[:, i]) for i in (0, 1)
-  )
-  return first - second
-
-
-def _utility(setting: Setting, dataset: pairs.PairDataset, rows: np.ndarray):
-  """(tokens_PxT, lengths_P) -> utilities_P where the truth is known, else None."""
-  c = setting.config
-  if c.data.format != "toy":
-    return None
-  language, decode = _language(setting), setting.vocabulary.decode
-  prompts = [decode(dataset.prompts[int(row)]).split() for row in rows]
-
-  def utility(tokens_PxT: np.ndarray, lengths_P: np.ndarray) -> np.ndarray:
-    responses = (
-      decode(t[:n]).split() for t, n in zip(tokens_PxT, lengths_P, strict=True)
-    )
-    pairs_ = zip(prompts, responses, strict=True)
-    return np.array([language.utility(p, r) for p, r in pairs_])
-
-  return utility
-
-
-def publish(workdir: Path, name: str, directory: Path) -> None:
-  """Puts a finished evaluation where people and figures look: `runs/<run>/`."""
-  target = workdir / "runs" / name
-  target.mkdir(parents=True, exist_ok=True)
-  for file in ("evaluations.jsonl", "outcomes.npz"):
-    write_atomically(target / file, (directory / file).read_bytes())

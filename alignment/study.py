@@ -4,7 +4,8 @@
                   |                  |           |
                   golden policy      offline     online   -> evaluations -> figures
 
-This file says what there is and what feeds what; `stages.py` says what each one does.
+This file says what there is and what feeds what; `stages.py` and
+`evals/stages.py` say what each one does.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,8 @@ from ml_collections import ConfigDict
 
 from alignment import losses, sharding, stages
 from alignment.artefacts import Artefact
-from alignment.stages import Setting
+from alignment.evals import stages as eval_stages
+from alignment.setting import Setting
 from alignment.types import UserError
 
 
@@ -181,7 +183,7 @@ def build(config: ConfigDict, world: int) -> Study:
     return artefact(
       name,
       "samples",
-      bind(stages.sample_policy, recipe),
+      bind(eval_stages.sample_policy, recipe),
       {"policy": of, "pairs": start(recipe)[1]},
       prompts=config.evaluation.prompts,
       **numerics,
@@ -208,7 +210,7 @@ def build(config: ConfigDict, world: int) -> Study:
     return artefact(
       f"evaluation_{name}",
       "evaluation",
-      bind(stages.evaluate_policy, name, recipe, role("golden_pm"), steps),
+      bind(eval_stages.evaluate_policy, name, recipe, role("golden_pm"), steps),
       inputs,
       run=name,
       task=config.task,

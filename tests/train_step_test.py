@@ -184,7 +184,8 @@ def test_offline_and_online_run_one_compilation_whatever_the_sweep():
   step = compiled(IPO, tiny.POLICY)
   before = step._cache_size()  # 0, or 1 if another test ran the very same program
   offline = sources.OfflineSource(dataset(tiny.batch(11)), 8, tiny.S, tiny.T, MESH, 0)
-  roller = rollout.Roller(tiny.POLICY, tiny.POLICY, tiny.JUDGE)
+  # A roller that no other test has: `compiled` is shared by all of a process.
+  roller = rollout.Roller(tiny.POLICY, tiny.POLICY, tiny.JUDGE, temperature=0.9)
   sampler = rollout.compiled(roller, MESH)
   reference = jax.device_put(tiny.params(0))
   judge = jax.device_put(params_for("pm", 2))
