@@ -165,7 +165,7 @@ def copied(checkpoint: Path, to: Path, **changes) -> Path:
 def test_checkpoint_of_another_shape(fails, pairs, checkpoint, tmp_path):
   directory = copied(checkpoint, tmp_path / "other", d_ff=64)
   fails(
-    r"model.safetensors: .*has shape \[96, 48\]|model.safetensors: .*shape",
+    "model.safetensors: .*shape",
     CONFIG,
     f"--config.data.path={pairs}",
     f"--config.sft.init={directory}",
