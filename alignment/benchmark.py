@@ -166,17 +166,17 @@ def programs(case: Case, params: Any = None) -> dict[str, Callable[[], Any]]:
   def offline() -> Any:
     return update(batch.replace(ref_logps_BxN=score(reference, batch)))
 
-  def key() -> Any:
+  def step_key() -> Any:
     return jax.random.fold_in(jax.random.key(0), state[0].step)
 
   def online() -> Any:
-    rolled = roll(state[0].params, reference, reference, batch, key())
+    rolled = roll(state[0].params, reference, reference, batch, step_key())
     return update(rolled.batch)
 
   return {
     "train_step": offline,
     "online_step": online,
-    "generation": lambda: generate(reference, batch, key()),
+    "generation": lambda: generate(reference, batch, step_key()),
     "scoring": lambda: score(reference, batch),
   }
 
@@ -202,9 +202,7 @@ def matmul_peak(dtype: str) -> float:
   for n in (1024, 2048) if jax.default_backend() == "cpu" else (4096, 8192):
     x = jnp.ones((n, n), dtype)
     for result in {jnp.dtype(dtype), jnp.dtype("float32")}:
-      product = jax.jit(
-        functools.partial(jnp.matmul, preferred_element_type=result)
-      )
+      product = jax.jit(functools.partial(jnp.matmul, preferred_element_type=result))
       run = functools.partial(product, x, x)
       seconds(run)
       best = max(best, 2 * n**3 / min(seconds(run) for _ in range(5)))
@@ -245,9 +243,9 @@ def main(argv: list[str]) -> None:
   for name in _MEASURE.value:
     if name not in MEASURES:
       raise UserError(f"--measure '{name}' is unknown: any of {', '.join(MEASURES)}")
-  case = Case(
-    **{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Case)}
-  )
+  names = [field.name for field in dataclasses.fields(Case)]
+  chosen: dict[str, Any] = {name: flags.FLAGS[name].value for name in names}
+  case = Case(**chosen)
   for row in measure(case, _MEASURE.value, _REPEATS.value):
     print(json.dumps(row), flush=True)
 

@@ -66,8 +66,9 @@ def sequence_logps(token_logps_BxNxT: Array, lengths_BxN: Array) -> Array:
   return _sum_over_tokens(token_logps_BxNxT, lengths_BxN)
 
 
-def exact_kl(logits_p_BxNxTxV: Array, logits_q_BxNxTxV: Array,
-             lengths_BxN: Array) -> Array:
+def exact_kl(
+  logits_p_BxNxTxV: Array, logits_q_BxNxTxV: Array, lengths_BxN: Array
+) -> Array:
   """sum_t KL(p_t || q_t), exact over the vocabulary, in nats: float32[B, N].
 
   Averaged over responses sampled from p this is an unbiased estimate of the KL between

@@ -164,10 +164,10 @@ def test_the_step_key_changes_the_samples(params, prompts, result):
   assert np.mean(np.asarray(other) != result.batch.responses_BxNxT) > 0.1
 
 
-def test_decoding_parameters_are_the_compute_dtype_but_for_norms_and_positions():
+def test_decoding_casts_the_factors_of_products_and_nothing_else():
   model = t5.T5(dataclasses.replace(tiny.CFG, dtype="bfloat16"))
   cast = rollout.cast_for_decoding(tiny.params(), model)
   for path, leaf in jax.tree_util.tree_flatten_with_path(cast)[0]:
     name = sharding.path_name(path)
-    full = name.endswith(("scale", "position"))
+    full = name.endswith(("scale", "position", "embedding"))
     assert leaf.dtype == ("float32" if full else "bfloat16"), name

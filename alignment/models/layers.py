@@ -54,7 +54,7 @@ project.defvjp(_project_fwd, _project_bwd)
 def product(subscripts: str, a: Array, b: Array) -> Array:
   """An einsum of two arrays of one dtype with a float32 result.
 
-  As in `project`, the cotangent is rounded to the inputs' dtype before it is multiplied.
+  As in `project`, the cotangent is rounded to the inputs' dtype before its products.
   """
   return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
 
@@ -175,11 +175,18 @@ def relative_buckets(
   ratio = jnp.maximum(distance, 1).astype(jnp.float32) / exact
   scale = (num_buckets - exact) / math.log(max_distance / exact)
   far = exact + (jnp.log(ratio) * scale).astype(jnp.int32)
-  return offset + jnp.where(distance < exact, distance, jnp.minimum(far, num_buckets - 1))
+  return offset + jnp.where(
+    distance < exact, distance, jnp.minimum(far, num_buckets - 1)
+  )
 
 
 def position_bias(
-  table_RxH: Array, query_Q: Array, key_S: Array, *, bidirectional: bool, max_distance: int
+  table_RxH: Array,
+  query_Q: Array,
+  key_S: Array,
+  *,
+  bidirectional: bool,
+  max_distance: int,
 ) -> Array:
   """-> float32 HxQxS, from absolute positions; a decoder's also masks the future."""
   relative_QxS = key_S[None, :] - query_Q[:, None]

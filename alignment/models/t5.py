@@ -180,7 +180,9 @@ class T5:
       "embedding": normal(keys[0], (cfg.vocab_rows, cfg.d_model)),
       "encoder": {
         "position": bias(keys[1]),
-        "layers": stack(lambda k: encoder.init(k, x, zero), keys[2], cfg.encoder_layers),
+        "layers": stack(
+          lambda k: encoder.init(k, x, zero), keys[2], cfg.encoder_layers
+        ),
         "norm": {"scale": jnp.ones((cfg.d_model,))},
       },
       "decoder": {
@@ -252,7 +254,12 @@ class T5:
     return [(zeros, zeros) for _ in params["decoder"]["layers"]]
 
   def decode_step(
-    self, params: Params, context: Context, cache: Any, tokens_BxN: Array, position: Array
+    self,
+    params: Params,
+    context: Context,
+    cache: Any,
+    tokens_BxN: Array,
+    position: Array,
   ) -> tuple[Array, Any]:
     """One token for every response: (float32 logits BxNxV, updated cache).
 
@@ -304,10 +311,14 @@ class T5:
       policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
       body = jax.checkpoint(body, policy=policy)
     if not isinstance(layer_params, list):
-      return jax.lax.scan(body, carry, (layer_params, *extra) if extra else layer_params)
+      return jax.lax.scan(
+        body, carry, (layer_params, *extra) if extra else layer_params
+      )
     outputs = []
     for i, params in enumerate(layer_params):
-      inputs = (params, *(None if e is None else e[i] for e in extra)) if extra else params
+      inputs = (
+        (params, *(None if e is None else e[i] for e in extra)) if extra else params
+      )
       carry, output = body(carry, inputs)
       outputs.append(output)
     return carry, outputs

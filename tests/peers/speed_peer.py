@@ -90,7 +90,9 @@ class Peer:
 
   def scoring(self, responses: torch.Tensor | None = None) -> torch.Tensor:
     with torch.inference_mode():
-      return self.logps(self.reference, self.responses if responses is None else responses)
+      return self.logps(
+        self.reference, self.responses if responses is None else responses
+      )
 
   def generation(self) -> torch.Tensor:
     """Both samples of every prompt, each of exactly T tokens."""
