@@ -30,6 +30,7 @@ slow: $(ENVIRONMENT)  ## the tests that take minutes
 
 peers: $(PEERS)  ## compare with PyTorch, transformers and TRL, installed into .peers
 	.peers/bin/python -m pytest tests/peers
+	.peers/bin/python tests/peers/speed_peer.py
 
 fixtures: $(PEERS)  ## rewrite tests/fixtures with transformers and TRL
 	.peers/bin/python tests/peers/make_t5_fixtures.py
