@@ -130,8 +130,12 @@ def lock(workdir: Path, key: str) -> Iterator[bool]:
 
 
 def worker_environment(index: int, workers: int) -> None:
-  """Gives each of several local workers its share of the cores, before JAX starts."""
+  """Gives each of several local workers its share of the cores, before JAX starts.
+
+  The first worker starts the others when it has narrowed its own share already, so it
+  leaves all that there were in the environment.
+  """
   if workers > 1 and hasattr(os, "sched_setaffinity"):
-    cores = sorted(os.sched_getaffinity(0))
-    mine = cores[index::workers] if len(cores) >= workers else cores
-    os.sched_setaffinity(0, mine)
+    here = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    cores = [int(c) for c in os.environ.setdefault("ALIGNMENT_CORES", here).split(",")]
+    os.sched_setaffinity(0, cores[index::workers] if len(cores) >= workers else cores)
