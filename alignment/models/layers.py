@@ -1,7 +1,9 @@
 """The layers of T5 in Flax Linen, shared by its encoder and decoder.
 
-Numerics: products take `dtype` inputs and accumulate in float32; softmax, norms and
-everything after the last product are float32. Projection kernels are 2-D, so that
+Numerics: products take `dtype` inputs and accumulate in float32; softmax, norms, the
+gated GELU and everything after the last product are float32 inside; activations between
+them, and cotangents before a product, are rounded to `dtype`; gradients of parameters
+are float32. Projection kernels are 2-D, so that
 Adafactor factors their second moments.
 """
 
@@ -138,6 +140,16 @@ class Attention(nn.Module):
     return x_BxSxI.reshape(split).swapaxes(1, 2)
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def gated_gelu(gate: Array, up: Array) -> Array:
+  """gelu(gate) * up: float32 inside, rounded once to the dtype that came in.
+
+  The backward pass keeps the inputs as they came, not their float32 copies.
+  """
+  gelu = jax.nn.gelu(gate.astype(jnp.float32), approximate=True)
+  return (gelu * up.astype(jnp.float32)).astype(gate.dtype)
+
+
 class MLP(nn.Module):
   """Gated GELU (T5 1.1) or ReLU (the original T5)."""
 
@@ -150,7 +162,7 @@ class MLP(nn.Module):
   def __call__(self, x: Array) -> Array:
     dense = functools.partial(Dense, self.d_ff, self.d_model**-0.5, self.dtype)
     if self.gated:
-      h = jax.nn.gelu(dense(name="gate")(x), approximate=True) * dense(name="up")(x)
+      h = gated_gelu(dense(name="gate")(x), dense(name="up")(x))
     else:
       h = jax.nn.relu(dense(name="up")(x))
     return Dense(self.d_model, self.d_ff**-0.5, self.dtype, name="down")(h)
