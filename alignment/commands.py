@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from alignment import artefacts, claims, figures, hosts, report, runs, sharding, study
-from alignment.data import pairs
+from alignment.data import pairs, tokenizer
 from alignment.evals import policy as policy_eval
 from alignment.evals import stages as eval_stages
 from alignment.files import read_json, read_npz, write_atomically
@@ -244,7 +244,8 @@ def sample(built: study.Study, workdir: Path) -> None:
     dataset = pairs.PairDataset.load(data / "train")
     prompts = [list(dataset.prompts[i][:-1]) for i in range(min(4, len(dataset)))]
   S, T = setting.config.prompt_length, setting.config.response_length
-  rows = [pairs.fit_prompt(p, S, setting.config.data.truncate_prompt) for p in prompts]
+  side = setting.config.data.truncate_prompt
+  rows = [tokenizer.fit_prompt(p, S, side) for p in prompts]
   batch = Batch(
     prompts_BxS=np.stack([np.pad(r, (0, S - len(r))) for r in rows]).astype(np.int32),
     prompt_lengths_B=np.array([len(r) for r in rows], np.int32),

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from alignment import checkpoint as checkpoint_lib
-from alignment import hosts, optim, rollout, sharding, train_step
-from alignment.data import pairs, readers, sources, stream
+from alignment import hosts, optim, recipes, rollout, sharding, train_step
+from alignment.data import pairs, readers, sources, stream, tokenizer
 from alignment.evals import policy as policy_eval
 from alignment.files import read_json, write_json
 from alignment.metrics import progress
@@ -39,7 +39,7 @@ def make_data(
   else:
     raise UserError(f"data.format '{c.format}' is unknown: jsonl, tfds or toy")
   tokenizers = {
-    split: pairs.Tokenizer(
+    split: tokenizer.Tokenizer(
       setting.vocabulary,
       **setting.lengths,
       truncate_prompt=c.truncate_prompt,
@@ -53,8 +53,8 @@ def make_data(
     split = readers.split_of(example.prompt, c.validation_fraction)
     tokenizers[split].add(example)
   report = {}
-  for split, tokenizer in tokenizers.items():
-    dataset, statistics = tokenizer.finish(counts)
+  for split, collected in tokenizers.items():
+    dataset, statistics = collected.finish(counts)
     (directory / split).mkdir(exist_ok=True)
     dataset.save(directory / split)
     report[split] = statistics.lines()
@@ -311,7 +311,7 @@ def train_policy(
     ),
     params=lambda: setting.load(inputs["sft"], model),
     source=source,
-    keep=evaluated_steps(role),
+    keep=recipes.evaluated_steps(role),
     show=("loss", "rho", "accuracy", "response_length"),
     refresh_every=role["refresh_every"] or 1 if "judge" in inputs else 1,
     **({"before_save": recorder.commit} if recorder else {}),
@@ -359,18 +359,6 @@ def _replay(
   return sources.StreamSource(
     found, role["batch_size"], role["replay_window"], setting.mesh, seed
   )
-
-
-def evaluated_steps(role: Mapping[str, Any]) -> list[int]:
-  """The steps at which a policy's parameters are kept.
-
-  Raises:
-    UserError: for fractions that are none.
-  """
-  for f in role["evaluate_at"]:
-    if not isinstance(f, int | float) or not 0 <= f <= 1:
-      raise UserError(f"evaluate_at has {f!r}; give fractions of `steps`, 0 to 1")
-  return sorted({max(1, round(f * role["steps"])) for f in role["evaluate_at"]})
 
 
 def _offline(

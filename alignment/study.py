@@ -11,13 +11,12 @@ This file says what there is and what feeds what; `stages.py` and
 from collections.abc import Mapping
 import dataclasses
 import functools
-import itertools
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from alignment import losses, sharding, stages
+from alignment import recipes, sharding, stages
 from alignment.artefacts import Artefact
 from alignment.evals import stages as eval_stages
 from alignment.files import checksum
@@ -75,7 +74,8 @@ def build(config: ConfigDict, world: int) -> Study:
   def bind(function, *args, **kwargs):
     return functools.partial(function, setting, *args, **kwargs)
 
-  role = functools.partial(role_of, config)
+  def role(name: str) -> dict[str, Any]:
+    return recipes.plain(config[name])
 
   def pairs(name: str, overrides: Mapping[str, Any]) -> Artefact:
     """D_initial, or (with overrides of config.data) a set pooled for SFT."""
@@ -83,7 +83,7 @@ def build(config: ConfigDict, world: int) -> Study:
       raise UserError(f"sft.data has {overrides!r}; its entries override keys of data")
     for key in overrides.keys() - config.data.keys():
       raise UserError(f"sft.data has '{key}', which is no key of data")
-    chosen = _plain(config.data) | overrides
+    chosen = recipes.plain(config.data) | overrides
     make = bind(stages.make_data, chosen)
     return artefact(name, "data", make, {}, data=_data_config(chosen))
 
@@ -176,26 +176,25 @@ def build(config: ConfigDict, world: int) -> Study:
     )
 
   recorded = [  # the recipes of online runs that others replay
-    _relevant(stream_of(config, recipe))
-    for _, recipe in runs(config).values()
+    recipes.relevant(recipes.stream_of(config, recipe))
+    for _, recipe in recipes.runs(config).values()
     if (recipe["method"], recipe["dataset"]) == ("offline", "stream")
   ]
   if "figure_06" in config.figures:
-    recorded.append(_relevant(stream_of(config, role("policy"))))
+    recorded.append(recipes.relevant(recipes.stream_of(config, role("policy"))))
 
   def policy(name: str, recipe: dict[str, Any], judge_name: str) -> Artefact:
-    losses.bind(recipe["loss"], recipe["loss_options"])  # fails here, not after hours
-    _check_method(name, recipe, config.datasets)
+    recipes.check(name, recipe, config.datasets)
     stages.check_role(setting, name, recipe)
     proxied = judge_name == "proxy_pm"
-    if proxied and _relevant(recipe | {"record": True}) in recorded:
+    if proxied and recipes.relevant(recipe | {"record": True}) in recorded:
       recipe = recipe | {"record": True}
     reference, scored = start(recipe)
     inputs = {"sft": reference}
     if recipe["method"] == "online":
       inputs |= {"pairs": scored, "judge": judges[judge_name]}
     elif recipe["dataset"] == "stream":
-      inputs["stream"] = default_run(stream_of(config, recipe))
+      inputs["stream"] = default_run(recipes.stream_of(config, recipe))
     elif recipe["dataset"] == "golden":
       inputs["pairs"] = scored
     else:
@@ -206,7 +205,7 @@ def build(config: ConfigDict, world: int) -> Study:
       "policy",
       bind(stages.train_policy, name, recipe, role(judge_name)),
       inputs,
-      role=_described(_relevant(recipe)),
+      role=_described(recipes.relevant(recipe)),
       **judging,
     )
 
@@ -229,7 +228,7 @@ def build(config: ConfigDict, world: int) -> Study:
         recipe, models[which] = role("golden_policy"), golden_policy
       elif kind == "online" and fraction:
         recipe |= {"method": "online"}
-        step = _checkpoint_at(f"datasets.{name}: '{source}'", recipe, fraction)
+        step = recipes.checkpoint_at(f"datasets.{name}: '{source}'", recipe, fraction)
         models[which] = default_run(recipe)
       else:
         raise UserError(
@@ -276,7 +275,7 @@ def build(config: ConfigDict, world: int) -> Study:
     }
 
   def evaluation(label, recipe, of: Artefact, steps: list[int]) -> Artefact:
-    described = _labels(of.name, label, recipe)
+    described = recipes.labels(of.name, label, recipe)
     counts = {k: config.evaluation[k] for k in ("prompts", "kl_prompts", "pairs")}
     return artefact(
       f"evaluation_{of.name}",
@@ -291,10 +290,10 @@ def build(config: ConfigDict, world: int) -> Study:
     )
 
   policies, evaluations = {}, {}
-  for entry, (label, recipe) in runs(config).items():
+  for entry, (label, recipe) in recipes.runs(config).items():
     name = f"world{world}_{entry}"
     policies[name] = policy(name, recipe, "proxy_pm")
-    steps = stages.evaluated_steps(recipe)
+    steps = recipes.evaluated_steps(recipe)
     evaluations[name] = evaluation(label, recipe, policies[name], steps)
   start_recipe = policy_recipe | {"beta": None, "learning_rate": None}
   fine_tuned = policy_recipe["init"] == "sft"
@@ -302,12 +301,12 @@ def build(config: ConfigDict, world: int) -> Study:
   named = dataclasses.replace(policy_start, name=f"world{world}_sft")
   evaluations[named.name] = evaluation("sft", start_recipe, named, start_steps)
   named = dataclasses.replace(golden_policy, name=f"world{world}_golden_policy")
-  steps = stages.evaluated_steps(golden_recipe)
+  steps = recipes.evaluated_steps(golden_recipe)
   evaluations[named.name] = evaluation("golden_policy", golden_recipe, named, steps)
   if config.evaluation.best_of:
     name = f"world{world}_best_of_n"
-    numbers = _plain(config.evaluation.best_of)
-    described = _labels(name, "best_of_n", start_recipe)
+    numbers = recipes.plain(config.evaluation.best_of)
+    described = recipes.labels(name, "best_of_n", start_recipe)
     evaluations[name] = artefact(
       f"evaluation_{name}",
       "best_of_n",
@@ -327,13 +326,15 @@ def build(config: ConfigDict, world: int) -> Study:
     )
   classification = None
   if "figure_06" in config.figures:
-    recipes = {"online": stream_of(config, policy_recipe)}
-    recipes["offline"] = policy_recipe | {"method": "offline", "dataset": "golden"}
-    finished = {method: default_run(recipe) for method, recipe in recipes.items()}
+    compared = {
+      "online": recipes.stream_of(config, policy_recipe),
+      "offline": policy_recipe | {"method": "offline", "dataset": "golden"},
+    }
+    finished = {method: default_run(recipe) for method, recipe in compared.items()}
     classification = artefact(
       "classification",
       "classify_stream",
-      bind(eval_stages.classify_stream, recipes, role("golden_pm"), role("proxy_pm")),
+      bind(eval_stages.classify_stream, compared, role("golden_pm"), role("proxy_pm")),
       {**finished, **judges},
       task=config.task,
       **{k: config.evaluation[k] for k in ("stream_steps", "stream_pairs")},
@@ -350,115 +351,6 @@ def build(config: ConfigDict, world: int) -> Study:
     "sft_samples": sft_samples,
   }
   return Study(setting, models, policies, evaluations, classification)
-
-
-def runs(config: ConfigDict) -> dict[str, tuple[str, dict[str, Any]]]:
-  """Policy runs by name, as (label, recipe): of every entry the product of its axes.
-
-  Raises:
-    UserError: for an axis that is no key of `policy`, or is not a tuple, and for two
-      runs of one name.
-  """
-  found: dict[str, tuple[str, dict[str, Any]]] = {}
-  for label, products in config.runs.items():
-    for axes in products if isinstance(products, tuple | list) else (products,):
-      for key, values in axes.items():
-        if key not in config.policy:
-          known = ", ".join(sorted(config.policy))
-          raise UserError(f"runs.{label}.{key} is no key of policy; they are {known}")
-        if not isinstance(values, tuple | list) or not values:
-          raise UserError(
-            f"runs.{label}.{key} must be a tuple of values, not {values!r}"
-          )
-      for values in itertools.product(*axes.values()):
-        chosen = dict(zip(axes, map(_plain, values), strict=True))
-        recipe = _plain(config.policy) | chosen
-        varied = "".join(
-          f"_{_SHORT.get(key, key)}{value}"
-          for key, value in chosen.items()
-          if key not in ("method", "loss", "dataset", "stream")
-        )
-        name = f"{label}_{recipe['loss']}{varied}"
-        if name in found:
-          raise UserError(f"runs.{label}: two runs are called {name}")
-        found[name] = label, recipe
-  return found
-
-
-_SHORT = {
-  "learning_rate": "lr",
-  "refresh_every": "every",
-  "on_policy_fraction": "fraction",
-  "replay_window": "window",
-}
-# Keys of a policy's recipe that have a meaning only for one method.
-_ONLINE = ("temperature", "top_p", "refresh_every", "on_policy_fraction", "record")
-_OFFLINE = ("dataset", "replay_window", "stream")
-
-
-def stream_of(config: ConfigDict, recipe: dict[str, Any]) -> dict[str, Any]:
-  """The recipe of the online run that a run replays: `policy`'s, its size and loss."""
-  same = {k: recipe[k] for k in ("size", "init", "loss", "loss_options", "seed")}
-  recorded = {"method": "online", "record": True}
-  return role_of(config, "policy") | same | recipe["stream"] | recorded
-
-
-def role_of(config: ConfigDict, name: str) -> dict[str, Any]:
-  """A role's configuration as plain values."""
-  return _plain(config[name])
-
-
-def _relevant(recipe: Mapping[str, Any]) -> dict[str, Any]:
-  """A policy's recipe without what has no meaning for its method."""
-  unused = set(_OFFLINE if recipe["method"] == "online" else _ONLINE)
-  unused.add("stream")  # it is described by the input that it leads to
-  if recipe["dataset"] != "stream":
-    unused.add("replay_window")
-  return {key: value for key, value in recipe.items() if key not in unused}
-
-
-def _check_method(name: str, recipe: Mapping[str, Any], datasets: Any) -> None:
-  method, dataset = recipe["method"], recipe["dataset"]
-  if method not in ("online", "offline"):
-    raise UserError(f"{name}: method '{method}' is unknown: online or offline")
-  if method == "offline" and dataset not in ("golden", "stream", *datasets):
-    known = ", ".join(["golden", "stream", *datasets])
-    raise UserError(f"{name}: dataset '{dataset}' is unknown; there are {known}")
-  if method == "online" and not 0 < recipe["on_policy_fraction"] <= 1:
-    raise UserError(f"{name}: on_policy_fraction must be above 0 and at most 1")
-  if method == "online" and recipe["refresh_every"] < 0:
-    raise UserError(f"{name}: refresh_every must be 0 (never) or a number of steps")
-  if method == "offline" and recipe["replay_window"] < -1:
-    raise UserError(f"{name}: replay_window must be -1 (all), 0 (none) or batches")
-
-
-def _checkpoint_at(where: str, recipe: Mapping[str, Any], fraction: str) -> int:
-  """The step of a kept checkpoint, given as a fraction of the run."""
-  try:
-    step = max(1, round(float(fraction) * recipe["steps"]))
-  except ValueError:
-    raise UserError(f"{where}: '{fraction}' is no fraction of a run") from None
-  if step not in stages.evaluated_steps(recipe):
-    raise UserError(f"{where}: {fraction} is not among policy.evaluate_at")
-  return step
-
-
-def _labels(name: str, label: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
-  """What every record of an evaluation says of its run."""
-  keys = ("loss", "beta", "learning_rate", "seed", "size")
-  online, trained = recipe["method"] == "online", label not in ("sft", "best_of_n")
-  replayed = trained and not online and recipe["dataset"] == "stream"
-  return {
-    "run": name,
-    "method": label,
-    **{key: recipe[key] for key in keys},
-    "dataset": recipe["dataset"] if trained and not online else None,
-    "replay_window": recipe["replay_window"] if replayed else None,
-    "refresh_every": recipe["refresh_every"] if trained and online else None,
-    "on_policy_fraction": (recipe["on_policy_fraction"] if online else 0.0)
-    if trained
-    else None,
-  }
 
 
 def _data_config(chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -479,12 +371,3 @@ def _described(recipe: Mapping[str, Any]) -> dict[str, Any]:
   directory = Path(recipe["init"].replace("{size}", recipe["size"]))
   files = sorted(directory.glob("*.safetensors")) + [directory / "config.json"]
   return {**recipe, "init": [checksum(file) for file in files]}
-
-
-def _plain(value: Any) -> Any:
-  """ConfigDicts and tuples as dicts and lists, ready for JSON."""
-  if isinstance(value, ConfigDict | dict):
-    return {k: _plain(v) for k, v in value.items()}
-  if isinstance(value, tuple | list):
-    return [_plain(v) for v in value]
-  return value

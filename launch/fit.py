@@ -14,7 +14,7 @@ from typing import Any
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
-from alignment import sharding, study
+from alignment import recipes, sharding
 from alignment.models import t5
 from alignment.types import UserError
 from launch.placed import Passes, Program, Work, device_bytes
@@ -114,7 +114,7 @@ def batch_sizes(config: ConfigDict) -> Iterator[int]:
     config[name].to_dict() for name in ("golden_pm", "proxy_pm", "golden_policy")
   ]
   roles += [sft, *(sft | own for own in sft["by_size"].values())]
-  roles += [recipe for _, recipe in study.runs(config).values()]
+  roles += [recipe for _, recipe in recipes.runs(config).values()]
   for role in roles:
     yield role["batch_size"] // role["microbatches"]
   yield config.evaluation.batch_size

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
-from alignment import losses, optim, rollout, sharding, study, train_step
+from alignment import losses, optim, recipes, rollout, sharding, train_step
 from alignment.evals import policy as policy_eval
 from alignment.judge import PreferenceModel
 from alignment.models import t5
@@ -57,7 +57,7 @@ class _Enumeration:
     c = self.config
     golden, proxy = _plain(c.golden_pm), _plain(c.proxy_pm)
     policies = {"golden_policy": (_plain(c.golden_policy), golden)}
-    for name, (_, recipe) in study.runs(c).items():
+    for name, (_, recipe) in recipes.runs(c).items():
       policies[name] = (recipe, proxy)
     sizes = {
       role["size"]: None

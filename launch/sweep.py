@@ -28,7 +28,7 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from alignment import study
+from alignment import recipes
 from alignment.files import write_atomically
 from alignment.types import PREEMPTED_STATUS, UserError
 from launch import gcloud, tpu, watch
@@ -100,7 +100,7 @@ def plan(
     shared.append(Member(f"shared{suffix}", golden, (*here, stages)))
     groups: dict[str, list[str]] = {}
     sizes: dict[str, str] = {}
-    for name, (_, recipe) in study.runs(config).items():
+    for name, (_, recipe) in recipes.runs(config).items():
       if sweep.by not in recipe:
         raise UserError(f"sweep: '{sweep.by}' is no key of policy")
       group = str(recipe[sweep.by])

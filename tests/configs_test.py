@@ -7,7 +7,7 @@ import jax
 from ml_collections import ConfigDict
 import pytest
 
-from alignment import artefacts, figures, study
+from alignment import artefacts, figures, recipes, study
 from alignment.data import datasets
 from alignment.metrics import read_jsonl
 from alignment.types import UserError
@@ -124,7 +124,7 @@ def _paths(config: ConfigDict, prefix: str = "") -> set[str]:
 def test_builds(name, pairs):
   config = tiny(MODULES[name].get_config(), pairs)
   built = study.build(config, 0)
-  expected = len(study.runs(config))
+  expected = len(recipes.runs(config))
   assert len(built.policies) == expected > 1
   methods = {a.config["role"]["method"] for a in built.policies.values()}
   assert methods == {"online", "offline"}
@@ -143,7 +143,7 @@ def test_the_papers_numbers(name):
   assert [c[role].warmup_steps for role in ROLES] == [0, 1000, 1000, 0, 0]
   assert (c.sft.steps, c.policy.steps, c.golden_policy.steps) == (4000, 4000, 4000)
   assert (c.policy.loss, c.policy.beta, c.policy.temperature) == ("ipo", 0.1, 1.0)
-  runs = study.runs(c)
+  runs = recipes.runs(c)
   sweep = {
     (r["learning_rate"], r["beta"], r["steps"])
     for _, r in runs.values()
@@ -170,12 +170,12 @@ def test_the_papers_numbers(name):
 def test_every_figure_is_a_config_at_both_scales(figure, task, pairs):
   config = tiny(study_config.get_config(f"{figure},{task}"), pairs)
   assert config.figures == (figure,)
-  assert set(study.runs(config)) <= set(
-    study.runs(study_config.get_config(f"all,{task}"))
+  assert set(recipes.runs(config)) <= set(
+    recipes.runs(study_config.get_config(f"all,{task}"))
   )
   built = study.build(config, 0)
   assert (built.classification is not None) == (figure == "figure_06")
-  labels = {label for label, _ in study.runs(config).values()}
+  labels = {label for label, _ in recipes.runs(config).values()}
   needed = set(study_config.FIGURES[figure]) & {"online", "offline", "shuffled"}
   assert needed <= labels
 
@@ -193,7 +193,7 @@ def test_the_papers_recipes_by_size():
   config = study_config.get_config("figure_10,tldr")
   found = {
     r["size"]: (r["batch_size"], r["learning_rate"])
-    for label, r in study.runs(config).values()
+    for label, r in recipes.runs(config).values()
     if label == "online"
   }
   assert found == {

@@ -29,7 +29,7 @@ from safetensors.numpy import save
 
 from alignment import main as main_lib
 from alignment import study
-from alignment.data import pairs, readers
+from alignment.data import readers, tokenizer
 from alignment.models import huggingface
 from alignment.types import UserError
 from alignment.vocab import ByteVocabulary
@@ -234,7 +234,7 @@ def read_pairs(directory: Path, content: bytes) -> None:
   path.write_bytes(content)
   for on_bad_pair in ("error", "skip"):
     examples = readers.read_jsonl(path, on_bad_pair, {})
-    pairs.tokenize(
+    tokenizer.tokenize(
       examples,
       ByteVocabulary(),
       prompt_length=16,

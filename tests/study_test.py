@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from alignment import artefacts, commands, optim, runs, study, train_step
+from alignment import artefacts, commands, optim, recipes, runs, study, train_step
 from alignment.data import pairs
 from alignment.evals import policy as policy_eval
 from alignment.files import read_json, read_npz
@@ -28,7 +28,7 @@ KEYS = {  # of every line of evaluations.jsonl
   "self_classification_accuracy", "golden_score_stderr",
   "true_utility", "true_win_rate", "judge_accuracy_on_policy",
 }  # fmt: skip
-POLICY_RUNS = {f"world0_{name}" for name in study.runs(studies.every())}
+POLICY_RUNS = {f"world0_{name}" for name in recipes.runs(studies.every())}
 REFERENCES = {"world0_best_of_n"}
 LEVELS = {"world0_sft", "world0_golden_policy"}
 
@@ -468,7 +468,7 @@ def changed(**overrides) -> set[str]:
   return {name for name in after if before.get(name) != after[name]}
 
 
-PLAIN_RUNS = {f"world0_{name}" for name in study.runs(studies.nano())}
+PLAIN_RUNS = {f"world0_{name}" for name in recipes.runs(studies.nano())}
 JUDGED = {f"evaluation_{name}" for name in PLAIN_RUNS | LEVELS}
 
 
@@ -528,7 +528,7 @@ def test_runs_are_the_product_of_their_axes():
     "online": {"method": ("online",), "loss": ("ipo", "dpo")},
     "sweep": {"method": ("offline",), "beta": (0.1, 1.0), "steps": (4, 8)},
   }
-  found = study.runs(config)
+  found = recipes.runs(config)
   assert set(found) == {
     "online_ipo", "online_dpo", "sweep_ipo_beta0.1_steps4", "sweep_ipo_beta0.1_steps8",
     "sweep_ipo_beta1.0_steps4", "sweep_ipo_beta1.0_steps8",
@@ -542,7 +542,7 @@ def test_runs_are_the_product_of_their_axes():
 def test_an_entry_may_be_several_products():
   config = studies.nano()
   config.runs = {"online": ({"beta": (0.1, 0.2)}, {"loss": ("dpo",)})}
-  assert set(study.runs(config)) == {
+  assert set(recipes.runs(config)) == {
     "online_ipo_beta0.1", "online_ipo_beta0.2", "online_dpo"
   }  # fmt: skip
 

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from alignment import artefacts, study
+from alignment import artefacts, recipes, study
 from alignment.types import UserError
 from launch import gcloud, sweep
 from launch.sweep import Member, Process
@@ -88,9 +88,8 @@ def test_the_plan_covers_every_run_once(files, worlds):
   by_size = sweep.load_sweep(files[1].removeprefix("--sweep="))
   shared, members, [figures] = sweep.plan(config, by_size, arguments)
   evaluated = [name for m in members for name in stages_of(m)]
-  expected = [
-    f"evaluate_world{w}_{name}" for w in (3, 4)[:worlds] for name in study.runs(config)
-  ]
+  names = recipes.runs(config)
+  expected = [f"evaluate_world{w}_{name}" for w in (3, 4)[:worlds] for name in names]
   assert sorted(evaluated) == sorted(expected) and len(set(evaluated)) == len(evaluated)
   assert len(shared) == worlds and len(members) == 2 * worlds
   assert figures.arguments == tuple(arguments)
@@ -326,14 +325,14 @@ def test_the_scaling_sweep_fits_the_paper(generation, capsys, monkeypatch):
     *(f"sweep-t5-1-1-{size}" for size in ("large", "xl", "xxl")),
     "sweep-figures",
   ]
-  recipes = [recipe for _, recipe in study.runs(config).values()]
+  trained = [recipe for _, recipe in recipes.runs(config).values()]
   for size in ("t5_1_1_large", "t5_1_1_xl", "t5_1_1_xxl"):
     flags = asked[f"sweep-{size.replace('_', '-')}"]
     arguments = fake_tpu.metadata_of(flags)["alignment-arguments"]
     [tensor] = re.findall(r"mesh\.tensor=(\d+)", arguments) or ["1"]
     units = int(flags["accelerator-type"].split("-")[1])
     rows = int(units * CHIPS_PER_UNIT[generation]) // int(tensor)  # data x fsdp
-    batches = [r["batch_size"] for r in recipes if r["size"] == size]
+    batches = [r["batch_size"] for r in trained if r["size"] == size]
     batches.append(config.sft.by_size.get(size, config.sft)["batch_size"])
     batches.append(config.evaluation.batch_size)
     assert not [batch for batch in batches if batch % rows], (batches, rows)

@@ -1,0 +1,146 @@
+"""Recipes: what a configuration says of one policy run, as plain values.
+
+A recipe is `config.policy` with the values of one run. Everything here is a function of
+configurations and recipes alone; `study.py` makes artefacts of them.
+"""
+
+from collections.abc import Collection, Mapping
+import itertools
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from alignment import losses
+from alignment.types import UserError
+
+
+def runs(config: ConfigDict) -> dict[str, tuple[str, dict[str, Any]]]:
+  """Policy runs by name, as (label, recipe): of every entry the product of its axes.
+
+  Raises:
+    UserError: for an axis that is no key of `policy`, or is not a tuple, and for two
+      runs of one name.
+  """
+  found: dict[str, tuple[str, dict[str, Any]]] = {}
+  for label, products in config.runs.items():
+    for axes in products if isinstance(products, tuple | list) else (products,):
+      for key, values in axes.items():
+        if key not in config.policy:
+          known = ", ".join(sorted(config.policy))
+          raise UserError(f"runs.{label}.{key} is no key of policy; they are {known}")
+        if not isinstance(values, tuple | list) or not values:
+          raise UserError(
+            f"runs.{label}.{key} must be a tuple of values, not {values!r}"
+          )
+      for values in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, map(plain, values), strict=True))
+        recipe = plain(config.policy) | chosen
+        varied = "".join(
+          f"_{_SHORT.get(key, key)}{value}"
+          for key, value in chosen.items()
+          if key not in ("method", "loss", "dataset", "stream")
+        )
+        name = f"{label}_{recipe['loss']}{varied}"
+        if name in found:
+          raise UserError(f"runs.{label}: two runs are called {name}")
+        found[name] = label, recipe
+  return found
+
+
+_SHORT = {
+  "learning_rate": "lr",
+  "refresh_every": "every",
+  "on_policy_fraction": "fraction",
+  "replay_window": "window",
+}
+# Keys of a policy's recipe that have a meaning only for one method.
+_ONLINE = ("temperature", "top_p", "refresh_every", "on_policy_fraction", "record")
+_OFFLINE = ("dataset", "replay_window", "stream")
+
+
+def stream_of(config: ConfigDict, recipe: dict[str, Any]) -> dict[str, Any]:
+  """The recipe of the online run that a run replays: `policy`'s, its size and loss."""
+  same = {k: recipe[k] for k in ("size", "init", "loss", "loss_options", "seed")}
+  recorded = {"method": "online", "record": True}
+  return plain(config.policy) | same | recipe["stream"] | recorded
+
+
+def relevant(recipe: Mapping[str, Any]) -> dict[str, Any]:
+  """A policy's recipe without what has no meaning for its method."""
+  unused = set(_OFFLINE if recipe["method"] == "online" else _ONLINE)
+  unused.add("stream")  # it is described by the input that it leads to
+  if recipe["dataset"] != "stream":
+    unused.add("replay_window")
+  return {key: value for key, value in recipe.items() if key not in unused}
+
+
+def check(name: str, recipe: Mapping[str, Any], datasets: Collection[str]) -> None:
+  """Fails now, not after hours, for a recipe that could not be trained.
+
+  Raises:
+    UserError: for a loss, a method or a data set that does not exist, and for values
+      out of range.
+  """
+  losses.bind(recipe["loss"], recipe["loss_options"])
+  method, dataset = recipe["method"], recipe["dataset"]
+  if method not in ("online", "offline"):
+    raise UserError(f"{name}: method '{method}' is unknown: online or offline")
+  if method == "offline" and dataset not in ("golden", "stream", *datasets):
+    known = ", ".join(["golden", "stream", *datasets])
+    raise UserError(f"{name}: dataset '{dataset}' is unknown; there are {known}")
+  if method == "online" and not 0 < recipe["on_policy_fraction"] <= 1:
+    raise UserError(f"{name}: on_policy_fraction must be above 0 and at most 1")
+  if method == "online" and recipe["refresh_every"] < 0:
+    raise UserError(f"{name}: refresh_every must be 0 (never) or a number of steps")
+  if method == "offline" and recipe["replay_window"] < -1:
+    raise UserError(f"{name}: replay_window must be -1 (all), 0 (none) or batches")
+
+
+def checkpoint_at(where: str, recipe: Mapping[str, Any], fraction: str) -> int:
+  """The step of a kept checkpoint, given as a fraction of the run."""
+  try:
+    step = max(1, round(float(fraction) * recipe["steps"]))
+  except ValueError:
+    raise UserError(f"{where}: '{fraction}' is no fraction of a run") from None
+  if step not in evaluated_steps(recipe):
+    raise UserError(f"{where}: {fraction} is not among policy.evaluate_at")
+  return step
+
+
+def labels(name: str, label: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
+  """What every record of an evaluation says of its run."""
+  keys = ("loss", "beta", "learning_rate", "seed", "size")
+  online, trained = recipe["method"] == "online", label not in ("sft", "best_of_n")
+  replayed = trained and not online and recipe["dataset"] == "stream"
+  return {
+    "run": name,
+    "method": label,
+    **{key: recipe[key] for key in keys},
+    "dataset": recipe["dataset"] if trained and not online else None,
+    "replay_window": recipe["replay_window"] if replayed else None,
+    "refresh_every": recipe["refresh_every"] if trained and online else None,
+    "on_policy_fraction": (recipe["on_policy_fraction"] if online else 0.0)
+    if trained
+    else None,
+  }
+
+
+def evaluated_steps(role: Mapping[str, Any]) -> list[int]:
+  """The steps at which a policy's parameters are kept.
+
+  Raises:
+    UserError: for fractions that are none.
+  """
+  for f in role["evaluate_at"]:
+    if not isinstance(f, int | float) or not 0 <= f <= 1:
+      raise UserError(f"evaluate_at has {f!r}; give fractions of `steps`, 0 to 1")
+  return sorted({max(1, round(f * role["steps"])) for f in role["evaluate_at"]})
+
+
+def plain(value: Any) -> Any:
+  """ConfigDicts and tuples as dicts and lists, ready for JSON."""
+  if isinstance(value, ConfigDict | dict):
+    return {k: plain(v) for k, v in value.items()}
+  if isinstance(value, tuple | list):
+    return [plain(v) for v in value]
+  return value
