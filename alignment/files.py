@@ -36,12 +36,18 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
   if not hosts.is_first():
     yield io.BytesIO()
     return
+  with replacing_path(path) as temporary, open(temporary, "wb") as f:
+    yield f
+
+
+@contextlib.contextmanager
+def replacing_path(path: Path) -> Iterator[Path]:
+  """A name under which to write `path`, which becomes that when all is on disk."""
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
   try:
-    with open(temporary, "wb") as f:
-      yield f
-      f.flush()
+    yield temporary
+    with open(temporary, "rb") as f:
       os.fsync(f.fileno())
     os.replace(temporary, path)
   except BaseException:

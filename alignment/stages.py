@@ -281,19 +281,20 @@ def train_policy(
   """
   model = setting.model(role)
   seed = seed_of("policy", setting.world, role["seed"])
-  recorder = None
-  if role["method"] == "online" and role["record"]:
-    described = {
-      "config": directory.name.rsplit("-", 1)[-1],
-      "vocabulary": setting.vocabulary.fingerprint,
-    }
-    recorder = stream.Recorder(directory / "stream", described)
+  recorder, refresh_every = None, 1
   if "stream" in inputs:
     source: sources.Source = _replay(setting, role, inputs["stream"], seed)
   else:
     responses = train_step.losses.get(role["loss"]).responses
     source = dataset = _offline(setting, role, [inputs["pairs"]], seed, responses)
   if "judge" in inputs:
+    refresh_every = role["refresh_every"] or 1  # 0: never, see _sampler
+    if role["record"]:
+      described = {
+        "config": directory.name.rsplit("-", 1)[-1],
+        "vocabulary": setting.vocabulary.fingerprint,
+      }
+      recorder = stream.Recorder(directory / "stream", described)
     source = sources.OnlineSource(
       dataset,
       _sampler(setting, role, judge_role, inputs),
@@ -313,8 +314,8 @@ def train_policy(
     source=source,
     keep=recipes.evaluated_steps(role),
     show=("loss", "rho", "accuracy", "response_length"),
-    refresh_every=role["refresh_every"] or 1 if "judge" in inputs else 1,
-    **({"before_save": recorder.commit} if recorder else {}),
+    refresh_every=refresh_every,
+    before_save=recorder.commit if recorder else None,
   )
   write_json(directory / "model.json", {"step": role["steps"]})
 

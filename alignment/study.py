@@ -156,12 +156,13 @@ def build(config: ConfigDict, world: int) -> Study:
         "a policy needs a start that can respond: init='sft' or a directory"
       )
     else:
+      start_role = {key: recipe[key] for key in ("size", "init")}
       reference = artefact(
         f"start_{recipe['size']}",
         "import",
-        bind(stages.import_checkpoint, recipe),
+        bind(stages.import_checkpoint, start_role),
         {},
-        role=_described(recipe),
+        role=_described(start_role),
       )
     return reference, score(golden_data, recipe, reference)
 

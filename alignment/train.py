@@ -35,7 +35,7 @@ def train(
   save_every: int,
   show: tuple[str, ...] = ("loss",),
   refresh_every: int = 1,
-  before_save: Callable[[int], None] = lambda step: None,
+  before_save: Callable[[int], None] | None = None,
 ) -> TrainState:
   """Trains up to `steps`, resuming from the newest state in `directory`.
 
@@ -109,7 +109,8 @@ def train(
     if step in keep_params_at:
       checkpoints.save_params(step, state.params)
     if saving:
-      before_save(step)
+      if before_save is not None:
+        before_save(step)
       saved = {"state": state, "behaviour": behaviour}
       unlogged = metrics_lib.fetch(metrics for metrics, _ in pending)
       if not all(math.isfinite(m[k][0]) for m in unlogged for k in WATCHED):

@@ -252,7 +252,10 @@ def test_a_signal_to_the_first_worker_stops_both(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_a_study_of_several_processes_is_that_of_one(count, tmp_path):
-  """All stages, with evaluations as close as 8 training steps keep rounding."""
+  """All stages, with evaluations as close as 8 training steps keep rounding.
+
+  And what the processes recorded together replays, on them, bit for bit.
+  """
   alone = start(*command(tmp_path / "one"))
   assert finish([alone])[0][0] == 0
   port = free_port()
@@ -282,6 +285,17 @@ def test_a_study_of_several_processes_is_that_of_one(count, tmp_path):
           assert several[key] == pytest.approx(value, rel=0.02, abs=0.05), key
         else:
           assert several[key] == value, key
+  online, replayed = (
+    [json.loads(line) for line in path.open()]
+    for name in ("online_ipo", "replay_ipo_window0")
+    for path in tmp_path.glob(f"several/runs/world0_{name}/evaluations.jsonl")
+  )
+  assert len(online) == 2
+  for one, other in zip(online, replayed, strict=True):
+    del one["on_policy_fraction"]  # says of which kind the run is, not how it went
+    measured = [key for key, value in one.items() if isinstance(value, float)]
+    assert "kl" in measured
+    assert [one[key] for key in measured] == [other[key] for key in measured]
 
 
 # --- one process ----------------------------------------------------------------------

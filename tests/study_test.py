@@ -14,10 +14,10 @@ from alignment.data import pairs
 from alignment.evals import policy as policy_eval
 from alignment.files import read_json, read_npz
 from alignment.metrics import read_jsonl
-from alignment.models import huggingface
+from alignment.models import huggingface, t5
 from alignment.statistics import KL_FLOOR
 from alignment.types import UserError
-from tests import studies
+from tests import studies, tiny
 
 KEYS = {  # of every line of evaluations.jsonl
   "run", "method", "task", "loss", "beta", "learning_rate", "world", "seed", "size",
@@ -520,6 +520,17 @@ def test_worlds_share_nothing():
     {a.key for a in artefacts.closure(b.stages().values())} for b in (built, other)
   ]
   assert not keys[0] & keys[1]
+
+
+def test_runs_that_start_from_a_checkpoint_share_it_and_its_scores(tmp_path):
+  """However they are trained: both cost a pass over the model."""
+  cfg = t5.config("nano", vocab_rows=384)
+  huggingface.write(tmp_path / "nano", cfg, tiny.params(0, cfg))
+  built = study.build(studies.nano(**{"policy.init": str(tmp_path / "nano")}), 0)
+  policies = [p for name, p in built.policies.items() if "offline" in name]
+  assert len({p.key for p in policies}) == 2
+  for name in ("sft", "pairs"):
+    assert len({p.inputs[name].key for p in policies}) == 1
 
 
 def test_runs_are_the_product_of_their_axes():

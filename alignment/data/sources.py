@@ -126,11 +126,13 @@ class StreamSource:
 
   def batch(self, step: int, params: Params = None) -> Batch:
     del params
-    return sharding.put_batch(self.host_batch(step), self.mesh)
+    return sharding.put_rows(
+      lambda rows: self.host_batch(step, rows), self.batch_size, self.mesh
+    )
 
-  def host_batch(self, step: int) -> Batch:
-    """The same batch as numpy arrays."""
+  def host_batch(self, step: int, rows: Any = slice(None)) -> Batch:
+    """The same batch, or some rows of it, as numpy arrays."""
     size = len(self.stream)
-    rows = {0: 1, -1: size}.get(self.window, self.window * self.stream.batch_size)
-    indices = pairs.index_for(step, self.batch_size, size, self.seed, rows)
-    return self.stream.batch(indices)
+    shuffled = {0: 1, -1: size}.get(self.window, self.window * self.stream.batch_size)
+    indices = pairs.index_for(step, self.batch_size, size, self.seed, shuffled)
+    return self.stream.batch(indices[rows])

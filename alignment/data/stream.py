@@ -13,15 +13,13 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from alignment import sharding
-from alignment.files import read_json, write_json
+from alignment import hosts, sharding
+from alignment.files import checksum, read_json, replacing_path, write_json
 from alignment.types import Batch, UserError
 
 MANIFEST = "manifest.json"
@@ -86,8 +84,7 @@ class Recorder:
       return
     rows, self._rows = np.concatenate(self._rows), []
     first = int(rows["step"][0])
-    if jax.process_index() == 0:
-      self._write(first, step, rows)
+    hosts.on_first(lambda: self._write(first, step, rows))
 
   def _fetch(self) -> None:
     if self._pending is not None:
@@ -98,27 +95,23 @@ class Recorder:
   def _write(self, first: int, end: int, rows: np.ndarray) -> None:
     from array_record.python import array_record_module
 
-    self._directory.mkdir(parents=True, exist_ok=True)
-    name = f"steps-{first:08d}-{end:08d}.array_record"
-    temporary = self._directory / f".{name}.{os.getpid()}"
-    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
-    for row in rows:
-      writer.write(row.tobytes())
-    writer.close()
+    path = self._directory / f"steps-{first:08d}-{end:08d}.array_record"
     shard = {
-      "file": name,
+      "file": path.name,
       "first_step": first,
       "end_step": end,
       "records": len(rows),
       "content_sha256": hashlib.sha256(rows.tobytes()).hexdigest(),
-      "sha256": _sha256(temporary),
     }
     for other in self._shards:
       if other["first_step"] == first and other["end_step"] == end:
-        _check_same(self._directory / name, other, shard)
-    with open(temporary, "rb") as f:
-      os.fsync(f.fileno())
-    os.replace(temporary, self._directory / name)
+        _check_same(path, other, shard)
+    with replacing_path(path) as temporary:
+      writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
+      for row in rows:
+        writer.write(row.tobytes())
+      writer.close()
+    shard["sha256"] = checksum(path)
     kept = [other for other in self._shards if other["end_step"] <= first]
     later = [other for other in self._shards if other["first_step"] >= end]
     self._shards = [*kept, shard, *later]
@@ -255,7 +248,7 @@ def _check_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -
 def _check_shard(path: Path, shard: Mapping[str, Any], record_size: int) -> None:
   if not path.exists():
     raise UserError(f"{path}: missing; delete {path.parent.parent} to record it again")
-  if _sha256(path) != shard["sha256"]:
+  if checksum(path) != shard["sha256"]:
     raise UserError(
       f"{path}: damaged (its checksum differs); delete {path.parent.parent} to record "
       "the run again"
@@ -275,8 +268,3 @@ def _reader(path: str) -> Any:
   from array_record.python import array_record_module
 
   return array_record_module.ArrayRecordReader(path, "readahead_buffer_size:0")
-
-
-def _sha256(path: Path) -> str:
-  with open(path, "rb") as f:
-    return hashlib.file_digest(f, "sha256").hexdigest()

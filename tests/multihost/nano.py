@@ -1,7 +1,13 @@
-"""The nano study as a configuration file, for processes of their own."""
+"""The nano study with a replay, as a configuration file for processes of their own."""
 
 from tests import studies
 
 
 def get_config():
-  return studies.nano()
+  c = studies.nano()
+  c.runs["replay"] = {
+    "method": ("offline",),
+    "dataset": ("stream",),
+    "replay_window": (0,),
+  }
+  return c
