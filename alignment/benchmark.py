@@ -152,10 +152,13 @@ def programs(case: Case, params: Any = None) -> dict[str, Callable[[], Any]]:
   step = train_step.compiled(
     train_step.PolicyObjective(model, "ipo"), optimizer, 1, mesh, rules, model
   )
-  reference = jax.device_put(params, layout)
+  params = jax.device_put(params, layout)
+  # As the study holds models that are only read.
+  freeze = jax.jit(lambda p: t5.frozen(p, model.cfg), out_shardings=layout)
+  reference = freeze(params)
   copy = jax.jit(lambda p: jax.tree.map(jnp.copy, p), out_shardings=layout)
   # The state is donated to every step: it lives here, as in a training loop.
-  state = [train_step.init_state(copy(reference), optimizer)]
+  state = [train_step.init_state(copy(params), optimizer)]
   state = [jax.device_put(state[0], train_step.state_shardings(state[0], mesh, rules))]
   hyper = train_step.hyper(learning_rate=1e-5, beta=0.1)
 
@@ -176,7 +179,7 @@ def programs(case: Case, params: Any = None) -> dict[str, Callable[[], Any]]:
   return {
     "train_step": offline,
     "online_step": online,
-    "generation": lambda: generate(reference, batch, step_key()),
+    "generation": lambda: generate(params, batch, step_key()),
     "scoring": lambda: score(reference, batch),
   }
 

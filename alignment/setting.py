@@ -93,18 +93,10 @@ class Setting:
     return sharding.with_layout(shapes, layout)
 
   def abstract_frozen(self, model: t5.T5) -> Params:
-    """`abstract_params` of a model that is only read: products in its compute dtype.
-
-    Wherever kernels and embedding are used they are cast to it, so nothing computed
-    changes, and a bfloat16 reference or judge takes half of the masters' memory.
-    """
-
-    def one(path, leaf):
-      cast = sharding.path_name(path).endswith(("kernel", "embedding"))
-      dtype = model.cfg.dtype if cast else leaf.dtype
-      return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
-
-    return jax.tree_util.tree_map_with_path(one, self.abstract_params(model))
+    """`abstract_params` of a model that is only read (`t5.frozen`)."""
+    params = self.abstract_params(model)
+    shapes = jax.eval_shape(lambda p: t5.frozen(p, model.cfg), params)
+    return sharding.with_layout(shapes, jax.tree.map(lambda p: p.sharding, params))
 
   def parameter_count(self, model: t5.T5) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params(model)))

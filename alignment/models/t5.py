@@ -360,6 +360,20 @@ def _mask_bias(mask_BxS: Array) -> Array:
   return jnp.where(mask_BxS, 0.0, lib.NEGATIVE)[:, None, None, :]
 
 
+def frozen(params: Params, cfg: T5Config) -> Params:
+  """Parameters of a model that is only read: kernels and embedding in its dtype.
+
+  They are cast to it wherever they are used, so nothing computed changes, and a
+  bfloat16 reference or judge takes half of the masters' memory.
+  """
+
+  def cast(path, p: Array) -> Array:
+    used_cast = sharding.path_name(path).endswith(("kernel", "embedding"))
+    return p.astype(cfg.dtype) if used_cast else p
+
+  return jax.tree_util.tree_map_with_path(cast, params)
+
+
 def stack_layers(params: list[Params]) -> Params:
   """A list of per-layer trees -> one tree with a leading layer axis."""
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
