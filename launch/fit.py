@@ -113,8 +113,9 @@ def batch_sizes(config: ConfigDict) -> Iterator[int]:
   roles = [
     config[name].to_dict() for name in ("golden_pm", "proxy_pm", "golden_policy")
   ]
-  roles += [sft, *(sft | own for own in sft["by_size"].values())]
   roles += [recipe for _, recipe in recipes.runs(config).values()]
+  sizes = {role["size"] for role in roles if role["init"] == "sft"}
+  roles += [sft | sft["by_size"].get(size, {}) for size in sizes]
   for role in roles:
     yield role["batch_size"] // role["microbatches"]
   yield config.evaluation.batch_size

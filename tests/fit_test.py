@@ -94,6 +94,9 @@ def test_a_layout_divides_batches_first_then_tensors():
   config = studies.nano()  # batches of 8, evaluated in 16s
   assert fit.mesh_for(config, 4) == {"data": 1, "fsdp": 4, "tensor": 1}
   assert fit.mesh_for(config, 16) == {"data": 1, "fsdp": 8, "tensor": 2}
+  with config.unlocked():
+    config.sft.by_size = {"milli": {"batch_size": 2}}  # of which no SFT is trained
+  assert fit.mesh_for(config, 16) == {"data": 1, "fsdp": 8, "tensor": 2}
   config.proxy_pm.microbatches = 4
   assert fit.mesh_for(config, 16) == {"data": 1, "fsdp": 2, "tensor": 8}
 
