@@ -21,9 +21,8 @@ def map_rows(
   """`function(*rows(indices))` with its [B, ...] outputs as numpy arrays.
 
   `rows` yields trees of host arrays, which are sharded by rows; every process asks for
-  its own. The last batch is
-  filled up with copies of its first row, whose outputs are dropped: one compilation
-  serves any number of rows.
+  its own. The last batch is filled up with copies of its first row, whose outputs are
+  dropped: one compilation serves any number of rows.
   """
   sharding.check_batch(batch_size, mesh, "evaluation.batch_size")
   outputs = []

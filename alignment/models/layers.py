@@ -3,8 +3,7 @@
 Numerics: products take `dtype` inputs and accumulate in float32; softmax, norms, the
 gated GELU and everything after the last product are float32 inside; activations between
 them, and cotangents before a product, are rounded to `dtype`; gradients of parameters
-are float32. Projection kernels are 2-D, so that
-Adafactor factors their second moments.
+are float32. Projection kernels are 2-D, so that Adafactor factors their second moments.
 """
 
 import functools
