@@ -237,6 +237,32 @@ def _reading(
   return f"{words} in this world"
 
 
+def table(claims: Sequence[Claim]) -> list[dict[str, Any]]:
+  """The claims as rows for a CSV: per judge one over all worlds, and one per world."""
+  rows = []
+  for claim in claims:
+    about = {
+      "figure": claim.figure,
+      "number": claim.name,
+      "statement": claim.statement,
+      "task": claim.task,
+      "loss": claim.loss,
+      "compared": claim.compared,
+      "holds_if": claim.region,
+    }
+    decided = {"verdict": claim.verdict, "reason": claim.reason}
+    for judge, estimate in claim.estimates.items():
+      rows.append(about | _cells("all", judge, estimate) | decided)
+    for world, estimates in claim.per_world.items():
+      rows += [about | _cells(world, judge, e) for judge, e in estimates.items()]
+  return rows
+
+
+def _cells(world: int | str, judge: str, estimate: Estimate) -> dict[str, Any]:
+  numbers = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+  return {"world": world, "judge": judge, **numbers, "over": estimate.over}
+
+
 def format_claims(claims: Sequence[Claim]) -> str:
   """The claims as an aligned text table for a terminal, two or more lines each."""
   header = (

@@ -138,6 +138,19 @@ def test_claims_as_text():
   assert text.isascii()
 
 
+def test_claims_as_a_table():
+  found = claims_of_figure_1(worlds_of_runs((0.1, 0.2), num_offline=2))
+  rows = [
+    row
+    for row in claims_lib.table(found)
+    if row["statement"] == found[0].statement and row["judge"] == JUDGE
+  ]
+  assert [row["world"] for row in rows] == ["all", 0, 1]
+  assert [row["value"] for row in rows] == pytest.approx([0.15, 0.1, 0.2])
+  assert rows[0]["low"] < rows[0]["value"] < rows[0]["high"]
+  assert [row.get("verdict") for row in rows] == ["undecided", None, None]
+
+
 # --- A whole study --------------------------------------------------------------------
 
 

@@ -328,6 +328,14 @@ def test_figure_1_draws_the_evaluations(workdir):
   assert (workdir / "figures" / "figure_01.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_every_claim_is_in_the_csv(workdir):
+  with open(workdir / "claims.csv", newline="", encoding="utf-8") as f:
+    rows = list(csv.DictReader(f))
+  assert {row["figure"] for row in rows} >= {"1", "4", "5", "9", "12", "13", "App. F"}
+  assert {row["world"] for row in rows} == {"all", "0"}
+  assert {row["verdict"] for row in rows if row["world"] == "all"} == {"undecided"}
+
+
 def test_report_is_whole_and_self_contained(workdir):
   page = (workdir / "report.html").read_text(encoding="utf-8")
   references = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", page)
