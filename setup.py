@@ -27,6 +27,7 @@ INSTALL_REQUIRES = [
   "orbax-checkpoint>=0.12.8,<0.13",  # checkpoints
   "pyarrow>=26",  # Parquet files of the chatbot arena
   "safetensors>=0.8,<1",  # Hugging Face weights
+  "scipy>=1.17,<2",  # Student's t
   "sentencepiece>=0.2.3,<0.3",  # the T5 vocabulary
   "tensorboard>=2.21,<3",  # imported by clu's writers, which do not declare it
   "tensorflow-datasets>=4.9.10,<5",  # data set builders

@@ -5,6 +5,7 @@ import dataclasses
 import math
 
 import numpy as np
+from scipy import special
 
 from alignment.runs import Run
 
@@ -89,35 +90,6 @@ def over_worlds(per_world: Mapping[int, Estimate]) -> Estimate:
   values = np.array([estimate.value for estimate in defined.values()])
   n = len(values)
   mean = float(values.mean())
-  margin = t_quantile(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
+  quantile = float(special.stdtrit(n - 1, (1 + CONFIDENCE) / 2))  # Student's t
+  margin = quantile * float(values.std(ddof=1)) / math.sqrt(n)
   return Estimate(mean, mean - margin, mean + margin, f"{n} worlds", n, reason)
-
-
-def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
-  """The t with P(|T| <= t) = confidence, Student's T with whole degrees of freedom.
-
-  Bisects the exact finite sums of Abramowitz and Stegun 26.7.3 (odd) and 26.7.4 (even).
-  """
-  if degrees < 1 or not 0 < confidence < 1:
-    raise ValueError(f"t_quantile({degrees}, {confidence})")
-
-  def central_probability(t: float) -> float:
-    theta = math.atan2(t, math.sqrt(degrees))
-    sine, cosine = math.sin(theta), math.cos(theta)
-    odd = degrees % 2
-    total, term = 0.0, cosine if odd else 1.0
-    for k in range(degrees // 2):
-      total += term
-      term *= cosine**2 * (2 * k + 1 + odd) / (2 * k + 2 + odd)
-    return (theta + sine * total) * 2 / math.pi if odd else sine * total
-
-  low, high = 0.0, 1.0
-  while central_probability(high) < confidence:
-    high *= 2
-  for _ in range(100):
-    middle = (low + high) / 2
-    if central_probability(middle) < confidence:
-      low = middle
-    else:
-      high = middle
-  return high

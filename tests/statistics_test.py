@@ -26,16 +26,6 @@ def certain_run(name, method, rates, kls, world=0, truth=None):
   )
 
 
-def test_t_quantiles_are_those_of_the_tables():
-  table = {1: 12.7062, 2: 4.3027, 3: 3.1824, 5: 2.5706, 10: 2.2281, 30: 2.0423}
-  for degrees, quantile in table.items():
-    assert estimates.t_quantile(degrees) == pytest.approx(quantile, abs=5e-5)
-  assert estimates.t_quantile(5, 0.99) == pytest.approx(4.0321, abs=5e-5)
-  assert estimates.t_quantile(1000) == pytest.approx(1.96234, abs=5e-5)
-  with pytest.raises(ValueError):
-    estimates.t_quantile(0)
-
-
 def test_upper_envelope_is_the_best_within_each_budget():
   kl, win_rate = statistics.upper_envelope(
     np.array([3.0, 1.0, 2.0, 3.0]), np.array([0.4, 0.3, 0.5, 0.6])
