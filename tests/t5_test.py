@@ -217,6 +217,22 @@ def test_bfloat16_is_close_to_float32():
     assert np.linalg.norm(a - b) < 0.1 * np.linalg.norm(b)
 
 
+@pytest.mark.parametrize(
+  "dtype, precision", [("float32", "HIGHEST"), ("bfloat16", "DEFAULT")]
+)
+def test_float32_is_not_left_to_a_platforms_default(dtype, precision):
+  """Which is bfloat16 products on TPUs, and TF32 on GPUs."""
+  model = t5.T5(dataclasses.replace(CFG, dtype=dtype))
+  program = jax.make_jaxpr(functools.partial(loss_and_gradients.__wrapped__, model))(
+    random_params()
+  )
+  products = str(program).count("dot_general[")
+  asked = str(program).count(
+    f"precision=(Precision.{precision}, Precision.{precision})"
+  )
+  assert asked == products > 50
+
+
 @pytest.mark.parametrize("rows", [(4,), (2, 3)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gradient_of_project(rows, dtype):

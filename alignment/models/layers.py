@@ -1,6 +1,7 @@
 """The layers of T5 in Flax Linen, shared by its encoder and decoder.
 
-Numerics: products take `dtype` inputs and accumulate in float32; softmax, norms, the
+Numerics: products take `dtype` inputs and accumulate in float32 (float32 means that on
+every platform, see `_precision`); softmax, norms, the
 gated GELU and everything after the last product are float32 inside; activations between
 them, and cotangents before a product, are rounded to `dtype`; gradients of parameters
 are float32. Projection kernels are 2-D, so that Adafactor factors their second moments.
@@ -32,8 +33,18 @@ def project(x: Array, kernel: Array) -> Array:
 
 def _dot(a: Array, b: Array, contract: tuple[tuple[int, ...], tuple[int, ...]]):
   return jax.lax.dot_general(
-    a, b, (contract, ((), ())), preferred_element_type=jnp.float32
+    a,
+    b,
+    (contract, ((), ())),
+    precision=_precision(a),
+    preferred_element_type=jnp.float32,
   )
+
+
+def _precision(x: Array) -> jax.lax.Precision:
+  """Unasked, TPUs would multiply float32 as bfloat16, and GPUs as TF32."""
+  exact = x.dtype == jnp.float32
+  return jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
 
 
 def _project_fwd(x, kernel):
@@ -57,7 +68,9 @@ def product(subscripts: str, a: Array, b: Array) -> Array:
 
   As in `project`, the cotangent is rounded to the inputs' dtype before its products.
   """
-  return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+  return jnp.einsum(
+    subscripts, a, b, precision=_precision(a), preferred_element_type=jnp.float32
+  )
 
 
 def _product_fwd(subscripts, a, b):
