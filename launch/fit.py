@@ -2,8 +2,8 @@
 
 Arguments and what is alive besides are exact. Temporaries are a model of what the
 compiler keeps: gradients and casts of the parameters, activations that
-rematerialisation saves, and the working set of the largest layer. `MARGIN` is how far
-that may be off.
+rematerialisation saves, and the working set of the largest layer. A generation's
+`margin` (launch/topology.py) is how far that may be off.
 """
 
 from collections.abc import Iterator
@@ -21,8 +21,7 @@ from launch.placed import Passes, Program, Work, device_bytes
 from launch.programs import programs
 from launch.topology import GENERATIONS, Topology
 
-MARGIN = 1.1
-SCORES = 4.0  # copies of a layer's attention scores alive at once, forward
+SCORES = 1.5  # copies of a layer's attention scores alive at once, forward
 SCORES_BACKWARD = 10.0  # and with its backward pass
 
 
@@ -63,7 +62,7 @@ def estimate(program: Program) -> Memory:
     cache = 0.0
     if work.kind == "rollout" and T > 1:
       inner = cfg.num_heads * cfg.d_kv / tensor
-      cache = cfg.decoder_layers * b * (S + N * T) * inner * 2 * width * 2
+      cache = cfg.decoder_layers * b * (S + N * T) * inner * 2 * width
     layers = 2 * _layer_kernels(cfg) / tensor * width  # gathered, and the next one
     working = max(working, scores + mlp + logits + cache + layers)
   return Memory(
@@ -158,7 +157,7 @@ def propose(config: ConfigDict, generation: str) -> Proposal | None:
       raise
     needed = {program.name: estimate(program) for program in listed}
     name = max(needed, key=lambda n: needed[n].total)
-    if MARGIN * needed[name].total <= topology.limit:
+    if topology.margin * needed[name].total <= topology.limit:
       return Proposal(topology, sizes, name, needed[name])
   return None
 
@@ -178,7 +177,7 @@ def suggest(program: Program, config: ConfigDict, topology: Topology) -> list[st
     )
     changed = Work(work.kind, encoded, work.microbatches * accumulate)
     needed = estimate(dataclasses.replace(program, work=changed)).total
-    return MARGIN * needed <= topology.limit
+    return topology.margin * needed <= topology.limit
 
   parts = [k for k in _powers_of_2(rows // shards) if rows % (k * shards) == 0]
   if work.kind == "train":
