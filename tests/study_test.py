@@ -709,6 +709,10 @@ def test_keys_of_the_other_method_change_nothing():
       "datasets.mine: 'onlin@0.5' is no model; there are 'sft', 'golden_policy'",
     ),
     ({"on_policy_fraction": (0.0,)}, "on_policy_fraction must be above 0 and at most"),
+    (
+      {"on_policy_fraction": (0.5,), "record": (True,)},
+      "mine_ipo_fraction0.5_recordTrue: only a run of on_policy_fraction 1 can be rec",
+    ),
     ({"refresh_every": (-1,)}, "refresh_every must be 0 .never. or a number of steps"),
     ({"method": ("offline",), "replay_window": (-2,)}, "replay_window must be -1"),
     ({"temperature": (1.0,), "stream": ({}, {})}, "two runs are called mine_ipo"),
