@@ -28,11 +28,6 @@ class Estimate:
   n: int
   reason: str = ""
 
-  @property
-  def side(self) -> int:
-    """1 or -1 where the interval lies above or below 0; else 0."""
-    return int(self.low > 0) - int(self.high < 0)
-
   def __str__(self) -> str:
     if math.isnan(self.value):
       return "n/a"

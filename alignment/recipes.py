@@ -90,6 +90,8 @@ def check(name: str, recipe: Mapping[str, Any], datasets: Collection[str]) -> No
     raise UserError(f"{name}: dataset '{dataset}' is unknown; there are {known}")
   if method == "online" and not 0 < recipe["on_policy_fraction"] <= 1:
     raise UserError(f"{name}: on_policy_fraction must be above 0 and at most 1")
+  if method == "online" and recipe["record"] and recipe["on_policy_fraction"] < 1:
+    raise UserError(f"{name}: only a run of on_policy_fraction 1 can be recorded")
   if method == "online" and recipe["refresh_every"] < 0:
     raise UserError(f"{name}: refresh_every must be 0 (never) or a number of steps")
   if method == "offline" and recipe["replay_window"] < -1:

@@ -165,6 +165,25 @@ def test_other_values_of_the_same_shapes_are_found(saved, tmp_path):
     checkpoint.restore_params(directory, 5, abstract(PARAMS))
 
 
+def test_other_values_in_a_state_are_found(saved, tmp_path, capsys):
+  directory = tmp_path / "stage"
+  shutil.copytree(saved, directory)
+  checkpoints = checkpoint.Checkpoints(directory)
+  other = jax.tree.map(lambda x: x + np.float32(1e-7), PARAMS)
+  checkpoints.save_state(4, {"state": state(3) | {"params": other}})
+  checkpoints.close()
+  metadata = "_CHECKPOINT_METADATA"
+  shutil.copy(directory / "state/3" / metadata, directory / "state/4" / metadata)
+  checkpoints = checkpoint.Checkpoints(directory)
+  restored = checkpoints.restore({"state": abstract(state(0))})
+  checkpoints.close()
+  np.testing.assert_array_equal(
+    restored["state"]["params"]["encoder"]["kernel"], PARAMS["encoder"]["kernel"]
+  )
+  reason = "array 'state/params/encoder/kernel' is not as it was written"
+  assert reason in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_the_newest_intact_state_is_taken_with_a_warning(
   saved, tmp_path, damage, capsys

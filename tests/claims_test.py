@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alignment import claims as claims_lib
-from alignment.estimates import Estimate
+from alignment.estimates import Estimate, over_worlds, undefined
 from tests import synthetic
 
 JUDGE = "golden PM"
@@ -85,6 +85,23 @@ def test_a_statement_holds_in_a_region(value, half_width, holds, side):
   hypothesis = dataclasses.replace(FIGURE_1[0], holds=holds)
   estimate = Estimate(value, value - half_width, value + half_width, "6 worlds", 6)
   assert claims_lib._side(hypothesis, estimate) == side
+
+
+def test_a_world_counts_where_every_judge_has_its_number():
+  one = Estimate(0.1, 0.05, 0.15, "prompts, 1 world", 64)
+  per_world = {
+    w: {JUDGE: one, "truth": undefined("flat") if w == 3 else one} for w in range(6)
+  }
+  estimates = {j: over_worlds({w: of[j] for w, of in per_world.items()})
+               for j in per_world[0]}  # fmt: skip
+  verdict = claims_lib._verdict(FIGURE_1[0], estimates, per_world)
+  assert verdict == ("undecided", "5 worlds: 6 are needed; world 3: flat")
+
+
+def test_few_worlds_are_read_by_the_statements_region():
+  equal = dataclasses.replace(FIGURE_1[0], holds=(-0.02, 0.02))
+  (claim,) = claims_lib.claims(worlds_of_runs((0.0, 0.1, 0.2)), [equal], resamples=10)
+  assert claim.reading == "holds in 1 (golden PM), 1 (truth) of 3 worlds"
 
 
 def test_claims_count_runs_and_leave_out_what_has_none():
@@ -183,7 +200,9 @@ def test_every_statement_of_the_paper_is_measured(study_claims):
     assert claim.verdict in ("agrees", "disagrees", "undecided")
     for estimate in claim.estimates.values():
       assert estimate.n == 6 and estimate.low <= estimate.value <= estimate.high
-  assert {c.loss for c in study_claims if c.figure == "1"} == {"ipo", "dpo", "slic"}
+  for name in ("win rate at equal KL", "peak above SFT"):  # SFT is of no loss
+    of_figure_1 = {c.loss for c in study_claims if (c.figure, c.name) == ("1", name)}
+    assert of_figure_1 == {"ipo", "dpo", "slic"}
   assert {c.loss for c in study_claims if c.figure == "9"} == {"best_of_2"}
   assert {c.loss for c in study_claims if c.figure == "6"} == {""}
   assert {c.loss for c in study_claims if c.figure == "12"} == {"ipo"}
@@ -193,7 +212,8 @@ def test_what_holds_in_the_made_up_study_is_found(study_claims):
   verdicts = {
     (claim.figure, claim.statement): claim.verdict
     for claim in study_claims
-    if (claim.task, claim.loss) in (("tldr", "ipo"), ("tldr", ""))
+    if (claim.task == "tldr" or "on this task" in claim.statement)
+    and claim.loss in ("ipo", "", "best_of_2")
   }
   for figure, words, verdict in (
     ("1", "at equal KL", "agrees"),
@@ -208,11 +228,24 @@ def test_what_holds_in_the_made_up_study_is_found(study_claims):
     ("8 bottom", "falls: offline", "agrees"),
     ("8 bottom", "more for offline than for online", "agrees"),
     ("8 bottom", "more for offline than for shuffled", "disagrees"),
+    ("9", "gap persists", "agrees"),
+    ("9", "slightly ahead", "disagrees"),
+    ("10", "offline peaks higher", "agrees"),
+    ("10", "gap stays", "agrees"),
     ("12", "teach more", "agrees"),
     ("13", "a lot of shuffling", "agrees"),
-    ("App. E.1", "chance: online", "agrees"),
+    ("App. E.1", "chance: offline", "agrees"),
     ("App. F", "0.1 %", "agrees"),
     ("App. F", "drift apart", "disagrees"),
   ):
     found = [v for (f, text), v in verdicts.items() if f == figure and words in text]
     assert found == [verdict], (figure, words, found)
+  # Trends with size stay undecided: only what is compared, and where it holds.
+  trends = {(c.methods, c.region) for c in study_claims if c.figure == "11, 14"}
+  online, offline, shuffled = (
+    f"{method} of all sizes" for method in ("online", "offline", "shuffled")
+  )
+  assert trends == {
+    ((online, shuffled), "< 0"),
+    ((online, offline, shuffled), "> 0"),
+  }

@@ -7,6 +7,7 @@ import pytest
 
 from alignment import figures
 from alignment.figures import classification, laws, scaling, style, training, win_rate
+from alignment.measures import correlation_with_accuracy
 from alignment.statistics import envelope, gap_at_equal_kl, peak_gap
 from alignment.types import UserError
 from tests import synthetic
@@ -234,16 +235,31 @@ def test_figure_06_has_the_rows_it_was_given():
   assert {row["interval_over"] for row in rows} == {"2 worlds"}
 
 
-def test_figure_08_averages_the_runs(study):
+def test_figure_07_has_every_checkpoint_and_the_correlations(study):
+  _, rows = classification.figure_07(study)
+  by_name = {run.name: run for run in study}
+  for row in rows:
+    if row["kind"] == "point":
+      run = by_name[row["run"]]
+      at = run.steps_E.tolist().index(row["step"])
+      assert row["accuracy"] == run.measured_E("classification_accuracy")[at]
+      assert row["win_rate"] == run.win_rates_E(row["judge"])[at]
+    else:
+      of_method = chosen(study, row["method"])
+      expected = correlation_with_accuracy(of_method, row["judge"])
+      assert row["value"] == expected.value
+
+
+@pytest.mark.parametrize("key", ["chosen_log_ratio", "rejected_log_ratio"])
+def test_figure_08_averages_the_runs(study, key):
   _, rows = classification.figure_08(study)
   runs = chosen(study, "offline")
   means = {
     row["step"]: row["value"]
     for row in rows
-    if (row["kind"], row["measured"], row["method"])
-    == ("mean", "chosen_log_ratio", "offline")
+    if (row["kind"], row["measured"], row["method"]) == ("mean", key, "offline")
   }
-  expected = np.mean([run.measured_E("chosen_log_ratio") for run in runs], axis=0)
+  expected = np.mean([run.measured_E(key) for run in runs], axis=0)
   assert means == dict(zip(runs[0].steps_E.tolist(), expected, strict=True))
 
 
@@ -309,6 +325,25 @@ def test_laws_are_recovered(study):
     )
     law = d * (alpha - beta * (d if method == "best_of_n" else np.log(d)))
     np.testing.assert_allclose(score, law)
+
+
+def test_laws_have_intervals_over_checkpoints_or_worlds_and_leave_out_sft():
+  d = np.array([0.01, 0.5, 1, 2, 3])  # the first is below the floor of KL
+  runs = [
+    make_run(
+      "on", "online", [0.5] * 5, d**2, world=world,
+      measured={"golden_score": [99, *(d * (alpha - 0.5 * np.log(d)) + noise)[1:]]},
+    )
+    for world, alpha, noise in (
+      (0, 1, np.array([0, 0.1, -0.1, 0.1, -0.1])), (1, 2, 0), (2, 3, 0)
+    )
+  ]  # fmt: skip
+  for of, over, alpha in ((runs[1:], "2 worlds", 2.5), (runs[:1], "checkpoints", 1)):
+    _, rows = laws.laws(of)
+    (found,) = (row for row in rows if row["kind"] == "alpha")
+    assert found["interval_over"].startswith(over)
+    assert found["value"] == pytest.approx(alpha, abs=0.1)
+    assert found["low"] < found["value"] < found["high"]
 
 
 def test_appendix_f_pairs_a_replay_with_its_online_run(study):

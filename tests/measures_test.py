@@ -77,6 +77,17 @@ def test_best_results_and_their_trend_with_size():
   assert alone.reason == "fewer than two policy sizes with runs of both"
 
 
+def test_measured_keys_are_averaged_over_checkpoints_and_runs():
+  runs = [
+    make_run([0.5] * len(values), measured={"entropy": values})
+    for values in ([1.0, 2.0, 6.0], [5.0, 7.0])
+  ]
+  assert measures.mean_value("entropy")(runs).value == pytest.approx((3 + 6) / 2)
+  assert measures.last_value("entropy")(runs).value == pytest.approx((6 + 7) / 2)
+  difference = measures.last_difference("entropy")(runs[1:], runs[:1])
+  assert difference.value == pytest.approx(7 - 6)
+
+
 def test_classifiers_are_compared_at_the_steps_of_both():
   def rows(accuracies):
     return [
@@ -90,7 +101,10 @@ def test_classifiers_are_compared_at_the_steps_of_both():
   stderr = math.sqrt(4 * 0.03**2) / 2
   assert found.high - found.value == pytest.approx(1.96 * stderr, rel=1e-4)
   assert measures.accuracy_difference(a[2:], b).reason
-  assert value(measures.accuracy_trend(rows({10: 0.8, 20: 0.7, 30: 0.6}))) == -0.2
+  trend = measures.accuracy_trend(rows({10: 0.8, 20: 0.7, 30: 0.6}))
+  assert value(trend) == -0.2
+  stderr = math.sqrt(2) * 0.03  # of the last less the first: it is linear
+  assert trend.high - trend.value == pytest.approx(1.96 * stderr, rel=1e-4)
   assert measures.accuracy_trend(a[:1]).reason == "fewer than two steps"
 
 
@@ -102,8 +116,12 @@ def test_training_statistics_of_a_replay_beside_its_online_run():
   replay = [make_run([0.5, 0.5], method="replay", metrics=rows([1, 2, 4.4, 8]))]
   assert measures.training_difference(replay, online).value == pytest.approx(0.1 / 8)
   assert measures.training_drift(replay, online).value == pytest.approx(0.05 / 2)
-  other_settings = [make_run([0.5, 0.5], beta=9.0, metrics=rows([1, 2]))]
-  assert measures.training_difference(replay, other_settings).reason
+  for field, other in (
+    *(("world", 1), ("task", "chat_arena"), ("loss", "dpo"), ("size", "nano")),
+    *(("beta", 9.0), ("learning_rate", 9.0), ("seed", 1)),
+  ):
+    unlike = make_run([0.5, 0.5], metrics=rows([1, 2]), **{field: other})
+    assert measures.training_difference(replay, [unlike]).reason, field
 
 
 @pytest.mark.parametrize("best_of_n", [False, True])

@@ -233,6 +233,17 @@ def test_index_for_covers_each_epoch_once(size, batch_size):
   )
 
 
+@pytest.mark.parametrize("size, batch_size, window", [(7, 3, 2), (10, 4, 4), (3, 7, 2)])
+def test_index_for_permutes_within_windows(size, batch_size, window):
+  steps = [pairs.index_for(s, batch_size, size, 3, window) for s in range(6 * size)]
+  epochs = np.concatenate(steps).reshape(-1, size)
+  for start in range(0, size, window):
+    rows = np.arange(start, min(start + window, size))
+    within = epochs[:, start : start + window]
+    np.testing.assert_array_equal(np.sort(within), np.tile(rows, (len(epochs), 1)))
+    assert len(np.unique(within, axis=0)) > 1 or len(rows) == 1
+
+
 def test_index_for_is_a_function_of_position():
   stream = np.concatenate([pairs.index_for(s, 4, 50, seed=1) for s in range(60)])
   again = np.concatenate([pairs.index_for(s, 8, 50, seed=1) for s in range(30)])
@@ -244,3 +255,4 @@ def test_index_for_is_a_function_of_position():
   assert far.dtype == np.int64 and 0 <= far.min() <= far.max() < 50
   # Pinned, for a resumed run relies on it.
   assert pairs.index_for(0, 8, 8, seed=0).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
+  assert pairs.index_for(3, 8, 8, seed=1).tolist() == [3, 2, 5, 4, 6, 1, 0, 7]

@@ -112,7 +112,7 @@ def evaluation(utility=False):
 
   def value(tokens, lengths):
     inside = np.arange(tokens.shape[1]) < lengths[:, None]
-    return ((tokens == 5) & inside).sum(1) - 0.1 * lengths
+    return ((tokens == 6) & inside).sum(1) - 0.1 * lengths
 
   contest = policy.Contest(
     judge=tiny.JUDGE,
@@ -207,6 +207,7 @@ def test_the_record_is_what_plain_counting_gives(evaluated):
   gap, judged = truth - e.contest.utility(*second), margins(mine, second)
   known = gap != 0
   agrees = (np.sign(gap) == np.sign(judged)) + 0.5 * (judged == 0)
+  assert agrees[known].mean() != 0.5  # or a wrong sign would not be seen
   assert record["judge_accuracy_on_policy"] == pytest.approx(agrees[known].mean())
   assert record["true_utility"] == pytest.approx(truth.mean())
   beaten = truth - e.contest.utility(*e.contest.opponent)

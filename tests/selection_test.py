@@ -80,3 +80,10 @@ def test_which(which, expected):
   found = which.of(Pool(runs, (), "micro", "milli"))
   key = "replay_window" if which.method == "replay" else "size"
   assert [getattr(run, key) for run in found] == expected
+
+
+def test_a_pool_of_one_world_has_nothing_of_the_others():
+  runs = [make_run("online", world=world) for world in (0, 1)]
+  pool = Pool(runs, synthetic.classification(worlds=2), "micro", "").of_world(1)
+  assert pool.runs == runs[1:]
+  assert {row.world for row in pool.classification} == {1}

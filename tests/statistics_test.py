@@ -49,11 +49,18 @@ def test_expected_best_is_the_mean_over_all_subsets():
 
 
 def test_halves_share_no_prompt_and_resamples_keep_their_weight_in_every_split():
-  for num_prompts in (2, 9):
-    weights_2xRxP = statistics._prompt_weights_2xRxP(num_prompts, 5, 0)
-    assert (weights_2xRxP.prod(axis=0) == 0).all()
-    assert (weights_2xRxP.sum(axis=0) > 0).all()
-    np.testing.assert_allclose(weights_2xRxP.sum(axis=-1), 1)
+  for num_prompts in (2, 21):
+    drawn_RxP = statistics._prompt_weights_RxP(num_prompts, 5)
+    halves = set()
+    for split in range(statistics.SPLITS):
+      weights_2xRxP = statistics._prompt_weights_2xRxP(num_prompts, 5, split)
+      inside_2xRxP = weights_2xRxP > 0
+      assert (inside_2xRxP.sum(axis=0) == 1).all()
+      expected = inside_2xRxP * drawn_RxP
+      expected /= expected.sum(axis=-1, keepdims=True)
+      np.testing.assert_allclose(weights_2xRxP, expected)
+      halves.add(inside_2xRxP.tobytes())
+    assert len(halves) == (2 if num_prompts == 2 else statistics.SPLITS)
 
 
 @pytest.mark.parametrize("gap", [statistics.peak_gap, statistics.gap_at_equal_kl])
@@ -118,7 +125,7 @@ def test_no_common_range_of_kl_is_nan_with_the_reason():
   a = [certain_run("a", "online", [0.5, 0.5], [0.1, 1])]
   b = [certain_run("b", "offline", [0.5, 0.5], [2, 3])]
   estimate = statistics.gap_at_equal_kl(a, b, JUDGE)
-  assert math.isnan(estimate.value) and estimate.side == 0
+  assert math.isnan(estimate.value)
   assert estimate.reason == "no common range of KL (0.1 to 1 and 2 to 3)"
   at_sft = [certain_run("b", "offline", [0.5], [0])]
   assert "above KL 0.01" in statistics.gap_at_equal_kl(a, at_sft, JUDGE).reason
@@ -135,6 +142,7 @@ def test_the_interval_over_prompts_covers_the_truth():
     estimate = statistics.gap_at_equal_kl(a, b, JUDGE, resamples=100)
     covered.append(estimate.low <= 0.1 <= estimate.high)
     widths.append(estimate.high - estimate.low)
+    assert estimate.value == pytest.approx((estimate.low + estimate.high) / 2)
   assert np.mean(covered) > 0.88
   assert np.mean(widths) < 0.25
 

@@ -21,7 +21,9 @@ DESCRIBED = {"config": "0123", "vocabulary": "abcd"}
 def rolled(step: int, responses: int = 2) -> rollout.Rollout:
   rng = np.random.default_rng(step)
   return rollout.Rollout(
-    batch=tiny.batch(B, seed=step, responses=responses),
+    batch=tiny.batch(B, seed=step, responses=responses).replace(
+      weights_B=rng.random(B, np.float32)
+    ),
     margins_B=rng.normal(size=B).astype(np.float32),
     logps_Bx2=rng.normal(size=(B, 2)).astype(np.float32),
     ended_Bx2=rng.random((B, 2)) < 0.5,
@@ -103,6 +105,7 @@ def test_shuffled_within_windows_of_batches(recorded):
   first, second = rows[: 4 * B], rows[4 * B :]
   assert sorted(first) == list(range(4 * B)) != first
   assert sorted(second) == list(range(4 * B, 6 * B)) != second
+  assert max(abs(row - i) for i, row in enumerate(rows)) >= B  # out of its batch
   assert len({tuple(order(recorded, 4, epoch)) for epoch in range(3)}) == 3
 
 
@@ -131,12 +134,14 @@ def test_a_resumed_run_records_again_and_must_match(copy):
   record(copy, (4, 6), first=2)
   assert {p.name: p.read_bytes() for p in copy.iterdir()} == before
 
-  def change(step, r):
-    return r.replace(margins_B=r.margins_B + (step == 3))
+  for changed, shard in ((3, "00000002-00000004"), (5, "00000004-00000006")):
 
-  with pytest.raises(UserError, match="steps-00000002-00000004.*came out differently"):
-    record(copy, (4, 6), first=2, change=change)
-  stream.Stream.load(copy, STEPS)  # what was there is still whole
+    def change(step, r, changed=changed):
+      return r.replace(margins_B=r.margins_B + (step == changed))
+
+    with pytest.raises(UserError, match=f"steps-{shard}.*came out differently"):
+      record(copy, (4, 6), first=2, change=change)
+    stream.Stream.load(copy, STEPS)  # what was there is still whole
 
 
 def test_other_commit_points_replace_what_they_overlap(copy):
@@ -198,7 +203,7 @@ def test_a_hybrid_batch_keeps_the_data_sets_pairs_after_the_sampled_ones():
     offline,
     lambda params, batch, key: types.SimpleNamespace(batch=sampled),
     jax.random.key(0),
-    on_policy_fraction=0.75,
+    on_policy_fraction=0.7,  # 2.8 of 4 rows
     record=lambda step, r: shown.append(step),
   )
   batch = hybrid.batch(7, None)

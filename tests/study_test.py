@@ -1,6 +1,7 @@
 """The whole study at its smallest: run once, then looked at from all sides."""
 
 import csv
+import dataclasses
 import json
 import math
 import re
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 from alignment import artefacts, commands, optim, recipes, runs, study, train_step
-from alignment.data import pairs
+from alignment.data import pairs, stream
 from alignment.evals import policy as policy_eval
+from alignment.evals import stages as eval_stages
 from alignment.files import read_json, read_npz
 from alignment.metrics import read_jsonl
 from alignment.models import huggingface, t5
@@ -94,6 +96,33 @@ def test_outcomes_are_those_of_the_records(workdir):
       assert wins_P.mean() == pytest.approx(r[rate], abs=1e-6)
     stderr = arrays["golden_ExP"][row].std(ddof=1) / math.sqrt(48)
     assert stderr == pytest.approx(r["win_rate_stderr"], abs=1e-6)
+
+
+def test_win_rates_are_against_the_golden_policy_and_scores_against_sft(workdir, built):
+  judge = built.setting.preference_model(built.setting.config.golden_pm)
+  params = built.setting.load(built.models["golden_pm"].directory(workdir), judge.model)
+  golden, sft = (
+    read_npz(built.models[name].directory(workdir) / "responses.npz")
+    for name in ("golden_samples", "sft_samples")
+  )
+  evaluation = built.evaluations["world0_online_ipo"]
+  (record,) = (
+    r for r in records(workdir) if (r["run"], r["step"]) == ("world0_online_ipo", 8)
+  )
+  ours = read_npz(evaluation.directory(workdir) / "step-8.npz")
+  data = pairs.PairDataset.load(evaluation.inputs["pairs"].directory(workdir))
+  prompts = data.batch(golden["rows"], **built.setting.lengths)
+
+  def margins(other):
+    batch = prompts.replace(
+      responses_BxNxT=np.stack([ours["tokens"], other["tokens"]], 1),
+      lengths_BxN=np.stack([ours["lengths"], other["lengths"]], 1),
+    )
+    return np.asarray(policy_eval.margins(judge, params, batch))
+
+  wins = policy_eval.outcome(margins(golden))
+  assert record["win_rate"] == pytest.approx(wins.mean())
+  assert record["golden_score"] == pytest.approx(margins(sft).mean(), abs=1e-5)
 
 
 def test_sft_is_where_kl_and_log_ratios_begin(workdir):
@@ -292,12 +321,60 @@ def test_best_of_n_is_preferred_by_the_proxy(workdir, built):
   assert margins.min() > -1e-5 and margins.max() > 0
 
 
-def test_the_stream_is_classified_by_all_three(workdir):
+def test_best_of_n_draws_each_time_with_a_key_of_its_own(
+  workdir, built, tmp_path, monkeypatch
+):
+  """Nine samples: eight together, then one more."""
+  keys = set()
+  sample = policy_eval.sample
+
+  def noted(model, params, batch, key, *args, **kwargs):
+    keys.add(tuple(jax.random.key_data(key).tolist()))
+    return sample(model, params, batch, key, *args, **kwargs)
+
+  monkeypatch.setattr(policy_eval, "sample", noted)
+  artefact = built.evaluations["world0_best_of_n"]
+  inputs = {name: of.directory(workdir) for name, of in artefact.inputs.items()}
+  setting = dataclasses.replace(
+    built.setting, config=studies.every(**{"evaluation.best_of": (9,)})
+  )
+  c = setting.config
+  eval_stages.evaluate_best_of_n(
+    setting, {"run": "best"}, c.policy, c.proxy_pm, c.golden_pm, tmp_path, inputs
+  )
+  assert len(keys) == 2
+
+
+def test_the_stream_is_classified_by_all_three(workdir, built):
+  """Accuracies are counted anew, from the artefacts."""
+  setting, inputs = built.setting, built.classification.inputs
+  online = inputs["online"].directory(workdir)
+  recorded = stream.Stream.load(online / "stream", steps=8)
+
+  def margins(name, batch):
+    directory = inputs[name].directory(workdir)
+    if name.endswith("_pm"):
+      judge = setting.preference_model(setting.config[name])
+      return policy_eval.margins(judge, setting.load(directory, judge.model), batch)
+    model = setting.model(setting.config.policy)
+    ratios = policy_eval.log_ratios(model, setting.load(directory, model), batch)
+    return ratios[:, 0] - ratios[:, 1]
+
+  expected = {}
+  for step in (0, 3, 6):
+    batch = recorded.batch(step * recorded.batch_size + np.arange(12))
+    golden = np.asarray(margins("golden_pm", batch))
+    for name in ("proxy_pm", "online", "offline"):
+      right = (np.asarray(margins(name, batch)) * golden)[golden != 0]
+      wins = (right > 0) + 0.5 * (right == 0)
+      expected[name, step] = wins.mean(), wins.std(ddof=1) / len(wins) ** 0.5, len(wins)
   rows = read_jsonl(workdir / "classification" / "world0.jsonl")
-  assert [(r["classifier"], r["step"]) for r in rows] == [
-    (who, step) for who in ("proxy_pm", "online", "offline") for step in (0, 3, 6)
-  ]
-  assert all(0 <= r["accuracy"] <= 1 and r["pairs"] <= 12 for r in rows)
+  found = {
+    (r["classifier"], r["step"]): (r["accuracy"], r["stderr"], r["pairs"]) for r in rows
+  }
+  assert len(rows) == len(expected) and found.keys() == expected.keys()
+  for key, values in expected.items():
+    assert found[key] == pytest.approx(values), key
 
 
 def test_every_figure_is_drawn(workdir):
@@ -566,9 +643,61 @@ def test_an_entry_may_be_several_products():
   }  # fmt: skip
 
 
+def test_what_is_replayed_is_the_online_run_of_the_same_size_loss_and_seed():
+  config = studies.nano()
+  config.runs = {
+    "replay": {
+      "method": ("offline",), "dataset": ("stream",), "loss": ("dpo",), "seed": (3,),
+      "size": ("micro",), "beta": (9.0,), "learning_rate": (9.0,),
+    }
+  }  # fmt: skip
+  for online, expected in (
+    ({}, ("online", "dpo", "micro", 3, config.policy.learning_rate)),
+    ({"learning_rate": 0.5, "seed": 4}, ("online", "dpo", "micro", 4, 0.5)),
+  ):
+    config.runs.replay.stream = (online,)
+    ((_, recipe),) = recipes.runs(config).values()
+    found = recipes.stream_of(config, recipe)
+    keys = ("method", "loss", "size", "seed", "learning_rate")
+    assert tuple(found[key] for key in keys) == expected
+    assert found["beta"] == config.policy.beta and found["record"]
+
+
+@pytest.mark.parametrize(
+  "label, changes, expected",
+  [
+    ("online", {}, (None, None, 1, 1.0)),
+    ("hybrid", {"on_policy_fraction": 0.5}, (None, None, 1, 0.5)),
+    ("offline", {"method": "offline"}, ("golden", None, None, 0.0)),
+    ("replay", {"method": "offline", "dataset": "stream", "replay_window": 0},
+     ("stream", 0, None, 0.0)),
+    ("sft", {}, (None, None, None, None)),
+    ("best_of_n", {"method": "offline"}, (None, None, None, None)),
+  ],
+)  # fmt: skip
+def test_labels_say_only_what_has_a_meaning(label, changes, expected):
+  recipe = recipes.plain(studies.nano().policy) | changes
+  found = recipes.labels("name", label, recipe)
+  keys = ("dataset", "replay_window", "refresh_every", "on_policy_fraction")
+  assert tuple(found[key] for key in keys) == expected
+
+
+def test_fractions_of_a_run_are_its_nearest_steps_from_the_first_on():
+  recipe = {"steps": 10, "evaluate_at": (1.0, 0, 0.28)}
+  assert recipes.evaluated_steps(recipe) == [1, 3, 10]
+  assert recipes.checkpoint_at("", recipe, "0.28") == 3
+  with pytest.raises(UserError, match="here: 0.5 is not among policy.evaluate_at"):
+    recipes.checkpoint_at("here", recipe, "0.5")
+  with pytest.raises(UserError, match="evaluate_at has 1.5; give fractions"):
+    recipes.evaluated_steps(recipe | {"evaluate_at": (1.5,)})
+
+
 def test_keys_of_the_other_method_change_nothing():
   offline = {"runs.offline.method": ("offline",)}
-  for key, value in (("refresh_every", 7), ("temperature", 0.5), ("record", True)):
+  for key, value in (
+    *(("refresh_every", 7), ("temperature", 0.5), ("record", True)),
+    ("replay_window", 3),  # of a fixed data set
+  ):
     left = changed(**offline, **{f"policy.{key}": value})
     assert not any("offline" in name and "eval" not in name for name in left), key
   for key, value in (("replay_window", 3), ("stream", {"beta": 0.3})):
@@ -588,6 +717,10 @@ def test_keys_of_the_other_method_change_nothing():
       "datasets.mine: 'onlin@0.5' is no model; there are 'sft', 'golden_policy'",
     ),
     ({"on_policy_fraction": (0.0,)}, "on_policy_fraction must be above 0 and at most"),
+    (
+      {"on_policy_fraction": (0.5,), "record": (True,)},
+      "mine_ipo_fraction0.5_recordTrue: only a run of on_policy_fraction 1 can be rec",
+    ),
     ({"refresh_every": (-1,)}, "refresh_every must be 0 .never. or a number of steps"),
     ({"method": ("offline",), "replay_window": (-2,)}, "replay_window must be -1"),
     ({"temperature": (1.0,), "stream": ({}, {})}, "two runs are called mine_ipo"),

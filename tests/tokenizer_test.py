@@ -113,7 +113,8 @@ def test_pairs_without_a_difference_left_are_counted_with_the_readers():
 
 def test_statistics_in_words():
   triples = examples(*[("p" * (i + 1), "a" * (i + 1), "b") for i in range(10)])
-  _, statistics = tokenize([*triples, triples[0]], counts={"identical": 1200})
+  again = triples[0]._replace(chosen="c")
+  _, statistics = tokenize([*triples, again], counts={"identical": 1200})
   assert statistics.pairs == 11 and statistics.prompts == 10
   assert statistics.prompt_tokens == (6, 10, 11)
   assert statistics.lines() == [

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from alignment import hosts, metrics, optim, rollout, sharding, train_step
+from alignment.checkpoint import Checkpoints
 from alignment.data import pairs, sources
 from alignment.files import read_npz
 from alignment.train import train
@@ -129,6 +130,19 @@ def test_keeps_two_states_and_the_parameters_to_be_evaluated(tmp_path):
   assert names(tmp_path / "params") == ["0", "3", "7"]
   rows = metrics.read_jsonl(tmp_path / "metrics.jsonl")
   assert [row["step"] for row in rows] == [2, 4, 6, 7]
+
+
+def test_what_belongs_to_a_state_is_written_before_it(tmp_path, monkeypatch):
+  calls = []
+  save_state = Checkpoints.save_state
+
+  def noted(self, step, *args):
+    calls.append(("state", step))
+    save_state(self, step, *args)
+
+  monkeypatch.setattr(Checkpoints, "save_state", noted)
+  run("sft", tmp_path, 3, before_save=lambda step: calls.append(("before", step)))
+  assert calls == [("before", 2), ("state", 2), ("before", 3), ("state", 3)]
 
 
 def test_finished_training_takes_no_step(tmp_path):
