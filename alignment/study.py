@@ -176,13 +176,14 @@ def build(config: ConfigDict, world: int) -> Study:
       **numerics,
     )
 
-  recorded = [  # the recipes of online runs that others replay
-    recipes.relevant(recipes.stream_of(config, recipe))
+  # The recipes of online runs that others replay. The default one is recorded in any
+  # case, so that figures share it whether or not they need its stream.
+  replays = [role("policy")] + [
+    recipe
     for _, recipe in recipes.runs(config).values()
     if (recipe["method"], recipe["dataset"]) == ("offline", "stream")
   ]
-  if "figure_06" in config.figures:
-    recorded.append(recipes.relevant(recipes.stream_of(config, role("policy"))))
+  recorded = [recipes.relevant(recipes.stream_of(config, r)) for r in replays]
 
   def policy(name: str, recipe: dict[str, Any], judge_name: str) -> Artefact:
     recipes.check(name, recipe, config.datasets)

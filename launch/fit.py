@@ -81,7 +81,8 @@ def _copies(program: Program) -> float:
     masters = device_bytes(state_or_params.params)
     # Casts of stacked kernels leave the loop over layers, all at once.
     cast = half * masters if half < 1 else 0.0
-    return masters * (2.0 if program.work.microbatches > 1 else 1.0) + cast
+    # Accumulating them takes the loop's sums in and out, and a microbatch's own twice.
+    return masters * (4.0 if program.work.microbatches > 1 else 1.0) + cast
   if program.work.kind == "rollout":
     policy = next(a for a in program.arguments if not isinstance(a, t5.T5))
     # Decoding has a copy of its own, of single layers, in the compute dtype.

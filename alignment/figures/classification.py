@@ -139,7 +139,7 @@ def figure_08(runs: Sequence[Run]) -> Drawing:
     rows += _over_training(
       bottom, task, of_methods, "rejected_log_ratio", "other", dashes=(3, 2)
     )
-    bottom.set_ylabel("log-ratio to SFT on D_golden, nats")
+    bottom.set_ylabel("log-ratio on D_golden, nats")
   style.shared_legend(figure, axes_list, columns=3)
   return figure, rows
 
