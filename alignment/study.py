@@ -176,9 +176,10 @@ def build(config: ConfigDict, world: int) -> Study:
       **numerics,
     )
 
-  # The recipes of online runs that others replay. The default one is recorded in any
-  # case, so that figures share it whether or not they need its stream.
-  replays = [role("policy")] + [
+  # The recipes of online runs that others replay. The default one, and what figure 6
+  # classifies, are recorded in any case: figures share them, whether or not they need
+  # the stream.
+  replays = [role("policy") | {"stream": {}}, role("policy")] + [
     recipe
     for _, recipe in recipes.runs(config).values()
     if (recipe["method"], recipe["dataset"]) == ("offline", "stream")

@@ -165,6 +165,16 @@ def test_the_papers_numbers(name):
   assert c.data.name in {entry["name"] for entry in c.sft.data}
 
 
+def test_figures_share_what_they_have_in_common():
+  """Figure 12 needs no recorded stream, figure 5 that of the same online run."""
+  keys = []
+  for figure in ("figure_05", "figure_12"):
+    built = study.build(study_config.get_config(figure), 0)
+    found = {a.name: a.key for a in artefacts.closure(built.stages().values())}
+    keys.append(found["data_final_vs_final"])
+  assert keys[0] == keys[1]
+
+
 @pytest.mark.parametrize("task", ("toy", "tldr"))
 @pytest.mark.parametrize("figure", study_config.FIGURES)
 def test_every_figure_is_a_config_at_both_scales(figure, task, pairs):
