@@ -103,9 +103,10 @@ def finish(config: ConfigDict, workdir: Path) -> None:
     claims=measured,
     notes=[*config.notes, samples_note],
   )
-  write_atomically(workdir / "claims.csv", figures.csv_bytes(claims.table(measured)))
+  table = workdir / "claims.csv"
+  write_atomically(table, figures.csv_bytes(claims.table(measured)))
   print(claims.format_claims(measured))
-  for path in (*(path for both in drawn.values() for path in both), page):
+  for path in (*(path for both in drawn.values() for path in both), table, page):
     print(path)
 
 
