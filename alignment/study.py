@@ -178,13 +178,14 @@ def build(config: ConfigDict, world: int) -> Study:
 
   # The recipes of online runs that others replay. The default one, and what figure 6
   # classifies, are recorded in any case: figures share them, whether or not they need
-  # the stream.
+  # the stream. A hybrid run cannot be (`recipes.check`).
   replays = [role("policy") | {"stream": {}}, role("policy")] + [
     recipe
     for _, recipe in recipes.runs(config).values()
     if (recipe["method"], recipe["dataset"]) == ("offline", "stream")
   ]
-  recorded = [recipes.relevant(recipes.stream_of(config, r)) for r in replays]
+  streams = [recipes.stream_of(config, recipe) for recipe in replays]
+  recorded = [recipes.relevant(s) for s in streams if s["on_policy_fraction"] == 1]
 
   def policy(name: str, recipe: dict[str, Any], judge_name: str) -> Artefact:
     recipes.check(name, recipe, config.datasets)

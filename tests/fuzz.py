@@ -233,15 +233,16 @@ def read_pairs(directory: Path, content: bytes) -> None:
   path = directory / "pairs.jsonl"
   path.write_bytes(content)
   for on_bad_pair in ("error", "skip"):
-    examples = readers.read_jsonl(path, on_bad_pair, {})
-    tokenizer.tokenize(
-      examples,
+    tokens = tokenizer.Tokenizer(
       ByteVocabulary(),
       prompt_length=16,
       response_length=8,
       truncate_prompt="left",
       long_response="truncate",
     )
+    for example in readers.read_jsonl(path, on_bad_pair, {}):
+      tokens.add(example)
+    tokens.finish()
 
 
 def read_checkpoint(directory: Path, files: dict[str, bytes]) -> None:

@@ -643,6 +643,13 @@ def test_an_entry_may_be_several_products():
   }  # fmt: skip
 
 
+def test_the_default_online_run_is_recorded_unless_it_is_a_hybrid():
+  for fraction in (1.0, 0.5):
+    config = studies.nano(**{"policy.on_policy_fraction": fraction})
+    online = study.build(config, 0).policies["world0_online_ipo"]
+    assert online.config["role"]["record"] == (fraction == 1)
+
+
 def test_what_is_replayed_is_the_online_run_of_the_same_size_loss_and_seed():
   config = studies.nano()
   config.runs = {

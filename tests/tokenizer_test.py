@@ -32,8 +32,11 @@ def random_examples(n, seed=0, longest=20):
   return [Example(text(i), text(0), text(1), f"f.jsonl:{i}") for i in range(n)]
 
 
-def tokenize(triples, **changes):
-  return tokenizer.tokenize(triples, VOCAB, **(LIMITS | changes))
+def tokenize(triples, counts=None, vocab=VOCAB, **changes):
+  tokens = tokenizer.Tokenizer(vocab, **(LIMITS | changes))
+  for example in triples:
+    tokens.add(example)
+  return tokens.finish(counts)
 
 
 def test_tokenize_ends_prompts_and_whole_responses_with_eos():
@@ -101,12 +104,8 @@ def test_pairs_without_a_difference_left_are_counted_with_the_readers():
       return super().encode(text.replace("?", ""))
 
   counts = {"empty": 4}
-  found, statistics = tokenizer.tokenize(
-    examples(("p", "abcdeX", "abcdeY"), ("p", "?", "a"), ("p", "a", "b")),
-    Silent(),
-    counts=counts,
-    **LIMITS,
-  )
+  triples = examples(("p", "abcdeX", "abcdeY"), ("p", "?", "a"), ("p", "a", "b"))
+  found, statistics = tokenize(triples, counts, Silent())
   assert len(found) == 1
   assert statistics.dropped == {"empty": 4, "identical tokens": 1, "untokenizable": 1}
 
@@ -148,7 +147,7 @@ def test_unknown_words_name_line_and_field():
   with pytest.raises(
     UserError, match="f.jsonl:2: field 'rejected': unknown word 'green'"
   ):
-    tokenizer.tokenize(triples, WordVocabulary(("red", "blue")), **LIMITS)
+    tokenize(triples, vocab=WordVocabulary(("red", "blue")))
 
 
 def test_tokens_do_not_stay_in_memory():

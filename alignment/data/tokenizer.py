@@ -1,9 +1,8 @@
 """Pairs of text as pairs of tokens: streamed, with statistics of what was dropped."""
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from alignment.vocab import EOS_ID, Vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-  """What `tokenize` kept and dropped.
+  """What a `Tokenizer` kept and dropped.
 
   Lengths are (median, 90 %, max) of the kept pairs' tokens with EOS, before truncation.
   """
@@ -38,23 +37,6 @@ class Statistics:
       row.format("prompt", *self.prompt_tokens, self.truncated_prompts),
       row.format("response", *self.response_tokens, self.truncated_responses),
     ]
-
-
-def tokenize(
-  examples: Iterable[Example],
-  vocab: Vocabulary,
-  *,
-  counts: Mapping[str, int] | None = None,
-  **options: Any,
-) -> tuple[pairs.PairDataset, Statistics]:
-  """Tokenises pairs, keeping their order: see `Tokenizer` for options and errors.
-
-  `counts` are pairs that the reader dropped, by reason, to be reported with its own.
-  """
-  tokenizer = Tokenizer(vocab, **options)
-  for example in examples:
-    tokenizer.add(example)
-  return tokenizer.finish(counts)
 
 
 class Tokenizer:

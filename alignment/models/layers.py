@@ -1,10 +1,10 @@
 """The layers of T5 in Flax Linen, shared by its encoder and decoder.
 
 Numerics: products take `dtype` inputs and accumulate in float32 (float32 means that on
-every platform, see `_precision`); softmax, norms, the
-gated GELU and everything after the last product are float32 inside; activations between
-them, and cotangents before a product, are rounded to `dtype`; gradients of parameters
-are float32. Projection kernels are 2-D, so that Adafactor factors their second moments.
+every platform, see `_precision`); softmax, norms, the gated GELU and everything after
+the last product are float32 inside; activations between them, and cotangents before a
+product, are rounded to `dtype`; gradients of parameters are float32. Projection kernels
+are 2-D, so that Adafactor factors their second moments.
 """
 
 import functools
