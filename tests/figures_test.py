@@ -154,6 +154,22 @@ def test_every_figure_is_drawn_with_labelled_axes(name, study, tmp_path, monkeyp
   assert style.png(drawn[0]).startswith(b"\x89PNG")
 
 
+def test_a_legend_has_as_many_columns_as_fit():
+  columns = []
+  for label in ("a", "shuffled, t5_1_1_xl (12 runs)", "a label of its own " * 9):
+    figure, axes_list = style.panels(2)
+    for i in range(7):
+      axes_list[i % 2].plot([0, 1], [0, 1], label=f"{label} {i}")
+    style.shared_legend(figure, axes_list)
+    style.png(figure)
+    (legend,) = figure.legends
+    columns.append(legend._ncols)
+    if columns[-1] > 1:
+      assert legend.get_window_extent().x0 >= 0
+      assert legend.get_window_extent().x1 <= figure.bbox.width
+  assert columns == [4, 3, 1]
+
+
 @pytest.mark.parametrize(
   ("name", "without", "message"),
   [

@@ -129,18 +129,18 @@ def log_kl_axis(axes: Axes) -> None:
 
 
 def shared_legend(figure: Figure, axes: Iterable[Axes], columns: int = 4) -> None:
-  """One legend below all panels, each entry once, opaque however faint the marks."""
+  """One legend below all panels: each entry once, as many beside each other as fit."""
   entries: dict[str, Any] = {}
   for each in axes:
     for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
       entries.setdefault(label, handle)
+  handles, labels = list(entries.values()), list(entries)
   with matplotlib.rc_context(STYLE):
-    figure.legend(
-      entries.values(),
-      entries.keys(),
-      loc="outside lower center",
-      ncols=max(1, min(columns, len(entries), int(figure.get_figwidth() / 2.1))),
-    )
+    for ncols in range(max(1, min(columns, len(entries))), 0, -1):
+      legend = figure.legend(handles, labels, loc="outside lower center", ncols=ncols)
+      if ncols == 1 or legend.get_window_extent().width <= figure.bbox.width:
+        return
+      legend.remove()
 
 
 def judged_by(judge: str) -> str:
