@@ -10,6 +10,7 @@ checked at the cost of one pass over memory, whatever the layout.
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import importlib.metadata
 import os
 from pathlib import Path
 import platform
@@ -19,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 import orbax.checkpoint as ocp
 
 from alignment import hosts
@@ -26,6 +28,7 @@ from alignment.sharding import path_name
 from alignment.types import Array, Params, UserError
 
 ITEMS = ("state", "behaviour")  # what a full state may consist of
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")  # that compute
 
 
 class _Manager(ocp.CheckpointManager):
@@ -93,7 +96,7 @@ class Checkpoints:
     restored = dict(self._states.restore(step, args=ocp.args.Composite(**items)))
     saved = metadata.custom_metadata
     check_fingerprints(restored, saved["fingerprints"])
-    here = environment()
+    here = environment(abstract)
     for key, was in saved["environment"].items():
       if here.get(key) != was:
         _warn(
@@ -129,7 +132,7 @@ class Checkpoints:
           **{name: ocp.args.StandardSave(tree) for name, tree in state.items()}
         ),
         custom_metadata={
-          "environment": environment(),
+          "environment": environment(state),
           "fingerprints": fingerprints(dict(state)),
           "pending": list(pending),
         },
@@ -229,11 +232,14 @@ def _warn(line: str) -> None:
     print(f"warning: {line}", flush=True)
 
 
-def environment() -> dict[str, Any]:
-  """What 'the same bits' depends on, besides the configuration."""
+def environment(state: Any) -> dict[str, Any]:
+  """What 'the same bits' depends on, besides the configuration's recipe."""
   device = jax.devices()[0]
+  shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(state)]
+  meshes = [s.mesh.shape for s in shardings if isinstance(s, NamedSharding)]
   return {
-    "jax": jax.__version__,
+    **{package: importlib.metadata.version(package) for package in _PACKAGES},
+    "mesh": dict(meshes[0]) if meshes else None,
     "device": device.device_kind if device.platform != "cpu" else platform.machine(),
     "devices": jax.device_count(),
     "processes": jax.process_count(),
@@ -286,6 +292,7 @@ def check_same_shapes(path: Path, saved: Any, wanted: Any) -> None:
   for name in sorted(found.keys() | expected.keys()):
     if found.get(name) != expected.get(name):
       raise UserError(
-        f"{path}: checkpoint of another model: parameter '{name}' has shape "
-        f"{found.get(name)} there, {expected.get(name)} in the configured model"
+        f"{path}: checkpoint of another model (size, or model.scan_layers): parameter "
+        f"'{name}' has shape {found.get(name)} there, {expected.get(name)} in the "
+        "configured model"
       )

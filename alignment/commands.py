@@ -1,6 +1,7 @@
 """What the command line does with a study: run it, report it, or look into it."""
 
 from collections.abc import Callable, Mapping
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,18 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from alignment import artefacts, claims, figures, hosts, report, runs, sharding, study
+from alignment import (
+  artefacts,
+  claims,
+  figures,
+  hosts,
+  recipes,
+  report,
+  runs,
+  sharding,
+  stages,
+  study,
+)
 from alignment.data import pairs, tokenizer
 from alignment.evals import policy as policy_eval
 from alignment.evals import stages as eval_stages
@@ -60,6 +72,9 @@ def finish(config: ConfigDict, workdir: Path) -> None:
   studies = study.build_all(config)
   names = set()
   for built in studies:
+    if config.evaluation.require_good_judge:  # a key of no stage: it may be new
+      golden_pm = built.models["golden_pm"].directory(workdir)
+      stages.check_judge(read_json(golden_pm / "model.json"))
     for artefact in artefacts.closure(built.stages().values()):
       artefact.verified(workdir)
     for name, artefact in built.evaluations.items():
@@ -75,8 +90,17 @@ def finish(config: ConfigDict, workdir: Path) -> None:
       found = built.classification.directory(workdir) / "classification.jsonl"
       target = workdir / "classification" / f"world{built.setting.world}.jsonl"
       write_atomically(target, found.read_bytes())
+  defaults = {
+    f"world{built.setting.world}_{entry}"
+    for built in studies
+    for entry, (_, recipe) in recipes.runs(config).items()
+    if recipes.is_default(config, recipe)
+  }
   # Earlier configurations' runs in this directory are not this study's.
-  evaluated = [r for r in runs.load_runs(workdir) if r.name in names]
+  evaluated = [
+    dataclasses.replace(run, default=run.name in defaults)
+    for run in runs.load_runs(workdir, names)
+  ]
   classified = [
     row
     for row in runs.load_classification(workdir)

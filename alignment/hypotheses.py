@@ -75,6 +75,9 @@ def within(margin: float) -> tuple[float, float]:
 
 ONLINE, OFFLINE, SHUFFLED = Which("online"), Which("offline"), Which("shuffled")
 METHODS = (ONLINE, SHUFFLED, OFFLINE)
+# One run each, of default hyper-parameters (of every seed, where there are several).
+DEFAULTS = tuple(dataclasses.replace(which, default=True) for which in METHODS)
+DEFAULT_ONLINE, DEFAULT_SHUFFLED, DEFAULT_OFFLINE = DEFAULTS
 PROXY = WhichClassifier("proxy_pm")
 IN_ORDER = Which("replay", window="in order")
 gap_at_high_kl = functools.partial(gap_at_equal_kl, above=0.5)
@@ -154,30 +157,30 @@ _CLASSIFICATION = (
              "step", (PROXY,), accuracy_trend, holds=BELOW, judged=False),
   *(
     Hypothesis("7", "correlation over checkpoints", "little or no positive correlation "
-               f"of win rate and accuracy on D_golden: {which}", (which,),
+               f"of win rate and accuracy on D_golden: {which.method}", (which,),
                correlation_with_accuracy, holds=(-math.inf, CORRELATED))
-    for which in METHODS
+    for which in DEFAULTS
   ),
   Hypothesis("8 top", "accuracy at the end", "offline's accuracy on D_golden climbs to "
-             "60-70 %", (OFFLINE,), last_value("classification_accuracy"),
+             "60-70 %", (DEFAULT_OFFLINE,), last_value("classification_accuracy"),
              holds=(0.6, 0.7), judged=False),
   Hypothesis("8 top", "accuracy at the end", "online's accuracy on D_golden stays near "
-             "50 %", (ONLINE,), last_value("classification_accuracy"), holds=CHANCE,
-             judged=False),
+             "50 %", (DEFAULT_ONLINE,), last_value("classification_accuracy"),
+             holds=CHANCE, judged=False),
   Hypothesis("8 top", "accuracy at the end", "offline becomes the better classifier of "
-             "D_golden", (OFFLINE, ONLINE), last_difference("classification_accuracy"),
-             judged=False),
+             "D_golden", (DEFAULT_OFFLINE, DEFAULT_ONLINE),
+             last_difference("classification_accuracy"), judged=False),
   *(
     Hypothesis("8 bottom", "log-ratio at the end, nats", "the log-ratio of D_golden's "
-               f"preferred responses falls: {which}", (which,),
+               f"preferred responses falls: {which.method}", (which,),
                last_value("chosen_log_ratio"), holds=BELOW, judged=False)
-    for which in METHODS
+    for which in DEFAULTS
   ),
   *(
     Hypothesis("8 bottom", "log-ratio at the end, nats", "it falls more for offline "
-               f"than for {which}", (OFFLINE, which),
+               f"than for {which.method}", (DEFAULT_OFFLINE, which),
                last_difference("chosen_log_ratio"), holds=BELOW, judged=False)
-    for which in (ONLINE, SHUFFLED)
+    for which in (DEFAULT_ONLINE, DEFAULT_SHUFFLED)
   ),
 )  # fmt: skip
 
@@ -227,11 +230,11 @@ _DATA = (
 _APPENDICES = (
   *(
     Hypothesis("App. E.1", "self-classification accuracy", "policies classify their "
-               f"own samples near chance: {which}", (which,),
+               f"own samples near chance: {which.method}", (which,),
                mean_value("self_classification_accuracy"), holds=CHANCE, judged=False)
     for which in (
       dataclasses.replace(which, measured="self_classification_accuracy")
-      for which in METHODS
+      for which in DEFAULTS
     )
   ),
   Hypothesis("App. F", "relative difference of statistics", "replayed in order, "

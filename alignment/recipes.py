@@ -56,13 +56,29 @@ _SHORT = {
 # Keys of a policy's recipe that have a meaning only for one method.
 _ONLINE = ("temperature", "top_p", "refresh_every", "on_policy_fraction", "record")
 _OFFLINE = ("dataset", "replay_window", "stream")
+# What a run has in common with the online run that it replays, batch by batch.
+_SAME = ("size", "init", "loss", "loss_options", "seed", "batch_size", "microbatches")
 
 
 def stream_of(config: ConfigDict, recipe: dict[str, Any]) -> dict[str, Any]:
-  """The recipe of the online run that a run replays: `policy`'s, its size and loss."""
-  same = {k: recipe[k] for k in ("size", "init", "loss", "loss_options", "seed")}
+  """The recipe of the online run that a run replays: `policy`'s, with its `_SAME`.
+
+  Raises:
+    UserError: for a key of `stream` that is no key of `policy`.
+  """
+  same = {key: recipe[key] for key in _SAME}
   recorded = {"method": "online", "record": True}
+  for key in recipe["stream"]:
+    if key not in config.policy:
+      raise UserError(f"policy.stream has '{key}', which is no key of policy")
   return plain(config.policy) | same | recipe["stream"] | recorded
+
+
+def is_default(config: ConfigDict, recipe: Mapping[str, Any]) -> bool:
+  """Whether a run's hyper-parameters are `policy`'s, however it gets its pairs."""
+  free = {"method", "seed", *_ONLINE, *_OFFLINE}
+  policy = plain(config.policy)
+  return all(value == policy[key] for key, value in recipe.items() if key not in free)
 
 
 def relevant(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ Shape letters: E checkpoints of a run, P prompts (the same ones, in the same ord
 all runs of a task in a world).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import dataclasses
 import json
 import math
@@ -137,6 +137,7 @@ class Run:
   wins: dict[str, np.ndarray]  # judge -> ExP outcomes against the golden policy
   records: list[dict[str, Any]]  # the evaluations themselves
   metrics: list[dict[str, Any]]  # training statistics by step; [] where there are none
+  default: bool = False  # at the hyper-parameters of config.policy; no file says so
 
   def win_rates_E(self, judge: str) -> np.ndarray:
     return self.wins[judge].mean(axis=1)
@@ -160,13 +161,15 @@ class Classification:
   pairs: int
 
 
-def load_runs(workdirs: str | Path | Sequence[str | Path]) -> list[Run]:
+def load_runs(
+  workdirs: str | Path | Sequence[str | Path], names: Collection[str] | None = None
+) -> list[Run]:
   """Reads the evaluated runs of one or more working directories, ordered by name.
 
-  A directory under `runs/` without `evaluations.jsonl` has not been evaluated yet and
-  is no run. Raises UserError for a file that is damaged, incomplete, or at odds with
-  the file beside it, for one run found twice (it would count twice), and if there is
-  no evaluated run at all.
+  Of `names` only, if they are given: others are not looked at. A directory under
+  `runs/` without `evaluations.jsonl` has not been evaluated yet and is no run. Raises
+  UserError for a file that is damaged, incomplete, or at odds with the file beside it,
+  for one run found twice (it would count twice), and if there is no evaluated run.
   """
   if isinstance(workdirs, (str, Path)):
     workdirs = [workdirs]
@@ -175,7 +178,11 @@ def load_runs(workdirs: str | Path | Sequence[str | Path]) -> list[Run]:
   prompts_of: dict[tuple, tuple[int, Path]] = {}
   judges_of: dict[str, tuple[list[str], Path]] = {}
   for workdir in map(Path, workdirs):
-    found = sorted(workdir.glob("runs/*/evaluations.jsonl"))
+    found = [
+      path
+      for path in sorted(workdir.glob("runs/*/evaluations.jsonl"))
+      if names is None or path.parent.name in names
+    ]
     if not found:
       raise UserError(
         f"{workdir / 'runs'}: no evaluated run (runs/<run>/evaluations.jsonl); train "

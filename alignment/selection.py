@@ -52,15 +52,21 @@ def larger_size(runs: Iterable[Run]) -> str:
   return found[1]
 
 
+def _settings(run: Run) -> tuple[float | None, float | None, int]:
+  return run.beta, run.learning_rate, int(run.steps_E[-1])
+
+
 def matched(groups: Sequence[Sequence[Any]]) -> list[list[Any]]:
-  """The runs of every group at the settings (beta, learning rate) that all groups have.
+  """The runs of every group at the settings that all groups have.
+
+  Settings are beta, learning rate and number of steps.
 
   So that an ablation run at one setting is not compared with a whole sweep. Levels,
   best-of-n and classifications have no settings and stay as they are; so does all else
   if no setting is common.
   """
   settings = [
-    {(run.beta, run.learning_rate) for run in group}
+    set(map(_settings, group))
     for group in groups
     if group and isinstance(group[0], Run) and group[0].method not in NO_SETTINGS
   ]
@@ -69,7 +75,7 @@ def matched(groups: Sequence[Sequence[Any]]) -> list[list[Any]]:
   def stays(run: Any) -> bool:
     if not common or not isinstance(run, Run) or run.method in NO_SETTINGS:
       return True
-    return (run.beta, run.learning_rate) in common
+    return _settings(run) in common
 
   return [[run for run in group if stays(run)] for group in groups]
 
@@ -108,6 +114,7 @@ class Which:
   method: str
   size: str = "main"  # main, larger or all (of which there are at least two)
   window: str = ""  # of a replay: "in order" or "a little" (the smallest window)
+  default: bool = False  # only runs of default hyper-parameters
   measured: str = ""  # only runs whose evaluations have this key
 
   def of(self, pool: Pool) -> list[Run]:
@@ -124,6 +131,8 @@ class Which:
         (run.replay_window or 0 for run in found if run.replay_window), default=0
       )
       found = [run for run in found if smallest and run.replay_window == smallest]
+    if self.default:
+      found = [run for run in found if run.default]
     if self.measured:
       found = [
         run
@@ -135,6 +144,7 @@ class Which:
   def __str__(self) -> str:
     words = (
       "larger" if self.size == "larger" else "",
+      "default" if self.default else "",
       self.method.replace("_", "-"),
       "of all sizes" if self.size == "all" else self.window,
     )

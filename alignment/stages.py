@@ -21,6 +21,8 @@ from alignment.setting import Inputs, Setting, seed_of
 from alignment.train import train
 from alignment.types import Array, Batch, Params, UserError
 
+MIN_VALIDATION_PAIRS = 4
+
 
 @hosts.only_first
 def make_data(
@@ -54,6 +56,13 @@ def make_data(
     tokenizers[split].add(example)
   report = {}
   for split, collected in tokenizers.items():
+    if split == "validation" and len(collected) < MIN_VALIDATION_PAIRS:
+      raise UserError(
+        f"data: {len(collected)} validation pairs beside {len(tokenizers['train'])}, "
+        f"but preference models need {MIN_VALIDATION_PAIRS}, half to choose a step and "
+        "half to report: use more pairs, or raise data.validation_fraction (it is "
+        f"{c.validation_fraction})"
+      )
     dataset, statistics = collected.finish(counts)
     (directory / split).mkdir(exist_ok=True)
     dataset.save(directory / split)

@@ -29,6 +29,7 @@ PAPER = {
   "harmlessness": harmlessness,
   "chat_arena": chat_arena,
 }
+TASKS = ("toy", *PAPER)
 MODULES = PAPER | {
   "hh_small": hh_small, "quickstart": quickstart, "study": study_config
 }  # fmt: skip
@@ -213,6 +214,28 @@ def test_the_papers_recipes_by_size():
           for size, r in config.sft.by_size.items()} == {
     "t5_1_1_xl": (8, 1e-5, 8000), "t5_1_1_xxl": (4, 1e-5, 8000)
   }  # fmt: skip
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_replayed_is_among_the_online_runs(task):
+  config = study_config.get_config(f"figure_14,{task}")
+  found = recipes.runs(config).values()
+  online = [recipes.relevant(r) for label, r in found if label == "online"]
+  replays = [r for label, r in found if label == "shuffled"]
+  assert len({r["size"] for r in replays}) == 3
+  for recipe in replays:
+    stream = recipes.relevant(recipes.stream_of(config, recipe))
+    assert stream | {"record": False} in online
+
+
+@pytest.mark.parametrize("figure", ["figure_07", "figure_08", "appendix_e1"])
+@pytest.mark.parametrize("task", TASKS)
+def test_every_method_has_one_run_of_default_hyper_parameters(figure, task):
+  config = study_config.get_config(f"{figure},{task}")
+  found = [
+    label for label, r in recipes.runs(config).values() if recipes.is_default(config, r)
+  ]
+  assert sorted(found) == ["offline", "online", "shuffled"]
 
 
 @pytest.mark.parametrize("chosen", ["figure_02", "all,summaries"])

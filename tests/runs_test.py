@@ -158,6 +158,7 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path):
   with pytest.raises(UserError, match="is also in"):
     load_runs([tmp_path, tmp_path])
   other = write_run(tmp_path, "online_1", truth=False)
+  assert [run.name for run in load_runs(tmp_path, {"online_0"})] == ["online_0"]
   with pytest.raises(UserError, match="evaluate both alike"):
     load_runs(tmp_path)
   wins_ExP = np.array([[0.5, 0], [0.5, 1]])

@@ -67,6 +67,8 @@ def test_matched_sizes_are_matched_in_settings_too():
     (Which("offline", size="all"), []),  # of one size only
     (Which("replay", window="in order"), [0]),
     (Which("replay", window="a little"), [4]),
+    (Which("online", default=True), []),
+    (Which("offline", default=True), ["micro"]),
     (Which("online", measured="self_classification_accuracy"), []),
   ],
 )
@@ -74,7 +76,7 @@ def test_which(which, expected):
   unmeasured = {"self_classification_accuracy": [None, None]}
   runs = [
     *(make_run("online", size=s, measured=unmeasured) for s in ("micro", "milli")),
-    make_run("offline"),
+    make_run("offline", default=True),
     *(make_run("replay", replay_window=window) for window in (500, 4, 0)),
   ]
   found = which.of(Pool(runs, (), "micro", "milli"))

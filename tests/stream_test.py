@@ -151,6 +151,20 @@ def test_other_commit_points_replace_what_they_overlap(copy):
     same(found.batch(step * B + np.arange(B)), rolled(step).batch)
 
 
+def test_steps_must_match_whatever_the_commit_points(copy):
+  def change(step, r):
+    return r.replace(margins_B=r.margins_B + (step == 3))
+
+  with pytest.raises(UserError, match="recorded again, step 3 came out differently"):
+    record(copy, (5, 6), first=2, change=change)
+  stream.Stream.load(copy, STEPS)  # what was there is still whole
+  record(copy, (5, 6), first=2)
+  assert sorted(p.name for p in copy.glob("steps-*")) == [
+    f"steps-{first:08d}-{end:08d}.array_record"
+    for first, end in ((0, 2), (2, 5), (5, 6))
+  ]
+
+
 def test_a_recorder_refuses_the_record_of_another_run(copy):
   with pytest.raises(UserError, match="manifest.json: is not of this run .vocabulary"):
     stream.Recorder(copy, DESCRIBED | {"vocabulary": "other"})

@@ -51,6 +51,7 @@ def make_run(
   steps: Sequence[int] | None = None,
   metrics: Sequence[dict[str, Any]] = (),
   measured: dict[str, Sequence[float | None]] | None = None,
+  default: bool = False,
   **fields: Any,
 ) -> Run:
   """A run with `wins` [E, P] (also as `truth`, if there is one) at KLs `kls` [E]."""
@@ -95,6 +96,7 @@ def make_run(
     wins=wins_ExP,
     records=records,
     metrics=list(metrics),
+    default=default,
   )
 
 
@@ -181,7 +183,7 @@ def study(
     for task in tasks:
       for method in ("online", "offline", "shuffled"):
         for beta in (0.05, 0.1):
-          add(f"{method}_beta{beta}", method, beta=beta)
+          add(f"{method}_beta{beta}", method, beta=beta, default=beta == 0.1)
         for loss in ("dpo", "slic", "best_of_2"):
           offset = 0.12 if (method, loss) == ("shuffled", "best_of_2") else 0.0
           add(f"{method}_{loss}", method, offset, loss=loss)

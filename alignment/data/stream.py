@@ -101,11 +101,13 @@ class Recorder:
       "first_step": first,
       "end_step": end,
       "records": len(rows),
-      "content_sha256": hashlib.sha256(rows.tobytes()).hexdigest(),
+      "step_sha256": [
+        hashlib.sha256(of_step.tobytes()).hexdigest()
+        for of_step in np.split(rows, end - first)
+      ],
     }
     for other in self._shards:
-      if other["first_step"] == first and other["end_step"] == end:
-        _check_same(path, other, shard)
+      _check_same(path, other, shard)
     with replacing_path(path) as temporary:
       writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
       for row in rows:
@@ -114,6 +116,7 @@ class Recorder:
     shard["sha256"] = checksum(path)
     kept = [other for other in self._shards if other["end_step"] <= first]
     later = [other for other in self._shards if other["first_step"] >= end]
+    files = {other["file"] for other in self._shards}
     self._shards = [*kept, shard, *later]
     write_json(
       self._directory / MANIFEST,
@@ -127,6 +130,8 @@ class Recorder:
         "shards": self._shards,
       },
     )
+    for replaced in files - {other["file"] for other in self._shards}:
+      (self._directory / replaced).unlink(missing_ok=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,12 +242,16 @@ def _check_described(directory: Path, manifest: Any, wanted: Mapping[str, Any]) 
 
 
 def _check_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-  if before["content_sha256"] != now["content_sha256"]:
-    raise UserError(
-      f"{path}: recorded again, steps {now['first_step']} to {now['end_step']} came "
-      "out differently: the environment has changed since; delete "
-      f"{path.parent.parent} to train and record this run anew"
-    )
+  """The steps that both shards have must be the same, whatever else they have."""
+  first = max(before["first_step"], now["first_step"])
+  for step in range(first, min(before["end_step"], now["end_step"])):
+    old, new = (of["step_sha256"][step - of["first_step"]] for of in (before, now))
+    if old != new:
+      raise UserError(
+        f"{path}: recorded again, step {step} came out differently: the environment "
+        f"has changed since; delete {path.parent.parent} to train and record this run "
+        "anew"
+      )
 
 
 def _check_shard(path: Path, shard: Mapping[str, Any], record_size: int) -> None:

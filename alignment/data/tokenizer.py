@@ -126,6 +126,10 @@ class Tokenizer:
     for writer, ids in zip(self._responses, pair, strict=True):
       writer.append(ids)
 
+  def __len__(self) -> int:
+    """Pairs kept so far."""
+    return len(self._prompt_tokens)
+
   def finish(
     self, dropped: Mapping[str, int] | None = None
   ) -> tuple[pairs.PairDataset, Statistics]:

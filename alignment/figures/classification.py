@@ -9,10 +9,8 @@ import numpy as np
 from alignment.estimates import Estimate, by_world, over_worlds
 from alignment.figures import style
 from alignment.figures.style import Drawing, Rows
-from alignment.figures.win_rate import main_runs
 from alignment.measures import correlation_with_accuracy
 from alignment.runs import Classification, Run
-from alignment.selection import matched
 
 METHODS = ("online", "shuffled", "offline")
 
@@ -60,14 +58,14 @@ def _chance(axes: Axes) -> None:
   axes.axhline(0.5, color="#333333", lw=1.0, dashes=(1, 1.5), label="chance")
 
 
-def _matched_methods(name: str, runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
-  """task -> method -> its runs, at the settings that all three methods have."""
-  tasks = style.tasks_with(name, main_runs(runs), METHODS)
-  found = {}
-  for task, of_task in tasks.items():
-    groups = [[run for run in of_task if run.method == method] for method in METHODS]
-    found[task] = dict(zip(METHODS, matched(groups), strict=True))
-  return found
+def _default_runs(name: str, runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
+  """task -> method -> its runs of default hyper-parameters, as the paper's."""
+  chosen = [run for run in runs if run.default]
+  tasks = style.tasks_with(name, chosen, METHODS, "at policy's hyper-parameters")
+  return {
+    task: {m: [run for run in of_task if run.method == m] for m in METHODS}
+    for task, of_task in tasks.items()
+  }
 
 
 def figure_07(runs: Sequence[Run]) -> Drawing:
@@ -76,7 +74,7 @@ def figure_07(runs: Sequence[Run]) -> Drawing:
   The legend has the correlation within runs, averaged over runs and worlds.
   CSV kinds: point, correlation.
   """
-  tasks = _matched_methods("figure_07", runs)
+  tasks = _default_runs("figure_07", runs)
   drawn = [(t, judge) for t, of in tasks.items() for judge in of["online"][0].wins]
   figure, axes_list = style.panels(len(drawn))
   axes_of = dict(zip(drawn, axes_list, strict=True))
@@ -127,7 +125,7 @@ def figure_07(runs: Sequence[Run]) -> Drawing:
 
 def figure_08(runs: Sequence[Run]) -> Drawing:
   """Over training: accuracy on D_golden, and log-ratios to SFT of its responses."""
-  tasks = _matched_methods("figure_08", runs)
+  tasks = _default_runs("figure_08", runs)
   figure, axes_list = style.panels(2 * len(tasks))
   rows: Rows = []
   for i, (task, of_methods) in enumerate(tasks.items()):
@@ -148,7 +146,7 @@ def appendix_e1(runs: Sequence[Run]) -> Drawing:
   """Over training: accuracy on pairs of the policy's own samples."""
   key = "self_classification_accuracy"
   measured = [run for run in runs if any(r[key] is not None for r in run.records)]
-  tasks = _matched_methods("appendix_e1", measured)
+  tasks = _default_runs("appendix_e1", measured)
   figure, axes_list = style.panels(len(tasks))
   rows: Rows = []
   for axes, (task, of_methods) in zip(axes_list, tasks.items(), strict=True):

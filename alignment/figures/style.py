@@ -198,16 +198,17 @@ def numbers(estimate: Estimate) -> dict[str, Any]:
   }
 
 
-def missing(name: str, what: Iterable[str]) -> UserError:
-  """The error of a figure that has no runs."""
+def missing(name: str, what: Iterable[str], settings: str = "") -> UserError:
+  """The error of a figure that has no runs, of certain `settings` maybe."""
+  wanted = " ".join(filter(None, (" and ".join(what), settings)))
   return UserError(
-    f"{name}: no evaluated run of {' and '.join(what)}; add them to config.runs, or "
-    f"take {name} out of config.figures"
+    f"{name}: no evaluated run of {wanted}; add them to config.runs, or take "
+    f"{name} out of config.figures"
   )
 
 
 def tasks_with(
-  name: str, runs: Sequence[Run], methods: Sequence[str]
+  name: str, runs: Sequence[Run], methods: Sequence[str], settings: str = ""
 ) -> dict[str, list[Run]]:
   """task -> its runs, for tasks with runs of all `methods`.
 
@@ -226,5 +227,6 @@ def tasks_with(
     most = max(
       ({run.method for run in r} for r in found.values()), key=len, default=set()
     )
-    raise missing(name, [m for m in methods if m not in most] or list(methods))
+    lacking = [m for m in methods if m not in most] or list(methods)
+    raise missing(name, lacking, settings)
   return complete
