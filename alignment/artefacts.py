@@ -27,6 +27,8 @@ from alignment.files import DONE, seal, sweep, verify, write_json
 from alignment.locks import lock
 from alignment.metrics import duration, progress
 
+VERSION = 1  # raised whenever the code of a stage computes other numbers
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Artefact:
@@ -37,13 +39,12 @@ class Artefact:
   config: Mapping[str, Any]  # JSON; all that determines the numbers, inputs apart
   inputs: Mapping[str, "Artefact"]
   make: Callable[[Path, Mapping[str, Path]], None]
-  version: int = 1  # raised whenever the stage's code computes other numbers
 
   @functools.cached_property
   def key(self) -> str:
     content = {
       "kind": self.kind,
-      "version": self.version,
+      "version": VERSION,
       "config": dict(self.config),
       "inputs": {name: artefact.key for name, artefact in self.inputs.items()},
     }
@@ -140,7 +141,7 @@ def _prepare(artefact: Artefact, workdir: Path) -> list[str] | None:
   sweep(directory)
   described = {
     "kind": artefact.kind,
-    "version": artefact.version,
+    "version": VERSION,
     "config": dict(artefact.config),
     "inputs": inputs,
   }

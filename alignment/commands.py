@@ -33,13 +33,40 @@ from alignment.types import Batch, UserError
 REPORTED_PROMPTS = 8  # whose responses the report shows side by side
 
 
+def _studies(config: ConfigDict, workdir: Path) -> list[study.Study]:
+  """The graphs of all worlds, if what is made of them can be kept and drawn.
+
+  Raises:
+    UserError: for a figure that does not exist, and for a working directory that has
+      the results of another task: theirs have the same names.
+  """
+  for name in config.figures:
+    if name not in figures.FIGURES:
+      known = ", ".join(figures.FIGURES)
+      raise UserError(f"figures: no figure '{name}'; there are {known}")
+  found = next(workdir.glob("runs/*/evaluations.jsonl"), None)
+  task = runs.read_evaluations(found)[0]["task"] if found else config.task
+  if task != config.task:
+    raise UserError(
+      f"{workdir}: has the results of task '{task}'; give '{config.task}' a --workdir "
+      f"of its own (a link there to {workdir / 'artefacts'} shares finished stages)"
+    )
+  return study.build_all(config)
+
+
 def dry_run(config: ConfigDict, workdir: Path) -> None:
   """Prints every stage, what it depends on, and whether it is done."""
-  targets = [a for built in study.build_all(config) for a in built.stages().values()]
-  for artefact in artefacts.closure(targets) if hosts.is_first() else ():
-    state = "done" if artefact.is_done(workdir) else "to do"
-    needs = ", ".join(dict.fromkeys(a.name for a in artefact.inputs.values()))
-    print(f"{state:5}  {artefact.name}" + (f"  <- {needs}" if needs else ""))
+  done: set[str] = set()
+  for built in _studies(config, workdir) if hosts.is_first() else ():
+    if config.worlds > 1:
+      print(f"world {built.setting.world}")
+    for artefact in artefacts.closure(built.stages().values()):
+      if artefact.key in done:  # shared with an earlier world
+        continue
+      done.add(artefact.key)
+      state = "done" if artefact.is_done(workdir) else "to do"
+      needs = ", ".join(dict.fromkeys(a.name for a in artefact.inputs.values()))
+      print(f"{state:5}  {artefact.name}" + (f"  <- {needs}" if needs else ""))
 
 
 def run(
@@ -50,16 +77,17 @@ def run(
   Raises:
     UserError: for a name that is neither a stage nor a look (`LOOKS`).
   """
-  studies = study.build_all(config)
-  wanted = []
-  for built in studies:
-    known = built.stages()
-    for name in names:
-      if name not in known and name not in LOOKS:
-        raise UserError(
-          f"no stage is called '{name}'; there are {', '.join([*LOOKS, *known])}"
-        )
-    wanted += [known[n] for n in names or known if n in known]
+  studies = _studies(config, workdir)
+  known = [built.stages() for built in studies]
+  for name in names:
+    if name not in LOOKS and not any(name in of_world for of_world in known):
+      all_names = dict.fromkeys(n for of_world in known for n in of_world)
+      raise UserError(
+        f"no stage is called '{name}'; there are {', '.join([*LOOKS, *all_names])}"
+      )
+  wanted = [
+    of_world[n] for of_world in known for n in names or of_world if n in of_world
+  ]
   artefacts.run(wanted, workdir, check)
   for name in names:
     if name in LOOKS:
@@ -74,7 +102,7 @@ def finish(config: ConfigDict, workdir: Path) -> None:
   for built in studies:
     if config.evaluation.require_good_judge:  # a key of no stage: it may be new
       golden_pm = built.models["golden_pm"].directory(workdir)
-      stages.check_judge(read_json(golden_pm / "model.json"))
+      stages.check_judge(built.setting.world, read_json(golden_pm / "model.json"))
     for artefact in artefacts.closure(built.stages().values()):
       artefact.verified(workdir)
     for name, artefact in built.evaluations.items():

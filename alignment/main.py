@@ -140,6 +140,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     SyntaxError,
   ) as error:
     text = error.args[0] if isinstance(error, KeyError) else error  # not its repr
+    for flag in (word.partition("=")[0] for word in argv):  # ml_collections: "'key'"
+      if flag.startswith("--config.") and str(text).strip("'\"") in flag.split("."):
+        text = f"{flag} is no key of the configuration; all are in configs/base.py"
     raise UserError("options: " + " ".join(str(text).split())) from None
 
 

@@ -37,7 +37,8 @@ def fall_from_peak(
 ) -> Estimate:
   """Cross-fitted peak win rate minus the win rate at the largest KL of all runs.
 
-  0 where the win rate is still rising there: only over-optimisation makes it positive.
+  At most 0 on average where the win rate is still rising there (the peak is selected on
+  other prompts): only over-optimisation makes it positive.
   """
   furthest = max(runs, key=lambda run: float(run.kl_E.max()))
   at_end_R = win_rates_RxE(furthest, judge, resamples)[:, int(furthest.kl_E.argmax())]

@@ -34,12 +34,13 @@ class Optimizer:
       UserError: for an unknown optimizer.
     """
     if self.name == "adafactor":
-      # No learning rate in here: it commutes with everything that follows it.
+      # No learning rate in here: it multiplies all that comes out, decay included.
       rule = optax.adafactor(
         learning_rate=None,
         decay_rate=self.decay_rate,
         multiply_by_parameter_scale=self.multiply_by_parameter_scale,
         weight_decay_rate=self.weight_decay or None,
+        weight_decay_mask=_is_matrix,
       )
     elif self.name == "adamw":
       rule = optax.chain(

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 import itertools
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from alignment import losses
@@ -18,11 +19,13 @@ def runs(config: ConfigDict) -> dict[str, tuple[str, dict[str, Any]]]:
   """Policy runs by name, as (label, recipe): of every entry the product of its axes.
 
   Raises:
-    UserError: for an axis that is no key of `policy`, or is not a tuple, and for two
-      runs of one name.
+    UserError: for a label that is the study's, an axis that is no key of `policy`, or
+      is not a tuple, and for two runs of one name.
   """
   found: dict[str, tuple[str, dict[str, Any]]] = {}
   for label, products in config.runs.items():
+    if label in RESERVED:
+      raise UserError(f"runs.{label}: the study has a '{label}' of its own; rename it")
     for axes in products if isinstance(products, tuple | list) else (products,):
       for key, values in axes.items():
         if key not in config.policy:
@@ -47,6 +50,7 @@ def runs(config: ConfigDict) -> dict[str, tuple[str, dict[str, Any]]]:
   return found
 
 
+RESERVED = ("sft", "golden_policy", "best_of_n")  # evaluated beside the runs
 _SHORT = {
   "learning_rate": "lr",
   "refresh_every": "every",
@@ -97,15 +101,27 @@ def check(name: str, recipe: Mapping[str, Any], datasets: Collection[str]) -> No
     UserError: for a loss, a method or a data set that does not exist, and for values
       out of range.
   """
-  losses.bind(recipe["loss"], recipe["loss_options"])
+  loss = losses.bind(recipe["loss"], recipe["loss_options"])
+  logps = jax.ShapeDtypeStruct((1, losses.get(recipe["loss"]).responses), "float32")
+  jax.eval_shape(loss, logps, logps, 1.0)  # options out of range
   method, dataset = recipe["method"], recipe["dataset"]
   if method not in ("online", "offline"):
     raise UserError(f"{name}: method '{method}' is unknown: online or offline")
   if method == "offline" and dataset not in ("golden", "stream", *datasets):
     known = ", ".join(["golden", "stream", *datasets])
     raise UserError(f"{name}: dataset '{dataset}' is unknown; there are {known}")
-  if method == "online" and not 0 < recipe["on_policy_fraction"] <= 1:
+  fraction = recipe["on_policy_fraction"]
+  if method == "online" and not 0 < fraction <= 1:
     raise UserError(f"{name}: on_policy_fraction must be above 0 and at most 1")
+  if method == "online" and round(fraction * recipe["batch_size"]) == 0:
+    raise UserError(
+      f"{name}: on_policy_fraction {fraction} of batch_size {recipe['batch_size']} is "
+      "not one pair"
+    )
+  if recipe["steps"] < 1 or not recipe["evaluate_at"]:
+    raise UserError(f"{name}: steps must be at least 1, and evaluate_at not empty")
+  if recipe["temperature"] < 0 or not 0 < recipe["top_p"] <= 1:
+    raise UserError(f"{name}: temperature must be at least 0, top_p in (0, 1]")
   if method == "online" and recipe["record"] and recipe["on_policy_fraction"] < 1:
     raise UserError(f"{name}: only a run of on_policy_fraction 1 can be recorded")
   if method == "online" and recipe["refresh_every"] < 0:

@@ -5,7 +5,7 @@ comparison is within one task, one loss and one size, and these say which.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 import dataclasses
 from typing import Any
 
@@ -52,30 +52,32 @@ def larger_size(runs: Iterable[Run]) -> str:
   return found[1]
 
 
-def _settings(run: Run) -> tuple[float | None, float | None, int]:
-  return run.beta, run.learning_rate, int(run.steps_E[-1])
-
-
 def matched(groups: Sequence[Sequence[Any]]) -> list[list[Any]]:
-  """The runs of every group at the settings that all groups have.
+  """The runs of every group at the settings (beta, learning rate) that all groups have.
 
-  Settings are beta, learning rate and number of steps.
-
-  So that an ablation run at one setting is not compared with a whole sweep. Levels,
+  And of those the ones of equally many steps, unless a group is longer as a whole. So
+  that an ablation run at one setting is not compared with a whole sweep. Levels,
   best-of-n and classifications have no settings and stay as they are; so does all else
   if no setting is common.
   """
-  settings = [
-    set(map(_settings, group))
+  rates = _in_common(groups, lambda run: (run.beta, run.learning_rate))
+  return _in_common(rates, lambda run: int(run.steps_E[-1]))
+
+
+def _in_common(
+  groups: Sequence[Sequence[Any]], key: Callable[[Run], Hashable]
+) -> list[list[Any]]:
+  keys = [
+    set(map(key, group))
     for group in groups
     if group and isinstance(group[0], Run) and group[0].method not in NO_SETTINGS
   ]
-  common = set.intersection(*settings) if settings else set()
+  common = set.intersection(*keys) if keys else set()
 
   def stays(run: Any) -> bool:
     if not common or not isinstance(run, Run) or run.method in NO_SETTINGS:
       return True
-    return _settings(run) in common
+    return key(run) in common
 
   return [[run for run in group if stays(run)] for group in groups]
 
@@ -127,9 +129,8 @@ class Which:
     if self.window == "in order":
       found = [run for run in found if run.replay_window == 0]
     elif self.window == "a little":
-      smallest = min(
-        (run.replay_window or 0 for run in found if run.replay_window), default=0
-      )
+      windows = {run.replay_window or 0 for run in found}
+      smallest = min((window for window in windows if window > 0), default=0)
       found = [run for run in found if smallest and run.replay_window == smallest]
     if self.default:
       found = [run for run in found if run.default]

@@ -34,12 +34,11 @@ def make_data(
   if c.format == "toy":
     assert setting.language is not None
     examples = setting.language.examples(c.num_pairs)
-  elif c.format == "jsonl":
-    examples = readers.read_jsonl(c.path, c.on_bad_pair, counts)
-  elif c.format == "tfds":
-    examples = readers.read_tfds(c.name, "train", c.data_dir, c.on_bad_pair, counts)
+  elif c.format in readers.FORMATS:
+    examples = readers.FORMATS[c.format](c, counts)
   else:
-    raise UserError(f"data.format '{c.format}' is unknown: jsonl, tfds or toy")
+    known = ", ".join(["toy", *readers.FORMATS])
+    raise UserError(f"data.format '{c.format}' is unknown; there are {known}")
   tokenizers = {
     split: tokenizer.Tokenizer(
       setting.vocabulary,
@@ -55,6 +54,10 @@ def make_data(
     split = readers.split_of(example.prompt, c.validation_fraction)
     tokenizers[split].add(example)
   report = {}
+  if counts:
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+    report["reading"] = [f"dropped {dropped}"]
+    progress(f"data: dropped {dropped}")
   for split, collected in tokenizers.items():
     if split == "validation" and len(collected) < MIN_VALIDATION_PAIRS:
       raise UserError(
@@ -63,7 +66,7 @@ def make_data(
         "half to report: use more pairs, or raise data.validation_fraction (it is "
         f"{c.validation_fraction})"
       )
-    dataset, statistics = collected.finish(counts)
+    dataset, statistics = collected.finish()
     (directory / split).mkdir(exist_ok=True)
     dataset.save(directory / split)
     report[split] = statistics.lines()
@@ -182,7 +185,7 @@ def train_preference_model(
   )
 
 
-def check_judge(report: Mapping[str, Any]) -> None:
+def check_judge(world: int, report: Mapping[str, Any]) -> None:
   """Stops a study whose golden preference model is unusable.
 
   Raises:
@@ -194,20 +197,21 @@ def check_judge(report: Mapping[str, Any]) -> None:
   advice = "use more pairs or fewer steps, or set evaluation.require_good_judge=False"
   if low <= 0.6:
     raise UserError(
-      f"golden preference model: held-out accuracy {accuracy:.3f} (95 % lower bound "
-      f"{low:.3f}) is not above 0.6: {advice}"
+      f"golden preference model of world {world}: held-out accuracy {accuracy:.3f} "
+      f"(95 % lower bound {low:.3f}) is not above 0.6: {advice}"
     )
   if report["train_accuracy"] - accuracy > 0.1:
     raise UserError(
-      f"golden preference model: held-out accuracy {accuracy:.3f} trails training "
-      f"accuracy {report['train_accuracy']:.3f} by more than 0.1: {advice}"
+      f"golden preference model of world {world}: held-out accuracy {accuracy:.3f} "
+      f"trails training accuracy {report['train_accuracy']:.3f} by more than 0.1: "
+      f"{advice}"
     )
 
 
 def relabel(setting: Setting, role: dict, directory: Path, inputs: Inputs) -> None:
   """D_golden: both splits of D_initial in the golden preference model's order."""
   if setting.config.evaluation.require_good_judge:
-    check_judge(read_json(inputs["golden_pm"] / "model.json"))
+    check_judge(setting.world, read_json(inputs["golden_pm"] / "model.json"))
   agreement = {}
   for split in ("train", "validation"):
     dataset = pairs.PairDataset.load(inputs["data"] / split)
@@ -321,7 +325,7 @@ def train_policy(
     ),
     params=lambda: setting.load(inputs["sft"], model),
     source=source,
-    keep=recipes.evaluated_steps(role),
+    keep=sorted({*recipes.evaluated_steps(role), role["steps"]}),
     show=("loss", "rho", "accuracy", "response_length"),
     refresh_every=refresh_every,
     before_save=recorder.commit if recorder else None,

@@ -47,6 +47,9 @@ def build_all(config: ConfigDict) -> list[Study]:
   """One study per world of a configuration."""
   if not 1 <= config.worlds <= 1000:
     raise UserError(f"worlds is {config.worlds}; give 1 to 1000")
+  for key in ("log_every", "save_every"):
+    if config[key] < 1:
+      raise UserError(f"{key} is {config[key]}; give a number of steps, at least 1")
   first = config.first_world
   return [build(config, world) for world in range(first, first + config.worlds)]
 
@@ -361,9 +364,9 @@ def _data_config(chosen: Mapping[str, Any]) -> dict[str, Any]:
   """What determines a data set: the data keys, with a file's content for its path."""
   c = dict(chosen)
   path, _ = c.pop("path"), c.pop("data_dir")
-  if c["format"] == "jsonl":
-    if not path:
-      raise UserError("data.path is not set: name a .jsonl or .jsonl.gz file of pairs")
+  if c["format"] == "jsonl" and not path:
+    raise UserError("data.path is not set: name a .jsonl or .jsonl.gz file of pairs")
+  if c["format"] not in ("toy", "tfds"):
     c["sha256"] = checksum(Path(path))
   return c
 

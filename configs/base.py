@@ -185,12 +185,17 @@ PAPER_DATA = {
 def paper_task(task: str) -> ConfigDict:
   """One of the paper's four tasks at its own scale.
 
-  SFT pools all four, so their configs share it where they share a working directory.
+  SFT pools all four, so their configs share it where `artefacts` of one working
+  directory is a link to that of another.
   `sft.init`, `vocab.path` and `data.data_dir` are the user's to set.
   """
   c = get_config()
   c.task = task
   c.data.update({"format": "tfds"} | PAPER_DATA[task])
   c.sft.data = tuple(PAPER_DATA.values())
+  c.sft.by_size = {
+    "t5_1_1_xl": {"batch_size": 8, "learning_rate": 1e-5, "steps": 8000},
+    "t5_1_1_xxl": {"batch_size": 4, "learning_rate": 1e-5, "steps": 8000},
+  }
   c.mesh.update({"data": 1, "fsdp": -1})  # 11B parameters fit no single chip
   return c

@@ -4,8 +4,8 @@
     --config.data.data_dir=DATA --config.vocab.path=T5/spiece.model \\
     --config.sft.init='T5/{size}'
 
-What DATA and T5 hold, hardware and duration: as in `tldr.py`, whose SFT this shares in
-the same WORKDIR.
+What DATA and T5 hold, hardware and duration: as in `tldr.py`, whose SFT this shares if
+WORKDIR/artefacts is a link to that of tldr's working directory.
 Expected (the paper's figure 1): online is above offline at equal KL; the gap
 between their peaks is small.
 """

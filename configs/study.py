@@ -69,10 +69,6 @@ def paper_scale(task: str):
   c = base.paper_task(task)
   sweep = {"learning_rate": (3e-6, 1e-5, 3e-5), "beta": (0.1, 0.5, 1.0)}
   rates = {"learning_rate": sweep["learning_rate"]}
-  c.sft.by_size = {
-    "t5_1_1_xl": {"batch_size": 8, "learning_rate": 1e-5, "steps": 8000},
-    "t5_1_1_xxl": {"batch_size": 4, "learning_rate": 1e-5, "steps": 8000},
-  }
   return c, {
     "online": {},
     "offline": sweep | {"steps": (4000, 20_000)},

@@ -169,6 +169,7 @@ def test_checkpoint_of_another_shape(fails, pairs, checkpoint, tmp_path):
     CONFIG,
     f"--config.data.path={pairs}",
     f"--config.sft.init={directory}",
+    "--config.data.validation_fraction=0.3",
     "--stages=sft_micro",
   )
 

@@ -61,7 +61,7 @@ def tiny(config: ConfigDict, pairs: Path) -> ConfigDict:
   """The config's own stages, numerics, optimizers and losses, but a step of each."""
   for name in ROLES:
     role = config[name]
-    role.update({"steps": 1, "batch_size": 2 * role.microbatches, "warmup_steps": 1})
+    role.update({"steps": 1, "batch_size": 4 * role.microbatches, "warmup_steps": 1})
     if name != "sft":
       role.size = "nano"
   config.sft.init = "scratch"
@@ -104,6 +104,7 @@ def test_has_no_keys_of_its_own(name):
 
   def keys(config):
     flat = ConfigDict({**config.to_dict(), "runs": {}, "data": {}, "datasets": {}})
+    flat.sft.by_size = {}
     return {
       *_paths(flat), *(f"data.{key}" for key in config.data if key != "language")
     }  # fmt: skip

@@ -42,6 +42,11 @@ def test_matched_runs_have_the_settings_that_all_groups_have():
   a, b, c = selection.matched([sweep, some, levels])
   assert settings(a) == settings(b) == [(0.1, 1e-4), (0.1, 1e-3)]
   assert c == levels
+  longer = [make_run("offline", steps=(5, 9)), make_run("offline", steps=(1, 3))]
+  assert (
+    selection.matched([[make_run("online", steps=(2, 3))], longer])[1] == longer[1:]
+  )
+  assert selection.matched([[make_run("online", steps=(2, 4))], longer])[1] == longer
   other = [make_run("shuffled", beta=7.0)]
   assert selection.matched([sweep, other]) == [sweep, other]  # nothing in common
 
@@ -77,7 +82,7 @@ def test_which(which, expected):
   runs = [
     *(make_run("online", size=s, measured=unmeasured) for s in ("micro", "milli")),
     make_run("offline", default=True),
-    *(make_run("replay", replay_window=window) for window in (500, 4, 0)),
+    *(make_run("replay", replay_window=window) for window in (500, -1, 4, 0)),
   ]
   found = which.of(Pool(runs, (), "micro", "milli"))
   key = "replay_window" if which.method == "replay" else "size"

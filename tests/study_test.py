@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from alignment import artefacts, commands, optim, recipes, runs, study, train_step
-from alignment.data import pairs, stream
+from alignment.data import pairs, readers, stream
 from alignment.evals import policy as policy_eval
 from alignment.evals import stages as eval_stages
 from alignment.files import read_json, read_npz
@@ -19,7 +19,7 @@ from alignment.metrics import read_jsonl
 from alignment.models import huggingface, t5
 from alignment.statistics import KL_FLOOR
 from alignment.types import UserError
-from tests import studies, tiny
+from tests import studies, synthetic, tiny
 
 KEYS = {  # of every line of evaluations.jsonl
   "run", "method", "task", "loss", "beta", "learning_rate", "world", "seed", "size",
@@ -728,6 +728,13 @@ def test_keys_of_the_other_method_change_nothing():
       {"on_policy_fraction": (0.5,), "record": (True,)},
       "mine_ipo_fraction0.5_recordTrue: only a run of on_policy_fraction 1 can be rec",
     ),
+    ({"on_policy_fraction": (0.01,)}, "on_policy_fraction 0.01 of batch_size 8 is not"),
+    ({"steps": (0,)}, "steps must be at least 1"),
+    ({"top_p": (0.0,)}, r"top_p in \(0, 1\]"),
+    (
+      {"loss": ("dpo",), "loss_options": ({"label_smoothing": 0.7},)},
+      r"'label_smoothing' of loss 'dpo' must be in \[0, 0.5\)",
+    ),
     ({"refresh_every": (-1,)}, "refresh_every must be 0 .never. or a number of steps"),
     ({"method": ("offline",), "replay_window": (-2,)}, "replay_window must be -1"),
     ({"temperature": (1.0,), "stream": ({}, {})}, "two runs are called mine_ipo"),
@@ -749,6 +756,77 @@ def test_bad_runs(axes, message):
   config.datasets = {"mine": ("sft", "onlin@0.5")}
   with pytest.raises(UserError, match=message):
     study.build(config, 0)
+
+
+def test_a_new_format_of_data_is_a_function_and_its_file_is_in_the_key(
+  tmp_path, monkeypatch
+):
+  def read_csv(c, counts):
+    with open(c.path, newline="", encoding="utf-8") as file:
+      for line, row in enumerate(csv.DictReader(file), start=2):
+        example = readers.Example(
+          row["prompt"], row["better"], row["worse"], f"{c.path}:{line}"
+        )
+        if readers.keep(example, c.on_bad_pair, counts):
+          yield example
+
+  monkeypatch.setitem(readers.FORMATS, "csv", read_csv)
+  path = tmp_path / "pairs.csv"
+  config = studies.nano(**{"data.format": "csv", "data.path": str(path)})
+  config.data.on_bad_pair = "skip"
+  keys = []
+  for worse in ("b", "c"):
+    rows = [f"p{i},a,{worse if i else 'a'}" for i in range(100)]
+    path.write_text("\n".join(["prompt,better,worse", *rows]) + "\n")
+    config.vocab.kind = "bytes"
+    stage = study.build(config, 0).models["data"]
+    keys.append(stage.key)
+  assert len(set(keys)) == 2
+  commands.run(config, tmp_path, ["data"], lambda: None)
+  statistics = read_json(stage.directory(tmp_path) / "statistics.json")
+  assert statistics["reading"] == ["dropped 1 identical"]
+  counts = [statistics[split][0].split()[0] for split in ("train", "validation")]
+  assert sum(map(int, counts)) == 99
+
+
+def test_too_few_validation_pairs_are_refused_before_anything_is_trained(tmp_path):
+  config = studies.nano(**{"data.num_pairs": 10})
+  with pytest.raises(
+    UserError, match=r"[0-3] validation pairs beside \d+, but prefere"
+  ):
+    commands.run(config, tmp_path, ["data"], lambda: None)
+
+
+def test_labels_of_the_study_itself():
+  config = studies.nano()
+  config.runs = {"golden_policy": {}}
+  with pytest.raises(
+    UserError, match="runs.golden_policy: the study has a 'golden_pol"
+  ):
+    study.build(config, 0)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"log_every": 0}, "log_every is 0; give a number of steps, at least 1"),
+    (
+      {"figures": ("figure_99",)},
+      "figures: no figure 'figure_99'; there are figure_01",
+    ),
+    (
+      {"task": "other"},
+      "has the results of task 'toy'; give 'other' a --workdir of its",
+    ),
+  ],
+)
+def test_what_could_not_be_finished_is_refused_at_the_start(tmp_path, changes, message):
+  results = tmp_path / "runs" / "world0_sft"
+  results.mkdir(parents=True)
+  record = synthetic.make_run("world0_sft", "sft", [[1.0]], [0.0], task="toy").records
+  (results / "evaluations.jsonl").write_text(json.dumps(record[0]) + "\n")
+  with pytest.raises(UserError, match=message):
+    commands.run(studies.nano(**changes), tmp_path, [], lambda: None)
 
 
 def test_unknown_key_of_pooled_data():

@@ -1,5 +1,6 @@
 """Tokenisation: what is kept, cut and dropped, and what is said of it."""
 
+import dataclasses
 import tracemalloc
 
 import numpy as np
@@ -32,11 +33,11 @@ def random_examples(n, seed=0, longest=20):
   return [Example(text(i), text(0), text(1), f"f.jsonl:{i}") for i in range(n)]
 
 
-def tokenize(triples, counts=None, vocab=VOCAB, **changes):
+def tokenize(triples, vocab=VOCAB, **changes):
   tokens = tokenizer.Tokenizer(vocab, **(LIMITS | changes))
   for example in triples:
     tokens.add(example)
-  return tokens.finish(counts)
+  return tokens.finish()
 
 
 def test_tokenize_ends_prompts_and_whole_responses_with_eos():
@@ -96,28 +97,28 @@ def test_truncation_never_empties_or_overflows(side, limit):
     assert found.responses[0][i].tolist() != found.responses[1][i].tolist()
 
 
-def test_pairs_without_a_difference_left_are_counted_with_the_readers():
+def test_pairs_without_a_difference_left_are_counted():
   class Silent(ByteVocabulary):
     """Knows no '?', as SentencePiece knows no zero-width space."""
 
     def encode(self, text):
       return super().encode(text.replace("?", ""))
 
-  counts = {"empty": 4}
   triples = examples(("p", "abcdeX", "abcdeY"), ("p", "?", "a"), ("p", "a", "b"))
-  found, statistics = tokenize(triples, counts, Silent())
+  found, statistics = tokenize(triples, Silent())
   assert len(found) == 1
-  assert statistics.dropped == {"empty": 4, "identical tokens": 1, "untokenizable": 1}
+  assert statistics.dropped == {"identical tokens": 1, "untokenizable": 1}
 
 
 def test_statistics_in_words():
   triples = examples(*[("p" * (i + 1), "a" * (i + 1), "b") for i in range(10)])
   again = triples[0]._replace(chosen="c")
-  _, statistics = tokenize([*triples, again], counts={"identical": 1200})
+  _, statistics = tokenize([*triples, again])
+  statistics = dataclasses.replace(statistics, dropped={"long": 1200})
   assert statistics.pairs == 11 and statistics.prompts == 10
   assert statistics.prompt_tokens == (6, 10, 11)
   assert statistics.lines() == [
-    "11 pairs of 10 distinct prompts; dropped: 1,200 identical",
+    "11 pairs of 10 distinct prompts; dropped: 1,200 long",
     "prompt tokens: median 6, 90 % 10, max 11; 27.3% truncated",
     "response tokens: median 2, 90 % 9, max 11; 27.3% truncated",
   ]

@@ -6,13 +6,15 @@ decides whether it is an error too, or is dropped and counted.
 """
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import gzip
 import hashlib
 import json
 import os
 from typing import Any, NamedTuple
 import zlib
+
+from ml_collections import ConfigDict
 
 from alignment.data import datasets
 from alignment.types import UserError
@@ -269,3 +271,12 @@ def _string(value: Any, field: str, source: str) -> str:
       " is no text; write the character whole"
     ) from e
   return value
+
+
+# data.format -> its pairs, from `config.data` and the counts of what is dropped.
+FORMATS: dict[str, Callable[[ConfigDict, dict[str, int]], Iterator[Example]]] = {
+  "jsonl": lambda c, counts: read_jsonl(c.path, c.on_bad_pair, counts),
+  "tfds": lambda c, counts: read_tfds(
+    c.name, "train", c.data_dir, c.on_bad_pair, counts
+  ),
+}

@@ -1,7 +1,6 @@
 """Pairs of text as pairs of tokens: streamed, with statistics of what was dropped."""
 
 from array import array
-from collections.abc import Mapping
 import dataclasses
 
 import numpy as np
@@ -130,15 +129,13 @@ class Tokenizer:
     """Pairs kept so far."""
     return len(self._prompt_tokens)
 
-  def finish(
-    self, dropped: Mapping[str, int] | None = None
-  ) -> tuple[pairs.PairDataset, Statistics]:
-    """The pairs, and what was kept of them; `dropped` are the reader's, by reason.
+  def finish(self) -> tuple[pairs.PairDataset, Statistics]:
+    """The pairs, and what was kept of them.
 
     Raises:
       UserError: no pair is left.
     """
-    dropped = {**(dropped or {}), **self._dropped}
+    dropped = dict(self._dropped)
     if not self._prompt_tokens:
       raise UserError(
         f"no pairs are left to train on (dropped: {dropped}); check the data set,"

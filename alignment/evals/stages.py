@@ -157,7 +157,8 @@ def classify_stream(
 
   At evenly spaced steps of the recorded run, pairs of that step and those after it are
   labelled by the golden preference model, and by each classifier: the proxy PM by its
-  margin, a finished policy by rho > 0. Writes `classification.jsonl`.
+  margin, a finished policy by rho > 0. Writes `classification.jsonl`; steps at which
+  fewer than two pairs have a label are left out.
   """
   c = setting.config.evaluation
   steps = read_json(inputs["online"] / "model.json")["step"]
@@ -191,6 +192,8 @@ def classify_stream(
       here = slice(i * c.stream_pairs, (i + 1) * c.stream_pairs)
       decided = golden[here] != 0
       right = policy_eval.outcome(values[here] * np.sign(golden[here]))[decided]
+      if len(right) < 2:  # a collapsed policy's pairs: nothing to classify
+        continue
       lines.append(
         {
           "task": setting.config.task,

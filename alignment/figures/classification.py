@@ -6,7 +6,7 @@ import math
 from matplotlib.axes import Axes
 import numpy as np
 
-from alignment.estimates import Estimate, by_world, over_worlds
+from alignment.estimates import NORMAL_QUANTILE, Estimate, by_world, over_worlds
 from alignment.figures import style
 from alignment.figures.style import Drawing, Rows
 from alignment.measures import correlation_with_accuracy
@@ -31,7 +31,7 @@ def figure_06(classification: Sequence[Classification]) -> Drawing:
       of_step: dict[int, dict[int, Estimate]] = {}
       for row in of_task:
         if row.classifier == classifier:
-          margin = 1.96 * row.stderr
+          margin = NORMAL_QUANTILE * row.stderr
           of_step.setdefault(row.step, {})[row.world] = Estimate(
             row.accuracy,
             row.accuracy - margin,
