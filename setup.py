@@ -58,7 +58,7 @@ setuptools.setup(
   version="0.1.0",
   description="Online and offline alignment from preference pairs, compared in JAX",
   license="Apache-2.0",
-  python_requires=">=3.11",
+  python_requires=">=3.11,<3.14",
   packages=setuptools.find_packages(include=["alignment", "alignment.*", "launch"]),
   package_data={
     "": ["README.md", "CITATIONS.bib", "TAGS.txt", "dummy_data/*"],
