@@ -96,7 +96,11 @@ def run(
 
 @hosts.only_first
 def finish(config: ConfigDict, workdir: Path) -> None:
-  """After all stages: publishes evaluations, draws figures, writes the report."""
+  """After all stages: publishes evaluations, draws figures, writes the report.
+
+  Raises:
+    UserError: at the end, for figures whose runs the study does not have.
+  """
   studies = study.build_all(config)
   names = set()
   for built in studies:
@@ -136,10 +140,12 @@ def finish(config: ConfigDict, workdir: Path) -> None:
       built.classification and built.setting.world == row.world for built in studies
     )
   ]
-  drawn = {
-    name: figures.draw(name, evaluated, workdir / "figures", classified)
-    for name in config.figures
-  }
+  drawn, missing = {}, []
+  for name in config.figures:
+    try:
+      drawn[name] = figures.draw(name, evaluated, workdir / "figures", classified)
+    except UserError as error:
+      missing.append(str(error))
   measured = claims.claims(evaluated, classification=classified)
   first = studies[0]  # whose data, curves and samples the report shows
   samples, samples_note = _samples(first, workdir, evaluated)
@@ -160,6 +166,8 @@ def finish(config: ConfigDict, workdir: Path) -> None:
   print(claims.format_claims(measured))
   for path in (*(path for both in drawn.values() for path in both), table, page):
     print(path)
+  if missing:
+    raise UserError("; ".join(missing))
 
 
 def _worlds(studies: list[study.Study]) -> str:

@@ -422,6 +422,19 @@ def test_report_is_whole_and_self_contained(workdir):
     assert text in page, text
 
 
+def test_a_figure_without_its_runs_costs_nothing_else(workdir, tmp_path):
+  (tmp_path / "artefacts").symlink_to(workdir / "artefacts")  # shared, as README says
+  config = studies.every()
+  runs_of = config.runs.to_dict()
+  del runs_of["final_vs_final"]
+  config.runs = runs_of
+  config.figures = ("figure_05", "figure_01")
+  with pytest.raises(UserError, match="figure_05: no evaluated run of final_vs_final"):
+    commands.finish(config, tmp_path)
+  assert (tmp_path / "figures" / "figure_01.png").exists()
+  assert (tmp_path / "claims.csv").exists() and (tmp_path / "report.html").exists()
+
+
 def test_nothing_is_made_twice(workdir, monkeypatch):
   def make(*_):
     raise AssertionError("a finished stage ran again")
