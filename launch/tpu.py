@@ -2,7 +2,7 @@
 
   python -m launch.tpu run --name=xxl --tpu=v5p-64 --zone=us-east5-a --capacity=spot \\
     --workdir=gs://BUCKET/xxl \\
-    -- --config=configs/tldr.py --config.policy.size=t5_1_1_xxl
+    -- --config=configs/tldr.py --config.policy.size=t5_1_1_xxl --config.mesh.tensor=2
 
 What follows `--` goes to `alignment.main`; in it, gs://BUCKET/... is where the hosts
 have the bucket mounted. The same options serve every command, so keep them in a file:
