@@ -1,6 +1,6 @@
 """Training on Cloud TPU VMs: create, run, watch, log, doctor, delete.
 
-  python -m launch.tpu run --name=xxl --tpu=v5p-64 --zone=us-east5-a --capacity=spot \\
+  python -m launch.tpu run --name=xxl --tpu=v5p-16 --zone=us-east5-a --capacity=spot \\
     --workdir=gs://BUCKET/xxl \\
     -- --config=configs/tldr.py --config.policy.size=t5_1_1_xxl --config.mesh.tensor=2
 
