@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 from pathlib import Path
+import re
 from typing import Any
 
 import jax
@@ -44,26 +45,29 @@ def _studies(config: ConfigDict, workdir: Path) -> list[study.Study]:
     if name not in figures.FIGURES:
       known = ", ".join(figures.FIGURES)
       raise UserError(f"figures: no figure '{name}'; there are {known}")
-  found = next(workdir.glob("runs/*/evaluations.jsonl"), None)
-  task = runs.read_evaluations(found)[0]["task"] if found else config.task
-  if task != config.task:
-    raise UserError(
-      f"{workdir}: has the results of task '{task}'; give '{config.task}' a --workdir "
-      f"of its own (a link there to {workdir / 'artefacts'} shares finished stages)"
-    )
+  for path in workdir.glob("runs/*/evaluations.jsonl"):
+    text = path.read_text(encoding="utf-8", errors="replace")  # may be damaged
+    task = re.search(r'"task": "([^"]*)"', text)
+    if task and task[1] != config.task:
+      raise UserError(
+        f"{workdir}: has the results of task '{task[1]}'; give '{config.task}' a "
+        f"--workdir of its own (a link there to {workdir / 'artefacts'} shares "
+        "finished stages)"
+      )
   return study.build_all(config)
 
 
 def dry_run(config: ConfigDict, workdir: Path) -> None:
   """Prints every stage, what it depends on, and whether it is done."""
-  done: set[str] = set()
-  for built in _studies(config, workdir) if hosts.is_first() else ():
+  studies = _studies(config, workdir)
+  printed: set[str] = set()
+  for built in studies if hosts.is_first() else ():
     if config.worlds > 1:
       print(f"world {built.setting.world}")
     for artefact in artefacts.closure(built.stages().values()):
-      if artefact.key in done:  # shared with an earlier world
+      if artefact.key in printed:  # shared with an earlier world
         continue
-      done.add(artefact.key)
+      printed.add(artefact.key)
       state = "done" if artefact.is_done(workdir) else "to do"
       needs = ", ".join(dict.fromkeys(a.name for a in artefact.inputs.values()))
       print(f"{state:5}  {artefact.name}" + (f"  <- {needs}" if needs else ""))

@@ -102,8 +102,9 @@ def check(name: str, recipe: Mapping[str, Any], datasets: Collection[str]) -> No
       out of range.
   """
   loss = losses.bind(recipe["loss"], recipe["loss_options"])
-  logps = jax.ShapeDtypeStruct((1, losses.get(recipe["loss"]).responses), "float32")
-  jax.eval_shape(loss, logps, logps, 1.0)  # options out of range
+  if recipe["loss_options"]:  # in range: losses say so when they are called
+    logps = jax.ShapeDtypeStruct((1, losses.get(recipe["loss"]).responses), "float32")
+    jax.eval_shape(loss, logps, logps, 1.0)
   method, dataset = recipe["method"], recipe["dataset"]
   if method not in ("online", "offline"):
     raise UserError(f"{name}: method '{method}' is unknown: online or offline")

@@ -34,11 +34,8 @@ def make_data(
   if c.format == "toy":
     assert setting.language is not None
     examples = setting.language.examples(c.num_pairs)
-  elif c.format in readers.FORMATS:
-    examples = readers.FORMATS[c.format](c, counts)
   else:
-    known = ", ".join(["toy", *readers.FORMATS])
-    raise UserError(f"data.format '{c.format}' is unknown; there are {known}")
+    examples = readers.FORMATS[c.format](c, counts)
   tokenizers = {
     split: tokenizer.Tokenizer(
       setting.vocabulary,

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from alignment import recipes, sharding, stages
 from alignment.artefacts import Artefact
+from alignment.data import readers
 from alignment.evals import stages as eval_stages
 from alignment.files import checksum
 from alignment.setting import Setting
@@ -364,11 +365,14 @@ def _data_config(chosen: Mapping[str, Any]) -> dict[str, Any]:
   """What determines a data set: the data keys, with a file's content for its path."""
   c = dict(chosen)
   path, _ = c.pop("path"), c.pop("data_dir")
-  if c["format"] == "jsonl" and not path:
-    raise UserError("data.path is not set: name a .jsonl or .jsonl.gz file of pairs")
-  if c["format"] not in ("toy", "tfds"):
-    c["sha256"] = checksum(Path(path))
-  return c
+  if c["format"] not in ("toy", *readers.FORMATS):
+    known = ", ".join(["toy", *readers.FORMATS])
+    raise UserError(f"data.format '{c['format']}' is unknown; there are {known}")
+  if c["format"] in ("toy", "tfds"):  # of which no file is named
+    return c
+  if not path:
+    raise UserError("data.path is not set: name a file of pairs")
+  return c | {"sha256": checksum(Path(path))}
 
 
 def _described(recipe: Mapping[str, Any]) -> dict[str, Any]:

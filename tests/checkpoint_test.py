@@ -5,10 +5,12 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import jaxlib
 import numpy as np
 import pytest
 
-from alignment import checkpoint
+from alignment import checkpoint, sharding
 from alignment.types import UserError
 from tests.files_test import file_size_limit
 
@@ -68,6 +70,17 @@ def test_another_environment_warns(saved, monkeypatch, capsys):
   lines = capsys.readouterr().out.splitlines()
   assert len(lines) == 1
   assert lines[0].startswith(f"warning: {saved.name} resumes under cores 99, was")
+
+
+def test_packages_and_mesh_are_part_of_the_environment():
+  mesh = jax.make_mesh((1, 1, 1), sharding.AXES)
+  on_mesh = NamedSharding(mesh, PartitionSpec())
+  state_on_mesh = {"step": np.int32(0), "x": jax.device_put(np.zeros(2), on_mesh)}
+  wanted = {"x": jax.ShapeDtypeStruct((2,), np.float32, sharding=on_mesh)}
+  saved, here = map(checkpoint.environment, (state_on_mesh, wanted))
+  assert saved == here and saved["mesh"] == dict.fromkeys(sharding.AXES, 1)
+  assert saved["jaxlib"] == jaxlib.__version__
+  assert checkpoint.environment(np.zeros(2))["mesh"] is None
 
 
 def test_states_wait_for_the_parameters_before_them(tmp_path, monkeypatch):

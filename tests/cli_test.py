@@ -59,6 +59,10 @@ def fails(cli, tmp_path):
     ("bta", ["--config.policy.bta=0.5"]),
     ("steps", ["--config.policy.steps=many"]),
     ("stagess", ["--stagess=data"]),
+    ("--config.policy.bogus is no key of the configuration; all are in configs/base.py",
+     ["--config.policy.bogus=1"]),
+    ("data.format 'csv' is unknown; there are toy, jsonl, tfds",
+     ["--config.data.format=csv"]),
     ("unexpected argument 'data': options start with --", ["data"]),
     ("no stage is called 'sfft'; there are show_batch, .*sft_micro", ["--stages=sfft"]),
     ("vocab.kind is 'words2'; use", ["--config.vocab.kind=words2"]),
@@ -137,7 +141,7 @@ def test_bad_pairs(fails, pairs, content, pattern):
 
 
 def test_no_data_path(fails):
-  fails("data.path is not set: name a .jsonl or .jsonl.gz file", CONFIG)
+  fails("data.path is not set: name a file of pairs", CONFIG)
 
 
 # --- checkpoints ----------------------------------------------------------------------

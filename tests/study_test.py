@@ -427,12 +427,40 @@ def test_a_figure_without_its_runs_costs_nothing_else(workdir, tmp_path):
   config = studies.every()
   runs_of = config.runs.to_dict()
   del runs_of["final_vs_final"]
+  stale = tmp_path / "runs" / "world0_final_vs_final_ipo" / "evaluations.jsonl"
+  stale.parent.mkdir(parents=True)
+  stale.write_text("damaged")  # of an earlier configuration, and not looked at
+  commands.run(config, tmp_path, ["data"], lambda: None)
   config.runs = runs_of
   config.figures = ("figure_05", "figure_01")
   with pytest.raises(UserError, match="figure_05: no evaluated run of final_vs_final"):
     commands.finish(config, tmp_path)
   assert (tmp_path / "figures" / "figure_01.png").exists()
   assert (tmp_path / "claims.csv").exists() and (tmp_path / "report.html").exists()
+
+
+def test_a_judge_check_switched_on_later_holds(workdir, monkeypatch, tmp_path):
+  (tmp_path / "artefacts").symlink_to(workdir / "artefacts")
+  report = {"validation_accuracy": 0.5, "validation_stderr": 0.0, "train_accuracy": 0.5}
+  monkeypatch.setattr(commands, "read_json", lambda _: report)
+  config = studies.every(**{"evaluation.require_good_judge": True})
+  with pytest.raises(UserError, match="golden preference model of world 0: held-out"):
+    commands.finish(config, tmp_path)
+
+
+def test_a_policy_ends_with_parameters_whatever_is_evaluated(workdir, tmp_path):
+  (tmp_path / "artefacts").symlink_to(workdir / "artefacts")
+  config = studies.every(**{"golden_policy.evaluate_at": (0.5,)})
+  commands.run(config, tmp_path, ["golden_samples"], lambda: None)
+  built = study.build(config, 0).models
+  for name in ("golden_policy", "golden_samples"):
+    assert built[name].is_done(workdir)
+
+
+def test_what_has_no_golden_label_is_not_classified():
+  values, golden = np.array([2.0, -1.0, 0.0, 3.0]), np.array([1.0, 4.0, -2.0, 0.0])
+  assert eval_stages.classified(values, golden).tolist() == [1.0, 0.0, 0.5]
+  assert eval_stages.classified(values, 0 * golden).tolist() == []
 
 
 def test_nothing_is_made_twice(workdir, monkeypatch):

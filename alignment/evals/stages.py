@@ -190,8 +190,7 @@ def classify_stream(
   for classifier, values in margins.items():
     for i, step in enumerate(starts):
       here = slice(i * c.stream_pairs, (i + 1) * c.stream_pairs)
-      decided = golden[here] != 0
-      right = policy_eval.outcome(values[here] * np.sign(golden[here]))[decided]
+      right = classified(values[here], golden[here])
       if len(right) < 2:  # a collapsed policy's pairs: nothing to classify
         continue
       lines.append(
@@ -207,6 +206,11 @@ def classify_stream(
       )
   text = "".join(json.dumps(line) + "\n" for line in lines)
   write_atomically(directory / "classification.jsonl", text.encode())
+
+
+def classified(values: np.ndarray, golden: np.ndarray) -> np.ndarray:
+  """Whether margins have the golden ones' sign (0.5 for none), where those have any."""
+  return policy_eval.outcome(values * np.sign(golden))[golden != 0]
 
 
 Evaluated = tuple[dict[str, Any], dict[str, np.ndarray]]

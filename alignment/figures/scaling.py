@@ -74,8 +74,7 @@ def _best_results(name: str, runs: Sequence[Run], relative: bool) -> Drawing:
       style.error_bars(axes, x, list(found.values()), method, style.name_of(method))
     axes.set_title(f"{task}, {style.judged_by(judge)}", loc="left")
     axes.set_xlabel(f"log2 of parameters relative to {main}")
-    beside = "win rate, 90 % quantile" + (", minus online's" if relative else "")
-    axes.set_ylabel(beside)
+    axes.set_ylabel("90 % quantile" + (", minus online's" if relative else ""))
   style.share_y(axes_of)
   style.shared_legend(figure, axes_list)
   return figure, rows

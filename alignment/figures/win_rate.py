@@ -70,8 +70,8 @@ def win_rate_against_kl(
   Args:
     tasks: the panels' name -> its runs.
     series_of: what to draw of a panel's runs; empty series are left out.
-    common_settings: only runs at the settings (beta, learning rate) that all series
-      have: an envelope over more settings would be higher for that alone.
+    common_settings: only runs at the settings that all series have
+      (`selection.matched`): an envelope over more would be higher for that alone.
     resamples: of the bands.
   """
   drawn = [(task, judge) for task, runs in tasks.items() for judge in runs[0].wins]
