@@ -21,6 +21,8 @@ from alignment.models import t5
 from alignment.train_step import score
 from alignment.types import Array, Batch, Params
 
+COINS = 2**32 - 1  # keys the coins of a step: no prompt's id, which key its samples
+
 
 class Rollout(struct.PyTreeNode):
   """A batch, and what is worth recording of how it came about."""
@@ -145,7 +147,7 @@ def rollout(
     responses_BxNxT=samples.tokens_BxNxT, lengths_BxN=samples.lengths_BxN
   )
   margins_B = roller.judge.preference(judge_params, sampled)
-  swap_B = second_first(margins_B, jax.random.fold_in(key, 1), prompts.ids_B)
+  swap_B = second_first(margins_B, jax.random.fold_in(key, COINS), prompts.ids_B)
   swap_Bx1 = swap_B[:, None]
 
   def order(x):

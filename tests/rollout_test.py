@@ -146,6 +146,10 @@ def test_a_judge_without_opinion_leaves_the_order_to_coins(params, prompts, unor
   first = np.asarray(unordered.tokens_BxNxT)[:, 0]
   kept = (np.asarray(out.batch.responses_BxNxT)[:, 0] == first).all(-1)
   assert 0 < kept.sum() < 32
+  key = jax.random.fold_in(KEY, rollout.COINS)
+  coins = rollout.second_first(np.zeros(32), key, prompts.ids_B)
+  np.testing.assert_array_equal(kept, ~coins)
+  assert rollout.COINS > np.iinfo(prompts.ids_B.dtype).max  # keys no prompt's samples
 
 
 def test_ties_are_decided_by_fair_coins_keyed_by_the_prompt():
