@@ -26,7 +26,8 @@ which a config sets by name, and the registry does the rest:
 `@pairwise(reference=False)` says that the reference's log-probabilities are not read.
 
 Sources: the paper (arXiv 2405.08448), App. A and B; GPO, generalised preference
-optimisation (arXiv 2402.05749); SLiC-HF (arXiv 2305.10425).
+optimisation (arXiv 2402.05749); SLiC-HF (arXiv 2305.10425), as its authors state it in
+RSO (arXiv 2309.06657).
 """
 
 from collections.abc import Callable, Mapping
@@ -153,7 +154,8 @@ def dpo(
 def slic(logps_Bx2: Array, ref_logps_Bx2: Array, beta: float) -> Array:
   """Hinge max(0, 1 - z) on the reference-normalised margin; 0 from rho = 1/beta (GPO).
 
-  GPO and TRL call this SLiC. It has the shape of that loss only: see `slic_hf`.
+  GPO and TRL call this SLiC, RSO "hinge-norm" (eq. 10, with gamma for beta). It has the
+  shape of that loss only: see `slic_hf`.
   """
   return jax.nn.relu(1 - beta * rho(logps_Bx2, ref_logps_Bx2))
 
@@ -197,7 +199,8 @@ def slic_hf(
   On raw log-probabilities. Response 2 is the supervised target y_ref, and its
   cross-entropy, weighted by lambda = `regularization`, is what regularises: neither the
   reference policy nor beta is read. The margin `delta` is in nats of the *summed*
-  log-probability. Both defaults are ours.
+  log-probability. RSO, whose eq. 1 this is, takes delta = 20 and lambda = 0; both
+  defaults are ours.
   """
   del ref_logps_Bx3, beta
   logps_Bx3 = _responses(logps_Bx3, 3)
