@@ -3,7 +3,8 @@
 A claim "agrees" or "disagrees" only on at least `WORLDS_NEEDED` worlds, and only if
 every judge says the same: the 95 % interval over worlds lies within the region in which
 the statement holds (agrees), or has no point in common with it (disagrees). Anything
-else is "undecided", with the reason.
+else is "undecided", with the reason. Where a sweep is compared with fewer runs, equal
+numbers of both and all runs of both must give the same verdict.
 """
 
 from collections.abc import Mapping, Sequence
@@ -138,6 +139,11 @@ def _claim(
 
   estimates = combined(per_world)
   verdict, reason = _verdict(hypothesis, estimates, per_world)
+  if unequal and not hypothesis.matched and verdict != "undecided":
+    of_all, _ = _verdict(hypothesis, combined(all_runs), all_runs)
+    if of_all != verdict:
+      reason = f"{verdict} with equal numbers of runs, {of_all} with all"
+      verdict = "undecided"
   return Claim(
     figure=hypothesis.figure,
     name=hypothesis.name,

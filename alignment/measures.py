@@ -37,8 +37,9 @@ def fall_from_peak(
 ) -> Estimate:
   """Cross-fitted peak win rate minus the win rate at the largest KL of all runs.
 
-  At most 0 on average where the win rate is still rising there (the peak is selected on
-  other prompts): only over-optimisation makes it positive.
+  How far the points of figure 1 fall to the right. The peak may be another run's: of
+  one run alone it is at most 0 on average where the win rate is still rising, but of
+  runs at several settings also what the best has over the furthest.
   """
   furthest = max(runs, key=lambda run: float(run.kl_E.max()))
   at_end_R = win_rates_RxE(furthest, judge, resamples)[:, int(furthest.kl_E.argmax())]
@@ -190,10 +191,13 @@ def last_difference(key: str) -> Callable[..., Estimate]:
 
 
 def mean_value(key: str) -> Callable[..., Estimate]:
-  """A measured key, mean over checkpoints and then over runs."""
-  return lambda runs: _of_world(
-    float(np.mean([run.measured_E(key).mean() for run in runs]))
-  )
+  """A measured key, mean over the checkpoints that have it and then over runs."""
+
+  def mean(run: Run) -> float:
+    values_E = run.measured_E(key)
+    return values_E[~np.isnan(values_E)].mean()
+
+  return lambda runs: _of_world(float(np.mean([mean(run) for run in runs])))
 
 
 def accuracy_difference(

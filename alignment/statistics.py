@@ -153,6 +153,11 @@ def _envelope_of_split_RxG(
     order = np.argsort(run.kl_E, kind="stable")
     order = order[run.kl_E[order] >= KL_FLOOR]
     rates_2xRxE = _win_rates_2xRxE(run, judge, resamples, split)[..., order]
+    if not len(order):  # it never leaves SFT
+      nothing_2xRxG = np.zeros((*rates_2xRxE.shape[:-1], len(budgets_G)))
+      selected.append(nothing_2xRxG - np.inf)
+      reported.append(nothing_2xRxG)
+      continue
     # Index of the best checkpoint so far: the last at which the maximum rose.
     rates_before = np.maximum.accumulate(rates_2xRxE, axis=-1)[..., :-1]
     rises = np.ones(rates_2xRxE.shape, bool)
@@ -165,11 +170,6 @@ def _envelope_of_split_RxG(
     reported.append(np.take_along_axis(rates_2xRxE[::-1], best_2xRxG, axis=-1))
   best_2xRxG = _expected_best(np.stack(selected, -1), np.stack(reported, -1), size)
   return best_2xRxG.mean(axis=0)
-
-
-def _reaching(runs: Sequence[Run]) -> list[Run]:
-  """Those runs that leave SFT at all: some checkpoint is above the floor."""
-  return [run for run in runs if (run.kl_E >= KL_FLOOR).any()]
 
 
 def _kls(runs: Sequence[Run]) -> np.ndarray:
@@ -191,8 +191,7 @@ def envelope(
     (kl_G, win_rate_G, low_G, high_G); the band is over prompts, within the worlds. All
     empty where no checkpoint is above the floor.
   """
-  worlds = [_reaching(runs) for runs in by_world(runs).values()]
-  worlds = [runs for runs in worlds if runs]
+  worlds = [runs for runs in by_world(runs).values() if len(_kls(runs))]
   if not worlds:
     return (np.array([]),) * 4
   budgets_G = _kls([run for runs in worlds for run in runs])
@@ -244,14 +243,16 @@ def gap_at_equal_kl(
   fitted over prompts and with equal numbers of runs as in `peak_gap`; subsets without a
   checkpoint within c are left out of the expectation at c. It is averaged over log KL
   on the range that both methods reach: from the larger of their smallest KLs to the
-  smaller of their largest. Both envelopes are steps, so that integral is exact.
-  Checkpoints below `KL_FLOOR` take no part. KLs are taken as known: the interval, over
-  prompts as in `peak_gap`, lacks their own (small) errors.
+  smaller of their largest. Checkpoints below `KL_FLOOR` take no part. KLs are taken as
+  known: the interval, over prompts as in `peak_gap`, lacks their own (small) errors.
+
+  Envelopes are steps: within c counts the last checkpoint before c, however far before.
+  Where a method has one or two runs, the gap depends on where its checkpoints lie, in
+  all worlds alike, so that no interval covers it.
 
   `above` leaves out that fraction of the common range of log KL, from below: 0.5 is the
   gap at high KL. NaN with a reason where the two ranges do not overlap.
   """
-  runs_a, runs_b = _reaching(runs_a), _reaching(runs_b)
   kls_a, kls_b = _kls(runs_a), _kls(runs_b)
   if not (len(kls_a) and len(kls_b)):
     return undefined(f"no checkpoint above KL {KL_FLOOR:g}")

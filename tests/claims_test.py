@@ -116,6 +116,28 @@ def test_claims_count_runs_and_leave_out_what_has_none():
   assert claim.reason == "5 worlds: 6 are needed; world 3: no offline run"
 
 
+@pytest.mark.parametrize(
+  ("of_offline", "verdict", "reason"),
+  [
+    ((0.4, 0.4, 0.4), "agrees", ""),
+    ((0.4, 0.4, 0.6), "undecided", "agrees with equal numbers of runs, disagrees with"),
+    ((0.6, 0.6, 0.6), "disagrees", ""),
+  ],
+)
+def test_a_sweep_is_beaten_only_if_its_best_run_is(of_offline, verdict, reason):
+  """Against one online run at 0.5: with equal numbers, a sweep counts by its mean."""
+  runs = []
+  for world in range(6):
+    named = [("on", "online", 0.5), *(("off", "offline", rate) for rate in of_offline)]
+    runs += [
+      certain_run(f"{name}{i}", method, [rate, rate], [1, 10], world, [rate, rate])
+      for i, (name, method, rate) in enumerate(named)
+    ]
+  for claim in claims_of_figure_1(runs):
+    assert claim.verdict == verdict and claim.reason.startswith(reason)
+    assert claim.runs_compared == "1 vs 3" and bool(reason) == bool(claim.reason)
+
+
 def test_tasks_and_losses_make_separate_claims():
   runs = worlds_of_runs((0.1,))
   other = [dataclasses.replace(run, task="chat_arena", loss="dpo") for run in runs]

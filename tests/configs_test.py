@@ -229,6 +229,25 @@ def test_what_is_replayed_is_among_the_online_runs(task):
     assert stream | {"record": False} in online
 
 
+def test_a_replay_learns_from_the_online_run_of_its_own_loss():
+  config = study_config.get_config("figure_13")
+  replay = recipes.plain(config.policy) | {
+    "method": "offline", "dataset": "stream", "loss": "dpo",
+    "loss_options": {"label_smoothing": 0.1}, "seed": 3, "replay_window": 4,
+  }  # fmt: skip
+  stream = recipes.stream_of(config, replay)
+  for key in ("loss", "loss_options", "seed"):
+    assert stream[key] == replay[key]
+  assert (stream["method"], stream["record"]) == ("online", True)
+
+
+def test_seeds_are_not_hyper_parameters():
+  config = study_config.get_config("figure_07")
+  default = recipes.plain(config.policy)
+  assert recipes.is_default(config, default | {"seed": 7, "refresh_every": 10})
+  assert not recipes.is_default(config, default | {"beta": 2 * default["beta"]})
+
+
 @pytest.mark.parametrize("figure", ["figure_07", "figure_08", "appendix_e1"])
 @pytest.mark.parametrize("task", TASKS)
 def test_every_method_has_one_run_of_default_hyper_parameters(figure, task):

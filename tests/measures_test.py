@@ -29,6 +29,8 @@ def test_peaks_against_levels_and_ends():
   assert value(measures.fall_from_peak(runs, JUDGE, resamples=5)) == 0.1
   rising = [make_run([0.2, 0.3, 0.4])]
   assert value(measures.fall_from_peak(rising, JUDGE, resamples=5)) == 0
+  worse = [make_run([0.1, 0.3], [2, 10])]  # rising too, but not as far as the other
+  assert value(measures.fall_from_peak(rising + worse, JUDGE, resamples=5)) == 0.1
   assert value(measures.last_gap(runs, rising, JUDGE, resamples=5)) == 0.35 - 0.4
   ratio = measures.log_kl_ratio_at_peak(runs, rising, JUDGE, resamples=5)
   assert value(ratio) == math.log(2 / 3)
@@ -83,6 +85,8 @@ def test_measured_keys_are_averaged_over_checkpoints_and_runs():
     for values in ([1.0, 2.0, 6.0], [5.0, 7.0])
   ]
   assert measures.mean_value("entropy")(runs).value == pytest.approx((3 + 6) / 2)
+  tied = [make_run([0.5] * 3, measured={"entropy": [1.0, None, 2.0]})]
+  assert measures.mean_value("entropy")(tied).value == pytest.approx(1.5)
   assert measures.last_value("entropy")(runs).value == pytest.approx((6 + 7) / 2)
   difference = measures.last_difference("entropy")(runs[1:], runs[:1])
   assert difference.value == pytest.approx(7 - 6)

@@ -121,6 +121,22 @@ def test_unequal_numbers_of_runs_are_averaged_over_subsets_unless_told_otherwise
     assert gap(one, two, JUDGE, equal_numbers=False).value == pytest.approx(-0.3)
 
 
+def test_runs_that_never_leave_sft_count_as_runs():
+  """Half of b's settings do not move: best of four is compared with best of four."""
+  a, b = (
+    [certain_run(f"{name}{r}", "x", [r, r], [1, 10]) for r in (0.1, 0.2, 0.3, 0.4)]
+    for name in "ab"
+  )
+  b[:2] = [certain_run(f"b{i}", "x", [0.1, 0.1], [0, 0.001]) for i in range(2)]
+  assert statistics.gap_at_equal_kl(a, b, JUDGE).value == pytest.approx(0)
+  # Two of four: subsets of which neither moves are left out.
+  one_of_each = [0.4, 0.4, 0.4, 0.3, 0.3]
+  expected = 0.4 - np.mean(one_of_each)
+  pair = [certain_run(f"p{i}", "x", [0.4, 0.4], [1, 10]) for i in range(2)]
+  gap = statistics.gap_at_equal_kl(pair, b, JUDGE).value
+  assert gap == pytest.approx(expected)
+
+
 def test_no_common_range_of_kl_is_nan_with_the_reason():
   a = [certain_run("a", "online", [0.5, 0.5], [0.1, 1])]
   b = [certain_run("b", "offline", [0.5, 0.5], [2, 3])]
