@@ -772,6 +772,7 @@ def test_keys_of_the_other_method_change_nothing():
     ({"on_policy_fraction": (0.01,)}, "on_policy_fraction 0.01 of batch_size 8 is not"),
     ({"steps": (0,)}, "steps must be at least 1"),
     ({"top_p": (0.0,)}, r"top_p in \(0, 1\]"),
+    ({"temperature": (-1.0,)}, "temperature must be at least 0"),
     (
       {"loss": ("dpo",), "loss_options": ({"label_smoothing": 0.7},)},
       r"'label_smoothing' of loss 'dpo' must be in \[0, 0.5\)",
