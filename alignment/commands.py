@@ -60,14 +60,10 @@ def _studies(config: ConfigDict, workdir: Path) -> list[study.Study]:
 def dry_run(config: ConfigDict, workdir: Path) -> None:
   """Prints every stage, what it depends on, and whether it is done."""
   studies = _studies(config, workdir)
-  printed: set[str] = set()
   for built in studies if hosts.is_first() else ():
     if config.worlds > 1:
       print(f"world {built.setting.world}")
     for artefact in artefacts.closure(built.stages().values()):
-      if artefact.key in printed:  # shared with an earlier world
-        continue
-      printed.add(artefact.key)
       state = "done" if artefact.is_done(workdir) else "to do"
       needs = ", ".join(dict.fromkeys(a.name for a in artefact.inputs.values()))
       print(f"{state:5}  {artefact.name}" + (f"  <- {needs}" if needs else ""))
