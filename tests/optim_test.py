@@ -97,6 +97,18 @@ def test_adafactor_is_optax_but_for_the_learning_rate():
   )
 
 
+def test_adafactor_does_not_decay_scales():
+  params = {"kernel": jnp.ones((4, 4)), "norm": {"scale": jnp.ones(4)}}
+  updates = []
+  for weight_decay in (0.0, 0.1):
+    rule = optim.Optimizer("adafactor", weight_decay=weight_decay).transform()
+    gradients = jax.tree.map(jnp.ones_like, params)
+    updates.append(rule.update(gradients, rule.init(params), params)[0])
+  without, with_decay = updates
+  assert jnp.all(with_decay["kernel"] < without["kernel"])
+  np.testing.assert_array_equal(with_decay["norm"]["scale"], without["norm"]["scale"])
+
+
 def test_adamw_equals_a_hand_written_step_and_does_not_decay_scales():
   optimizer = optim.Optimizer("adamw", b1=0.8, b2=0.9, epsilon=1e-3, weight_decay=0.1)
   updates, _ = steps(optimizer, stacked=True)
