@@ -104,6 +104,8 @@ def checksum(path: Path) -> str:
   """
   try:
     stat = path.stat()
+    if path.is_fifo():
+      raise UserError(f"{path}: is a pipe, which can be read only once: use a file")
     return _checksum(path.absolute(), stat.st_size, stat.st_mtime_ns)
   except OSError as error:
     raise UserError(f"{path}: {error.strerror}") from None

@@ -76,6 +76,9 @@ def test_a_checksum_follows_the_file(tmp_path):
   assert files.checksum(path) == hashlib.sha256(b"three").hexdigest()
   with pytest.raises(UserError, match="missing: No such file"):
     files.checksum(tmp_path / "missing")
+  os.mkfifo(tmp_path / "pipe")  # to open it would wait for a writer
+  with pytest.raises(UserError, match="pipe: is a pipe, which can be read only once"):
+    files.checksum(tmp_path / "pipe")
 
 
 def test_a_checksum_reads_an_unchanged_file_once(tmp_path, monkeypatch):
