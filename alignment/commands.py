@@ -188,13 +188,13 @@ def _models(built: study.Study, workdir: Path) -> list[dict[str, Any]]:
     path = artefact.directory(workdir) / "model.json"
     if not path.exists():
       continue
-    role = artefact.config["role"]
+    role = built.roles[artefact.key]
     found = read_json(path)
     rows.append(
       {
         "role": name if name.startswith(world) else f"{world}_{name}",
         "parameters": built.setting.parameter_count(built.setting.model(role)),
-        "init": role["init"] if isinstance(role["init"], str) else "checkpoint",
+        "init": role["init"] if role["init"] in ("scratch", "sft") else "checkpoint",
         "steps": found["step"],
         "train_accuracy": found.get("train_accuracy"),
         "validation_accuracy": found.get("validation_accuracy"),
@@ -298,7 +298,7 @@ def sample(built: study.Study, workdir: Path) -> None:
   """Prints a model's responses to given prompts, or to the first of the data."""
   c, setting = built.setting.config.sample, built.setting
   artefact = _model(built, workdir, c.model or "golden_policy", "sample.model")
-  model = setting.model(artefact.config["role"])
+  model = setting.model(built.roles[artefact.key])
   params = setting.load_frozen(artefact.verified(workdir), model, c.step or None)
   prompts = [setting.vocabulary.encode(p) for p in c.prompts]
   if not prompts:
@@ -346,7 +346,7 @@ def export(built: study.Study, workdir: Path) -> None:
   if not c.directory:
     raise UserError("export.directory is not set: where should the checkpoint go?")
   artefact = _model(built, workdir, c.model or "golden_policy", "export.model")
-  model = setting.model(artefact.config["role"])
+  model = setting.model(built.roles[artefact.key])
   params = setting.load(artefact.verified(workdir), model, c.step or None)
   whole = sharding.fetch(params)
   hosts.on_first(

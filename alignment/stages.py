@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import math
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,19 @@ def check_role(setting: Setting, name: str, role: Mapping[str, Any]) -> None:
   """Fails now, before any stage has run, for what could not be trained.
 
   Raises:
-    UserError: for an unknown size, optimizer or on_non_finite, a checkpoint of another
-      vocabulary, or a batch that microbatches or mesh do not divide.
+    UserError: for an unknown size, optimizer or on_non_finite, a number out of range, a
+      checkpoint of another vocabulary, or a batch that microbatches or mesh do not
+      divide.
   """
   if role["on_non_finite"] not in ("stop", "skip"):
     raise UserError(
       f"{name}: on_non_finite '{role['on_non_finite']}' is unknown: stop or skip"
     )
+  for key in ("steps", "batch_size", "evaluations"):
+    if role.get(key, 1) < 1:
+      raise UserError(f"{name}: {key} is {role[key]}; give at least 1")
+  if not 0 <= role["learning_rate"] < math.inf:
+    raise UserError(f"{name}: learning_rate is {role['learning_rate']}; give 0 or more")
   setting.model(role)
   optim.Optimizer(**role["optimizer"]).transform()
   size, k = role["batch_size"], role["microbatches"]

@@ -24,6 +24,11 @@ from alignment.files import checksum
 from alignment.setting import Setting
 from alignment.types import UserError
 
+_EVALUATION = {  # least counts; two prompts, since half of them select
+  "prompts": 2, "kl_prompts": 1, "pairs": 1, "batch_size": 1, "stream_steps": 1,
+  "stream_pairs": 1,
+}  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -34,6 +39,7 @@ class Study:
   policies: dict[str, Artefact]  # by run name
   evaluations: dict[str, Artefact]  # by run name
   classification: Artefact | None  # of the online stream, for figure 6
+  roles: dict[str, dict[str, Any]]  # of what was trained, by key: with paths, unhashed
 
   def stages(self) -> dict[str, Artefact]:
     """Everything by its name."""
@@ -62,6 +68,15 @@ def build(config: ConfigDict, world: int) -> Study:
     UserError: for settings that contradict each other.
   """
   setting = Setting(config, world)
+  for name in ("golden", "stream"):
+    if name in config.datasets:
+      raise UserError(
+        f"datasets.{name}: the study has a '{name}' of its own; rename it"
+      )
+  for key, least in _EVALUATION.items():
+    if config.evaluation[key] < least:
+      given = config.evaluation[key]
+      raise UserError(f"evaluation.{key} is {given}; give at least {least}")
   sharding.check_batch(
     config.evaluation.batch_size, setting.mesh, "evaluation.batch_size"
   )
@@ -74,6 +89,13 @@ def build(config: ConfigDict, world: int) -> Study:
 
   def artefact(label, kind, make, inputs, **settings) -> Artefact:
     return Artefact(label, kind, {**numeric, **settings}, inputs, make)
+
+  roles: dict[str, dict[str, Any]] = {}
+
+  def trained(label, kind, make, inputs, recipe, **settings) -> Artefact:
+    made = artefact(label, kind, make, inputs, role=_described(recipe), **settings)
+    roles[made.key] = recipe
+    return made
 
   def bind(function, *args, **kwargs):
     return functools.partial(function, setting, *args, **kwargs)
@@ -106,12 +128,12 @@ def build(config: ConfigDict, world: int) -> Study:
         raise UserError(f"sft.by_size.{size} has '{key}', which is no key of sft")
       recipe |= own
       stages.check_role(setting, "sft", recipe)
-      sft_of[size] = artefact(
+      sft_of[size] = trained(
         f"sft_{size}",
         "sft",
         bind(stages.train_sft, recipe),
         pooled or {"data": data},
-        role=_described(recipe),
+        recipe,
         **numerics,
       )
     return sft_of[size]
@@ -130,13 +152,13 @@ def build(config: ConfigDict, world: int) -> Study:
     inputs = {"data": dataset}
     if recipe["init"] == "sft":
       inputs["init"] = sft(recipe["size"])
-    return artefact(
+    return trained(
       name,
       "preference_model",
       bind(stages.train_preference_model, name, recipe),
       inputs,
+      recipe,
       name=name,
-      role=_described(recipe),
       **judging,
     )
 
@@ -208,12 +230,12 @@ def build(config: ConfigDict, world: int) -> Study:
     else:
       found = score(resampled(recipe["dataset"]), recipe, reference)
       inputs["pairs"] = found
-    return artefact(
+    return trained(
       name,
       "policy",
       bind(stages.train_policy, name, recipe, role(judge_name)),
       inputs,
-      role=_described(recipes.relevant(recipe)),
+      recipes.relevant(recipe),
       **judging,
     )
 
@@ -358,7 +380,7 @@ def build(config: ConfigDict, world: int) -> Study:
     "golden_samples": golden_samples,
     "sft_samples": sft_samples,
   }
-  return Study(setting, models, policies, evaluations, classification)
+  return Study(setting, models, policies, evaluations, classification, roles)
 
 
 def _data_config(chosen: Mapping[str, Any]) -> dict[str, Any]:

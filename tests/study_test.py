@@ -598,6 +598,49 @@ PLAIN_RUNS = {f"world0_{name}" for name in recipes.runs(studies.nano())}
 JUDGED = {f"evaluation_{name}" for name in PLAIN_RUNS | LEVELS}
 
 
+def test_models_that_start_from_a_checkpoint_are_reported_sampled_and_exported(
+  tmp_path, capsys
+):
+  """Their stages' configurations have its checksums where they had its directory."""
+  cfg = t5.config("nano", vocab_rows=384)
+  huggingface.write(tmp_path / "nano", cfg, tiny.params(0, cfg))
+  config = studies.nano(**{
+    "sft.init": str(tmp_path / "nano"), "sample.model": "sft_nano",
+    "export.model": "sft_nano", "export.directory": str(tmp_path / "hf"),
+  })  # fmt: skip
+  commands.run(config, tmp_path / "w", ["sft_nano"], lambda: None)
+  commands.run(config, tmp_path / "w", ["sample", "export"], lambda: None)
+  assert "prompt: " in capsys.readouterr().out
+  assert (tmp_path / "hf" / "model.safetensors").exists()
+  built = study.build(config, 0)
+  (row,) = commands._models(built, tmp_path / "w")
+  assert (row["role"], row["init"]) == ("world0_sft_nano", "checkpoint")
+  role = {"size": "nano", "init": config.sft.init}
+  parameters = built.setting.parameter_count(built.setting.model(role))
+  assert row["parameters"] == parameters
+
+
+@pytest.mark.parametrize(
+  "overrides, message",
+  [
+    ({"model.dtype": "float16"}, "model.dtype is 'float16'; use float32 or bfloat16"),
+    ({"model.remat": "some"}, "model.remat is 'some'; use none or dots or full"),
+    ({"golden_pm.evaluations": 0}, "golden_pm: evaluations is 0; give at least 1"),
+    ({"sft.steps": 0}, "sft: steps is 0"),
+    ({"proxy_pm.batch_size": -8}, "proxy_pm: batch_size is -8"),
+    ({"policy.learning_rate": float("nan")}, "learning_rate is nan; give 0 or more"),
+    ({"golden_policy.learning_rate": -0.1}, "learning_rate is -0.1"),
+    ({"evaluation.prompts": 1}, "evaluation.prompts is 1; give at least 2"),
+    ({"evaluation.kl_prompts": -1}, "evaluation.kl_prompts is -1"),
+    ({"evaluation.batch_size": 0}, "evaluation.batch_size is 0"),
+    ({"datasets": {"golden": ("sft", "sft")}}, "datasets.golden: the study has a 'gol"),
+  ],
+)
+def test_numbers_out_of_range_are_refused_before_anything_runs(overrides, message):
+  with pytest.raises(UserError, match=re.escape(message)):
+    study.build(studies.nano(**overrides), 0)
+
+
 @pytest.mark.parametrize(
   "overrides, expected",
   [
