@@ -159,12 +159,12 @@ def _verify(directory: Path, key: str, marked_ns: int) -> None:
   for name in sorted(done["files"].keys() | here.keys()):
     path = directory / name
     if name not in here:
-      raise _damaged(path, FileNotFoundError(), directory)
+      raise UserError(f"{path}: missing{again}")
     if name not in done["files"]:
       raise UserError(f"{path}: does not belong to this artefact; remove it")
     written = done["files"][name]
     if path.stat().st_size != written["bytes"] or checksum(path) != written["sha256"]:
-      raise _damaged(path, None, directory)
+      raise UserError(f"{path}: damaged{again}")
 
 
 def _sealed(directory: Path) -> dict[str, Path]:
@@ -178,11 +178,6 @@ def _sealed(directory: Path) -> dict[str, Path]:
   return found
 
 
-def _damaged(
-  path: Path, error: Exception | None = None, directory: Path | None = None
-) -> UserError:
-  """`directory`: the artefact's, where the file is not directly in it."""
+def _damaged(path: Path, error: Exception | None = None) -> UserError:
   reason = "missing" if isinstance(error, FileNotFoundError) else "damaged"
-  return UserError(
-    f"{path}: {reason}; delete {directory or path.parent} to make it again"
-  )
+  return UserError(f"{path}: {reason}; delete {path.parent} to make it again")

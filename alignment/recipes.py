@@ -50,6 +50,7 @@ def runs(config: ConfigDict) -> dict[str, tuple[str, dict[str, Any]]]:
   return found
 
 
+DATASETS = ("golden", "stream")  # which every study has, besides config.datasets
 RESERVED = ("sft", "golden_policy", "best_of_n")  # evaluated beside the runs
 _SHORT = {
   "learning_rate": "lr",
@@ -108,8 +109,8 @@ def check(name: str, recipe: Mapping[str, Any], datasets: Collection[str]) -> No
   method, dataset = recipe["method"], recipe["dataset"]
   if method not in ("online", "offline"):
     raise UserError(f"{name}: method '{method}' is unknown: online or offline")
-  if method == "offline" and dataset not in ("golden", "stream", *datasets):
-    known = ", ".join(["golden", "stream", *datasets])
+  if method == "offline" and dataset not in (*DATASETS, *datasets):
+    known = ", ".join([*DATASETS, *datasets])
     raise UserError(f"{name}: dataset '{dataset}' is unknown; there are {known}")
   fraction = recipe["on_policy_fraction"]
   if method == "online" and not 0 < fraction <= 1:

@@ -22,7 +22,6 @@ from alignment.models import huggingface, t5
 from alignment.types import Params, UserError
 
 Inputs = Mapping[str, Path]
-_NUMERICS = {"dtype": ("float32", "bfloat16"), "remat": ("none", "dots", "full")}
 Utility = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (tokens_PxT, lengths_P)
 
 
@@ -59,10 +58,6 @@ class Setting:
   def model(self, role: Any) -> t5.T5:
     """A role's model: of a named size, or as the checkpoint it starts from."""
     live_ids = self.vocabulary.size
-    for key, known in _NUMERICS.items():
-      if self.config.model[key] not in known:
-        chosen = self.config.model[key]
-        raise UserError(f"model.{key} is '{chosen}'; use {' or '.join(known)}")
     numerics = {**self.config.model, "live_ids": live_ids}
     origin = self.origin(role)
     if origin is not None:

@@ -246,9 +246,9 @@ def gap_at_equal_kl(
   smaller of their largest. Checkpoints below `KL_FLOOR` take no part. KLs are taken as
   known: the interval, over prompts as in `peak_gap`, lacks their own (small) errors.
 
-  Envelopes are steps: within c counts the last checkpoint before c, however far before.
-  Where a method has one or two runs, the gap depends on where its checkpoints lie, in
-  all worlds alike, so that no interval covers it.
+  Envelopes are steps: between two checkpoints a method is taken as it was at the lower
+  one. With one or two runs the gap depends on where checkpoints lie, in all worlds
+  alike, so that no interval covers it.
 
   `above` leaves out that fraction of the common range of log KL, from below: 0.5 is the
   gap at high KL. NaN with a reason where the two ranges do not overlap.

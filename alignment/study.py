@@ -68,11 +68,11 @@ def build(config: ConfigDict, world: int) -> Study:
     UserError: for settings that contradict each other.
   """
   setting = Setting(config, world)
-  for name in ("golden", "stream"):
-    if name in config.datasets:
-      raise UserError(
-        f"datasets.{name}: the study has a '{name}' of its own; rename it"
-      )
+  for name, pair in config.datasets.items():
+    if name in recipes.DATASETS:
+      raise UserError(f"datasets.{name}: the study has one of this name; rename it")
+    if len(pair) != 2 or not all(isinstance(model, str) for model in pair):
+      raise UserError(f"datasets.{name} is {pair!r}; name two models")
   for key, least in _EVALUATION.items():
     if config.evaluation[key] < least:
       given = config.evaluation[key]

@@ -633,7 +633,9 @@ def test_models_that_start_from_a_checkpoint_are_reported_sampled_and_exported(
     ({"evaluation.prompts": 1}, "evaluation.prompts is 1; give at least 2"),
     ({"evaluation.kl_prompts": -1}, "evaluation.kl_prompts is -1"),
     ({"evaluation.batch_size": 0}, "evaluation.batch_size is 0"),
-    ({"datasets": {"golden": ("sft", "sft")}}, "datasets.golden: the study has a 'gol"),
+    ({"datasets": {"golden": ("sft", "sft")}}, "datasets.golden: the study has one of"),
+    ({"datasets": {"d": ("sft",)}}, "datasets.d is ('sft',); name two models"),
+    ({"datasets": {"d": (1, 2)}}, "datasets.d is (1, 2); name two models"),
   ],
 )
 def test_numbers_out_of_range_are_refused_before_anything_runs(overrides, message):

@@ -25,6 +25,9 @@ from alignment.types import Array, Params, UserError
 PAD = 0  # also the decoder's start token
 
 
+_CHOICES = {"dtype": ("float32", "bfloat16"), "remat": ("none", "dots", "full")}
+
+
 @dataclasses.dataclass(frozen=True)
 class T5Config:
   """Shape and numerics of a T5; named sizes are in `SIZES`."""
@@ -45,6 +48,12 @@ class T5Config:
   dtype: str = "float32"
   scan_layers: bool = False
   remat: str = "none"  # none, dots (keep products without a batch axis) or full
+
+  def __post_init__(self):
+    for key, known in _CHOICES.items():
+      if getattr(self, key) not in known:
+        given = getattr(self, key)
+        raise UserError(f"model.{key} is '{given}'; use {' or '.join(known)}")
 
 
 _1_1 = {"gated": True, "tied": False}
