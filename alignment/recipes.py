@@ -6,6 +6,8 @@ configurations and recipes alone; `study.py` makes artefacts of them.
 
 from collections.abc import Collection, Mapping
 import itertools
+import math
+import re
 from typing import Any
 
 import jax
@@ -19,13 +21,15 @@ def runs(config: ConfigDict) -> dict[str, tuple[str, dict[str, Any]]]:
   """Policy runs by name, as (label, recipe): of every entry the product of its axes.
 
   Raises:
-    UserError: for a label that is the study's, an axis that is no key of `policy`, or
-      is not a tuple, and for two runs of one name.
+    UserError: for a label that is the study's or no name, an axis that is no key of
+      `policy` or not a tuple of its values, and for two runs of one name.
   """
   found: dict[str, tuple[str, dict[str, Any]]] = {}
   for label, products in config.runs.items():
     if label in RESERVED:
       raise UserError(f"runs.{label}: the study has a '{label}' of its own; rename it")
+    if re.search(_NOT_IN_NAMES, label):
+      raise UserError(f"runs.{label}: a name has letters, digits and . _ + - only")
     for axes in products if isinstance(products, tuple | list) else (products,):
       for key, values in axes.items():
         if key not in config.policy:
@@ -35,21 +39,41 @@ def runs(config: ConfigDict) -> dict[str, tuple[str, dict[str, Any]]]:
           raise UserError(
             f"runs.{label}.{key} must be a tuple of values, not {values!r}"
           )
+        for value in values:
+          if not _fits(value, config.policy[key]):
+            like = plain(config.policy[key])
+            raise UserError(f"runs.{label}.{key} has {value!r}; policy's is {like!r}")
       for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, map(plain, values), strict=True))
-        recipe = plain(config.policy) | chosen
+        recipe = plain(config.policy)
+        if "optimizer" in chosen:  # what it does not name stays the policy's
+          chosen["optimizer"] = recipe["optimizer"] | chosen["optimizer"]
+        recipe |= chosen
         varied = "".join(
           f"_{_SHORT.get(key, key)}{value}"
           for key, value in chosen.items()
           if key not in ("method", "loss", "dataset", "stream")
         )
-        name = f"{label}_{recipe['loss']}{varied}"
+        name = f"{label}_{recipe['loss']}{re.sub(_NOT_IN_NAMES, '', varied)}"
         if name in found:
           raise UserError(f"runs.{label}: two runs are called {name}")
         found[name] = label, recipe
   return found
 
 
+def _fits(value: Any, like: Any) -> bool:
+  """Whether a value is of the kind of a key's own; numbers are finite."""
+  if isinstance(like, bool) or isinstance(value, bool):
+    return isinstance(like, bool) and isinstance(value, bool)
+  if isinstance(like, float):
+    return isinstance(value, int | float) and math.isfinite(value)
+  if isinstance(like, ConfigDict):  # keys of `stream` are checked where it is used
+    return isinstance(value, Mapping)
+  kinds = (tuple, list) if isinstance(like, tuple | list) else type(like)
+  return isinstance(value, kinds)
+
+
+_NOT_IN_NAMES = r"[^\w.+-]"  # they name directories, and Orbax reads [ as a pattern
 DATASETS = ("golden", "stream")  # which every study has, besides config.datasets
 RESERVED = ("sft", "golden_policy", "best_of_n")  # evaluated beside the runs
 _SHORT = {
@@ -112,6 +136,8 @@ def check(name: str, recipe: Mapping[str, Any], datasets: Collection[str]) -> No
   if method == "offline" and dataset not in (*DATASETS, *datasets):
     known = ", ".join([*DATASETS, *datasets])
     raise UserError(f"{name}: dataset '{dataset}' is unknown; there are {known}")
+  if not 0 < recipe["beta"] < math.inf:
+    raise UserError(f"{name}: beta is {recipe['beta']}; give a number above 0")
   fraction = recipe["on_policy_fraction"]
   if method == "online" and not 0 < fraction <= 1:
     raise UserError(f"{name}: on_policy_fraction must be above 0 and at most 1")

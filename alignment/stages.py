@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 import math
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,8 @@ def check_role(setting: Setting, name: str, role: Mapping[str, Any]) -> None:
   if not 0 <= role["learning_rate"] < math.inf:
     raise UserError(f"{name}: learning_rate is {role['learning_rate']}; give 0 or more")
   setting.model(role)
+  for key in role["optimizer"].keys() - {f.name for f in fields(optim.Optimizer)}:
+    raise UserError(f"{name}: optimizer has no '{key}'")
   optim.Optimizer(**role["optimizer"]).transform()
   size, k = role["batch_size"], role["microbatches"]
   if k < 1 or size % k:

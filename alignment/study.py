@@ -77,6 +77,9 @@ def build(config: ConfigDict, world: int) -> Study:
     if config.evaluation[key] < least:
       given = config.evaluation[key]
       raise UserError(f"evaluation.{key} is {given}; give at least {least}")
+  for n in config.evaluation.best_of:
+    if not isinstance(n, int) or n < 1:
+      raise UserError(f"evaluation.best_of has {n!r}; give numbers of samples")
   sharding.check_batch(
     config.evaluation.batch_size, setting.mesh, "evaluation.batch_size"
   )

@@ -598,6 +598,14 @@ PLAIN_RUNS = {f"world0_{name}" for name in recipes.runs(studies.nano())}
 JUDGED = {f"evaluation_{name}" for name in PLAIN_RUNS | LEVELS}
 
 
+def test_a_run_of_another_optimizer_keeps_the_rest_of_its_settings():
+  config = studies.nano()
+  config.runs = {"mine": {"optimizer": ({"b2": 0.9},), "evaluate_at": ((0.5, 1.0),)}}
+  ((name, (_, recipe)),) = recipes.runs(config).items()
+  assert recipe["optimizer"] == recipes.plain(config.policy.optimizer) | {"b2": 0.9}
+  assert not set(name) & set("[]{}' /")  # it names directories
+
+
 def test_models_that_start_from_a_checkpoint_are_reported_sampled_and_exported(
   tmp_path, capsys
 ):
@@ -635,6 +643,9 @@ def test_models_that_start_from_a_checkpoint_are_reported_sampled_and_exported(
     ({"evaluation.batch_size": 0}, "evaluation.batch_size is 0"),
     ({"datasets": {"golden": ("sft", "sft")}}, "datasets.golden: the study has one of"),
     ({"datasets": {"d": ("sft",)}}, "datasets.d is ('sft',); name two models"),
+    ({"evaluation.best_of": (0,)}, "evaluation.best_of has 0"),
+    ({"evaluation.best_of": ("a",)}, "evaluation.best_of has 'a'"),
+    ({"runs": {"x/y": {"beta": (0.1,)}}}, "runs.x/y: a name has letters, digits"),
     ({"datasets": {"d": (1, 2)}}, "datasets.d is (1, 2); name two models"),
   ],
 )
@@ -817,6 +828,14 @@ def test_keys_of_the_other_method_change_nothing():
     ({"on_policy_fraction": (0.01,)}, "on_policy_fraction 0.01 of batch_size 8 is not"),
     ({"steps": (0,)}, "steps must be at least 1"),
     ({"top_p": (0.0,)}, r"top_p in \(0, 1\]"),
+    ({"beta": ("1e-3",)}, "runs.mine.beta has '1e-3'; policy's is 0.*"),
+    ({"beta": (float("inf"),)}, "runs.mine.beta has inf; policy's is"),
+    ({"steps": (4.5,)}, "runs.mine.steps has 4.5; policy's is 8"),
+    ({"record": (1,)}, "runs.mine.record has 1; policy's is False"),
+    ({"init": (3,)}, "runs.mine.init has 3; policy's is 'sft'"),
+    ({"optimizer": (3,)}, "runs.mine.optimizer has 3; policy's is {"),
+    ({"optimizer": ({"bogus": 1},)}, "optimizer has no 'bogus'"),
+    ({"beta": (0.0,)}, "beta is 0.0; give a number above 0"),
     ({"temperature": (-1.0,)}, "temperature must be at least 0"),
     (
       {"loss": ("dpo",), "loss_options": ({"label_smoothing": 0.7},)},
