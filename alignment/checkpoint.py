@@ -124,6 +124,7 @@ class Checkpoints:
     `pending` are the metrics of steps that have not been logged yet, on the host.
     """
     # A run that resumes from this state does not write earlier parameters again.
+    self._check_space(state)
     with self._saving():
       self._params.wait_until_finished()
       self._states.save(
@@ -139,6 +140,7 @@ class Checkpoints:
       )
 
   def save_params(self, step: int, params: Params) -> None:
+    self._check_space(params)
     with self._saving():
       self._params.save(
         params_path(self._directory, step),
@@ -155,6 +157,20 @@ class Checkpoints:
     self._states.close()
     self._params.close()
     hosts.wait_for_first()  # which commits them
+
+  def _check_space(self, tree: Any) -> None:
+    """A disk that is too full is told before writing: Orbax tells it at length."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+    def check() -> None:
+      free = shutil.disk_usage(self._directory).free
+      if free < needed:
+        raise UserError(
+          f"{self._directory}: a checkpoint takes {needed / 1e6:,.1f} MB, but only "
+          f"{free / 1e6:,.1f} MB are free: make room, then the same command resumes"
+        )
+
+    hosts.on_first(check)
 
   @contextlib.contextmanager
   def _saving(self) -> Iterator[None]:
@@ -260,7 +276,10 @@ def restore_params(directory: Path, step: int, abstract: Params) -> Params:
   """
   path = params_path(directory, step)
   if not path.exists():
-    raise UserError(f"{path}: no parameters saved at step {step}")
+    there = sorted(int(p.name) for p in path.parent.glob("[0-9]*") if p.name.isdigit())
+    raise UserError(
+      f"{path}: no parameters saved at step {step}; there are those of {there}"
+    )
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       saved = checkpointer.metadata(path)

@@ -300,6 +300,9 @@ def sample(built: study.Study, workdir: Path) -> None:
   artefact = _model(built, workdir, c.model or "golden_policy", "sample.model")
   model = setting.model(built.roles[artefact.key])
   params = setting.load_frozen(artefact.verified(workdir), model, c.step or None)
+  for prompt in c.prompts:
+    if not isinstance(prompt, str):
+      raise UserError(f"sample.prompts has {prompt!r}; its entries are texts")
   prompts = [setting.vocabulary.encode(p) for p in c.prompts]
   if not prompts:
     data = built.models["data"].verified(workdir)

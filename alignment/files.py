@@ -46,12 +46,23 @@ def replacing_path(path: Path) -> Iterator[Path]:
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
   try:
-    yield temporary
-    with open(temporary, "rb") as f:
-      os.fsync(f.fileno())
+    with naming(path):
+      yield temporary
+      with open(temporary, "rb") as f:
+        os.fsync(f.fileno())
     os.replace(temporary, path)
   except BaseException:
     temporary.unlink(missing_ok=True)
+    raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+  """Errors of writing to `path` say so: the system's do not, once a file is open."""
+  try:
+    yield
+  except OSError as error:
+    error.filename = error.filename or str(path)
     raise
 
 

@@ -12,8 +12,11 @@ from collections.abc import Callable
 import errno
 import os
 from pathlib import Path
+import re
+import signal
 import subprocess
 import sys
+import traceback
 
 from absl import app, flags, logging
 import jax
@@ -57,7 +60,13 @@ _OF_THE_DISK = (
   errno.EFBIG,
   errno.EROFS,
   errno.EACCES,
+  errno.EPERM,
   errno.EIO,
+  # Of paths that lead elsewhere than they should.
+  errno.EEXIST,
+  errno.ENOTDIR,
+  errno.EISDIR,
+  errno.ENOTEMPTY,
 )
 
 
@@ -68,6 +77,10 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS[flag].value:
       raise UserError(f"--{flag} is required")
   config, workdir = _CONFIG.value, Path(_WORKDIR.value or "")
+  if set("[]") & set(str(workdir.absolute())):
+    raise UserError(
+      f"--workdir: {workdir.absolute()} has brackets, which Orbax expands"
+    )
   workers = config.workers if not (_STAGES.value or _DRY_RUN.value) else 1
   processes = hosts.configured(
     _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
@@ -140,15 +153,27 @@ def parse_flags(argv: list[str]) -> list[str]:
     SyntaxError,
   ) as error:
     text = error.args[0] if isinstance(error, KeyError) else error  # not its repr
-    for flag in (word.partition("=")[0] for word in argv):  # ml_collections: "'key'"
-      if flag.startswith("--config.") and str(text).strip("'\"") in flag.split("."):
+    if raised := re.search(r"Traceback .*\n(\S[^\n]*)\s*$", str(text), re.DOTALL):
+      text = raised[1]
+    if unknown := re.match(r"'?Key \"(.*?)\" does not exist", str(text)):
+      text = (
+        f"'{unknown[1]}' is no key of the configuration; all are in configs/base.py"
+      )
+    key = re.findall(r"\w+", str(text))[:1]  # ml_collections says "'key'", and no more
+    for flag in (word.partition("=")[0] for word in argv):
+      if flag.startswith("--config.") and set(key) & set(flag.split(".")[1:]):
         text = f"{flag} is no key of the configuration; all are in configs/base.py"
-    raise UserError("options: " + " ".join(str(text).split())) from None
+    told = "".join(traceback.format_exception(error))
+    at = re.findall(r'File "([^"]+)", line (\d+), in get_config', told)
+    files = [word for word in argv if word.startswith("--config=") and raised]
+    where = ":".join(at[-1]) if at else [*files, "options"][0]
+    raise UserError(f"{where}: " + " ".join(str(text).split())) from None
 
 
 def cli() -> None:
   allocator.keep_memory()
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # or TensorFlow talks of it
   # Orbax tells every step of every save, and raises its errors besides logging them.
   logging.set_verbosity(logging.FATAL)
   exit_with_status(lambda: app.run(main, flags_parser=parse_flags))
@@ -161,6 +186,12 @@ def exit_with_status(program: Callable[[], None]) -> None:
     return
   except UserError as error:
     line, status = f"error: {error}", 1
+  except BrokenPipeError:
+    # Python would fail once more when it flushes at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    line, status = "error: nobody reads this output; the same command resumes", 1
+  except KeyboardInterrupt:
+    line, status = "interrupted; the same command resumes", 128 + signal.SIGINT
   except OSError as error:
     if error.errno not in _OF_THE_DISK:
       hosts.tell_status(1)

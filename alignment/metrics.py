@@ -37,14 +37,19 @@ class MetricLog:
   """One run's metrics: `metrics.jsonl`, TensorBoard events (clu), a progress line.
 
   `metrics.jsonl` holds no times, so that a resumed run's file equals an undisturbed
-  one's; lines past the step that a run resumes from are dropped.
+  one's; lines past the step that a run resumes from are dropped. It warns if those up
+  to `logged` are not there any more.
   """
 
-  def __init__(self, directory: Path, name: str, total_steps: int, first_step: int):
+  def __init__(
+    self, directory: Path, name: str, total_steps: int, first_step: int, logged: int
+  ):
     self._path = directory / "metrics.jsonl"
     self._name, self._total, self._first = name, total_steps, first_step
     self._start = self._printed = time.monotonic()
     rows = [r for r in read_jsonl(self._path) if r["step"] <= first_step]
+    if (rows[-1]["step"] if rows else 0) < logged:
+      progress(f"warning: {self._path} has lost rows up to step {logged}")
     text = "".join(json.dumps(row) + "\n" for row in rows)
     write_atomically(self._path, text.encode())
     self._writer: Any = None
@@ -116,8 +121,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
   """
   if not path.exists():
     return []
-  text = path.read_text(encoding="utf-8")
-  lines = text.split("\n")
+  lines = path.read_bytes().split(b"\n")
   torn = lines.pop()  # empty, if the last line was finished
   del torn
   rows = []

@@ -5,6 +5,7 @@ sweep over it shares one compiled step.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,14 @@ class Optimizer:
   decay_rate: float = 0.8  # Adafactor
   multiply_by_parameter_scale: bool = True  # Adafactor
   clip_norm: float = 0.0  # of the whole gradient; 0 is none
+
+  def __post_init__(self):
+    for key in ("b1", "b2"):
+      if not 0 <= (value := getattr(self, key)) < 1:
+        raise UserError(f"optimizer.{key} is {value}; give at least 0 and less than 1")
+    for key in ("epsilon", "decay_rate", "weight_decay", "clip_norm"):
+      if not 0 <= (value := getattr(self, key)) < math.inf:
+        raise UserError(f"optimizer.{key} is {value}; give at least 0")
 
   def transform(self) -> optax.GradientTransformation:
     """Gradients -> updates that are still to be multiplied by the learning rate.

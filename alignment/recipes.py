@@ -148,7 +148,7 @@ def check(name: str, recipe: Mapping[str, Any], datasets: Collection[str]) -> No
     )
   if recipe["steps"] < 1 or not recipe["evaluate_at"]:
     raise UserError(f"{name}: steps must be at least 1, and evaluate_at not empty")
-  if recipe["temperature"] < 0 or not 0 < recipe["top_p"] <= 1:
+  if not 0 <= recipe["temperature"] < math.inf or not 0 < recipe["top_p"] <= 1:
     raise UserError(f"{name}: temperature must be at least 0, top_p in (0, 1]")
   if method == "online" and recipe["record"] and recipe["on_policy_fraction"] < 1:
     raise UserError(f"{name}: only a run of on_policy_fraction 1 can be recorded")

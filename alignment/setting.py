@@ -151,7 +151,13 @@ class Setting:
   def language(self) -> toy.Language | None:
     """The generated language, or None where the data is real and the truth unknown."""
     c = self.config.data
-    return toy.Language(self.world, **c.language) if c.format == "toy" else None
+    if c.format != "toy":
+      return None
+    known = [field.name for field in dataclasses.fields(toy.Language)][1:]
+    for key in c.language:
+      if key not in known:
+        raise UserError(f"data.language has no '{key}'; there are {', '.join(known)}")
+    return toy.Language(self.world, **c.language)
 
   def utility(self, dataset: pairs.PairDataset, rows: np.ndarray) -> Utility | None:
     """True utilities of responses to the prompts of `rows`; None where unknown."""

@@ -11,6 +11,7 @@ This file says what there is and what feeds what; `stages.py` and
 from collections.abc import Mapping
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from alignment.files import checksum
 from alignment.setting import Setting
 from alignment.types import UserError
 
-_EVALUATION = {  # least counts; two prompts, since half of them select
-  "prompts": 2, "kl_prompts": 1, "pairs": 1, "batch_size": 1, "stream_steps": 1,
-  "stream_pairs": 1,
+_LEAST = {  # values that make sense; two prompts, since half of them select
+  "log_every": 1, "save_every": 1, "prompt_length": 1, "response_length": 1,
+  "evaluation.prompts": 2, "evaluation.kl_prompts": 1, "evaluation.pairs": 1,
+  "evaluation.batch_size": 1, "evaluation.stream_steps": 1,
+  "evaluation.stream_pairs": 1, "sample.responses": 1, "sample.temperature": 0,
 }  # fmt: skip
 
 
@@ -54,9 +57,6 @@ def build_all(config: ConfigDict) -> list[Study]:
   """One study per world of a configuration."""
   if not 1 <= config.worlds <= 1000:
     raise UserError(f"worlds is {config.worlds}; give 1 to 1000")
-  for key in ("log_every", "save_every"):
-    if config[key] < 1:
-      raise UserError(f"{key} is {config[key]}; give a number of steps, at least 1")
   first = config.first_world
   return [build(config, world) for world in range(first, first + config.worlds)]
 
@@ -68,15 +68,18 @@ def build(config: ConfigDict, world: int) -> Study:
     UserError: for settings that contradict each other.
   """
   setting = Setting(config, world)
+  _ = setting.language  # made here, for its settings to be checked
   for name, pair in config.datasets.items():
     if name in recipes.DATASETS:
       raise UserError(f"datasets.{name}: the study has one of this name; rename it")
     if len(pair) != 2 or not all(isinstance(model, str) for model in pair):
       raise UserError(f"datasets.{name} is {pair!r}; name two models")
-  for key, least in _EVALUATION.items():
-    if config.evaluation[key] < least:
-      given = config.evaluation[key]
-      raise UserError(f"evaluation.{key} is {given}; give at least {least}")
+  for key, least in _LEAST.items():
+    given = functools.reduce(getattr, key.split("."), config)
+    if not least <= given < math.inf:
+      raise UserError(f"{key} is {given}; give at least {least}")
+  if config.evaluation.kl_prompts > config.evaluation.prompts:
+    raise UserError("evaluation.kl_prompts are more than evaluation.prompts")
   for n in config.evaluation.best_of:
     if not isinstance(n, int) or n < 1:
       raise UserError(f"evaluation.best_of has {n!r}; give numbers of samples")
@@ -390,6 +393,10 @@ def _data_config(chosen: Mapping[str, Any]) -> dict[str, Any]:
   """What determines a data set: the data keys, with a file's content for its path."""
   c = dict(chosen)
   path, _ = c.pop("path"), c.pop("data_dir")
+  if not 0 < c["validation_fraction"] < 1:
+    raise UserError("data.validation_fraction must lie between 0 and 1")
+  if c["num_pairs"] < 0:
+    raise UserError(f"data.num_pairs is {c['num_pairs']}; give at least 0")
   if c["format"] not in ("toy", *readers.FORMATS):
     known = ", ".join(["toy", *readers.FORMATS])
     raise UserError(f"data.format '{c['format']}' is unknown; there are {known}")

@@ -72,7 +72,7 @@ def train(
   pending = [(metrics, None) for metrics in start["pending"]]
   del start  # the state is to be donated
   step = int(state.step)
-  log = metrics_lib.MetricLog(directory, name, steps, step)
+  log = metrics_lib.MetricLog(directory, name, steps, step, step - len(pending))
 
   def write(step: int, pending: list[tuple[dict, Batch | None]]) -> None:
     values = metrics_lib.reduce(metrics for metrics, _ in pending)

@@ -168,6 +168,13 @@ def get_config() -> ConfigDict:
   c.notes = ()  # sentences for the report: what a reader must know about this study
   c.log_every = 50
   c.save_every = 1000
+  # What has no default here is a mistake, in whatever file. These hold keys of others.
+  c.lock()
+  for free in (c.runs, c.datasets, c.data.language, c.sft.by_size):
+    free.unlock()
+  for role_ in (c.policy, c.golden_policy):
+    role_.loss_options.unlock()
+    role_.stream.unlock()
   return c
 
 

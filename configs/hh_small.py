@@ -12,6 +12,7 @@ Expected: every stage works. What models this small learn from 2.3k pairs is har
 than what the responses' lengths say.
 """
 
+from alignment.types import UserError
 from configs import base
 
 # The most tokens of a prompt and of a response.
@@ -19,6 +20,9 @@ LENGTHS = {"sentencepiece": (96, 48), "bytes": (192, 96)}
 
 
 def get_config(vocabulary: str = "sentencepiece"):
+  if vocabulary not in LENGTHS:
+    known = " and ".join(LENGTHS)
+    raise UserError(f"configs/hh_small.py: no vocabulary '{vocabulary}', but {known}")
   c = base.get_config()
   c.task = "hh_small"
   c.workers = 2

@@ -257,6 +257,20 @@ def test_a_full_disk_is_one_line_and_the_state_before_it_stays(tmp_path):
   assert sorted(p.name for p in (tmp_path / "state").iterdir()) == ["1", "2"]
 
 
+def test_a_disk_that_is_too_full_is_told_before_a_write_begins(tmp_path, monkeypatch):
+  x = {"x": np.zeros(1_000_000, np.float32)}
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  usage = shutil.disk_usage(tmp_path)._replace(free=3_900_000)
+  monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)
+  for save in (checkpoints.save_params, checkpoints.save_state):
+    with pytest.raises(
+      UserError, match="takes 4.0 MB, but only 3.9 MB are free: make room"
+    ):
+      save(1, x)
+  checkpoints.close()
+  assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
 def test_fingerprints_see_every_bit_and_no_layout():
   x = np.random.default_rng(0).normal(size=(6, 4, 10)).astype(np.float32)
   trees = {"whole": x, "half": x.astype(jnp.bfloat16), "count": np.int32(3)}

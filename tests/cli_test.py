@@ -10,6 +10,7 @@ import sys
 import pytest
 import sentencepiece
 
+from alignment import main
 from alignment.models import huggingface, t5
 from tests import tiny
 
@@ -76,6 +77,8 @@ def fails(cli, tmp_path):
      ["--config.golden_policy.method=on"]),
     ("a policy needs a start that can respond", ["--config.policy.init=scratch"]),
     ("sft.init is 'sft': give a checkpoint's directory", ["--config.sft.init=sft"]),
+    (r"no vocabulary 'foo', but sentencepiece and bytes",
+     [f"--config={ROOT}/configs/hh_small.py:foo"]),
     ("sft.init is '': give a checkpoint's directory", ["--config.sft.init="]),
     ("judge_context_length 20 cannot hold two responses of 96 tokens",
      ["--config.judge_context_length=20"]),
@@ -88,6 +91,62 @@ def fails(cli, tmp_path):
 def test_bad_configurations_leave_nothing(fails, pairs, pattern, arguments):
   fails(pattern, CONFIG, f"--config.data.path={pairs}", *arguments)
   assert not fails.workdir.exists()
+
+
+@pytest.mark.parametrize(
+  "lines, pattern",
+  [
+    (
+      "c.policy.lerning_rate = 1",
+      "py:4: 'lerning_rate' is no key of the configuration",
+    ),
+    ("c.policy.update({'bta': 1})", "py:4: 'bta' is no key of the configuration"),
+    ("c.policy.steps = 'many'", "py:4: TypeError: .*'steps'"),
+    ("c.data.language.word = 3", "data.language has no 'word'; there are num_words"),
+    ("c.data.language.num_words = 0", "data.language needs 2 to 48 num_words"),
+    ("c.policy.optimizer.b1 = 1.5", "optimizer.b1 is 1.5; give at least 0 and less"),
+    ("c.golden_policy.temperature = float('nan')", "temperature must be at least 0"),
+  ],
+)
+def test_mistakes_in_a_configuration_file_are_named(fails, tmp_path, lines, pattern):
+  path = tmp_path / "mine.py"
+  path.write_text(
+    "from configs import quickstart\ndef get_config():\n"
+    f"  c = quickstart.get_config()\n  {lines}\n  return c\n"
+  )
+  fails(pattern, f"--config={path}")
+  fails("=.*mine.py:x: TypeError: get_config.. takes 0", f"--config={path}:x")
+
+
+def test_a_working_directory_that_cannot_be_one(cli, tmp_path):
+  (tmp_path / "file").touch()
+  nano = f"--config={ROOT}/configs/quickstart.py"
+  for name, pattern in (
+    ("file", "error: .*/file/locks: Not a directory; what was finished before"),
+    ("a[0]", r"error: --workdir: .*/a\[0\] has brackets"),
+  ):
+    status, _, err = cli(nano, f"--workdir={tmp_path / name}", "--stages=data")
+    assert (status, len(err.splitlines())) == (1, 1) and re.match(pattern, err), err
+
+
+@pytest.mark.parametrize(
+  "stop, expected",
+  [
+    (KeyboardInterrupt, (130, "interrupted; the same command resumes\n")),
+    (
+      BrokenPipeError,
+      (1, "error: nobody reads this output; the same command resumes\n"),
+    ),
+  ],
+)
+def test_an_end_from_outside_is_a_line(monkeypatch, capfd, stop, expected):
+  def program():
+    raise stop
+
+  monkeypatch.setattr(main.os, "dup2", lambda *_: None)  # pytest has stdout
+  with pytest.raises(SystemExit) as end:
+    main.exit_with_status(program)
+  assert (end.value.code, capfd.readouterr().err) == expected
 
 
 def test_required_flags(cli, tmp_path):

@@ -85,13 +85,13 @@ def log(steps: int, scratch: Path) -> dict[str, Any]:
   values = {name: 1.0 for name in ("loss", "rho", "accuracy", "grad_norm")}
 
   def write() -> None:
-    run = metrics.MetricLog(scratch, "load", steps, 0)
+    run = metrics.MetricLog(scratch, "load", steps, 0, 0)
     for step in range(1, steps + 1):
       run.write(step, values, ())
     run.close()
 
   def resume() -> None:
-    metrics.MetricLog(scratch, "load", steps, steps).close()
+    metrics.MetricLog(scratch, "load", steps, steps, steps).close()
 
   _, writing = timed(write)
   _, resuming = timed(resume)

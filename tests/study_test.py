@@ -643,6 +643,14 @@ def test_models_that_start_from_a_checkpoint_are_reported_sampled_and_exported(
     ({"evaluation.batch_size": 0}, "evaluation.batch_size is 0"),
     ({"datasets": {"golden": ("sft", "sft")}}, "datasets.golden: the study has one of"),
     ({"datasets": {"d": ("sft",)}}, "datasets.d is ('sft',); name two models"),
+    ({"evaluation.kl_prompts": 99}, "kl_prompts are more than evaluation.prompts"),
+    ({"sample.responses": 0}, "sample.responses is 0; give at least 1"),
+    ({"sample.temperature": float("nan")}, "sample.temperature is nan; give at least"),
+    ({"response_length": 0}, "response_length is 0"),
+    ({"data.validation_fraction": float("nan")}, "must lie between 0 and 1"),
+    ({"data.num_pairs": -10}, "data.num_pairs is -10; give at least 0"),
+    ({"data.language": {"care": (0.0, 1.0)}}, "data.language needs care from"),
+    ({"sft.optimizer.clip_norm": -1.0}, "optimizer.clip_norm is -1.0; give at least 0"),
     ({"evaluation.best_of": (0,)}, "evaluation.best_of has 0"),
     ({"evaluation.best_of": ("a",)}, "evaluation.best_of has 'a'"),
     ({"runs": {"x/y": {"beta": (0.1,)}}}, "runs.x/y: a name has letters, digits"),
@@ -915,7 +923,7 @@ def test_labels_of_the_study_itself():
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"log_every": 0}, "log_every is 0; give a number of steps, at least 1"),
+    ({"log_every": 0}, "log_every is 0; give at least 1"),
     (
       {"figures": ("figure_99",)},
       "figures: no figure 'figure_99'; there are figure_01",

@@ -16,6 +16,7 @@ import tempfile
 import numpy as np
 
 from alignment import hosts
+from alignment.files import naming
 from alignment.types import Batch, UserError
 
 _CHUNK = 1 << 20  # tokens held in memory before they go to disk
@@ -172,7 +173,8 @@ class PairDataset:
     for name, rows in zip(_RAGGED, ragged, strict=True):
       arrays |= {f"{name}.values": rows.values, f"{name}.offsets": rows.offsets}
     for name, values in arrays.items():
-      with open(directory / f"{name}.npy", "xb") as f:
+      path = directory / f"{name}.npy"
+      with naming(path), open(path, "xb") as f:
         np.save(f, values, allow_pickle=False)
         f.flush()
         os.fsync(f.fileno())

@@ -21,6 +21,7 @@ import dataclasses
 import numpy as np
 
 from alignment.data.readers import Example
+from alignment.types import UserError
 
 _ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t")
 _NUCLEI = ("a", "e", "i", "o")
@@ -49,6 +50,21 @@ class Language:
   stranger_rate: float = 0.3  # words not from the prompt: a response's rate at most
   repeat_rate: float = 0.15  # words said just before: a response's rate at most
   temperature: float = 1.0
+
+  def __post_init__(self):
+    low, high = self.care
+    possible = {
+      f"2 to {len(WORDS)} num_words": 2 <= self.num_words <= len(WORDS),
+      "1 to num_words prompt_words": 1 <= self.prompt_words <= self.num_words,
+      "a positive number of response_words": self.response_words >= 1,
+      "care from a positive number to one no smaller": 0 < low <= high < np.inf,
+      "a stranger_rate in [0, 1]": 0 <= self.stranger_rate <= 1,
+      "a repeat_rate in [0, 1]": 0 <= self.repeat_rate <= 1,
+      "a temperature above 0": 0 < self.temperature < np.inf,
+    }
+    for needed, holds in possible.items():
+      if not holds:
+        raise UserError(f"data.language needs {needed}")
 
   def rng(self, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[self.world, stream]))
