@@ -126,7 +126,9 @@ def test_another_models_parameters(saved, other, message):
 
 
 def test_missing_step(saved):
-  with pytest.raises(UserError, match="params/7: no parameters saved at step 7"):
+  with pytest.raises(
+    UserError, match=r"params/7: no parameters saved at step 7; there are those of \["
+  ):
     checkpoint.restore_params(saved, 7, abstract(PARAMS))
 
 

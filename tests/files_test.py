@@ -116,14 +116,15 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, kind):
   small, large = ({"x": np.arange(n, dtype=np.int32)} for n in (1, 10_000))
   if kind == "npz":
     write(path, **small)
-    with file_size_limit(4096), pytest.raises(OSError):
+    with file_size_limit(4096), pytest.raises(OSError) as error:
       write(path, **large)
     np.testing.assert_array_equal(read(path)["x"], small["x"])
   else:
     write(path, small["x"].tolist())
-    with file_size_limit(4096), pytest.raises(OSError):
+    with file_size_limit(4096), pytest.raises(OSError) as error:
       write(path, large["x"].tolist())
     assert read(path) == small["x"].tolist()
+  assert error.value.filename == str(path)
   assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 

@@ -513,7 +513,8 @@ def test_sample_from_any_model(capsys, workdir, built):
     ({"sample.model": "golden"}, "model 'golden' is no model; there are sft_nano"),
     ({"sample.model": "golden_policy", "policy.beta": 9.0, "golden_policy.beta": 9.0},
      "sample.model 'golden_policy' is not trained yet: run --stages=golden_policy"),
-    ({"sample.step": 5}, "params/5: no parameters saved at step 5"),
+    ({"sample.step": 5}, "params/5: no parameters saved at step 5; there are"),
+    ({"sample.prompts": ("BA", 3)}, "sample.prompts has 3; its entries are texts"),
   ],
 )  # fmt: skip
 def test_sample_errors(workdir, overrides, message):

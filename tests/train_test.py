@@ -211,7 +211,7 @@ def test_skipping_leaves_finite_steps_bit_for_bit_and_logs_the_rest(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4])
-def test_preempted_at_any_step_it_ends_the_same(stop, tmp_path, monkeypatch):
+def test_preempted_at_any_step_it_ends_the_same(stop, tmp_path, monkeypatch, capsys):
   """Also between two logged steps: the pending sums are saved with the state."""
   options = {"log_every": 3, "save_every": 4}
   whole = run("offline", tmp_path / "whole", 6, **options)
@@ -224,6 +224,7 @@ def test_preempted_at_any_step_it_ends_the_same(stop, tmp_path, monkeypatch):
   assert_same_bits(whole, resumed)
   logged = [(tmp_path / d / "metrics.jsonl").read_bytes() for d in ("whole", "stopped")]
   assert logged[0] == logged[1] and logged[0].count(b"\n") == 2
+  assert "lost rows" not in capsys.readouterr().out  # none was due yet
 
 
 def test_killed_at_a_random_moment_it_ends_the_same(tmp_path):
