@@ -154,7 +154,7 @@ def programs(case: Case, params: Any = None) -> dict[str, Callable[[], Any]]:
   )
   params = jax.device_put(params, layout)
   # As the study holds models that are only read.
-  freeze = jax.jit(lambda p: t5.frozen(p, model.cfg), out_shardings=layout)
+  freeze = jax.jit(model.frozen, out_shardings=layout)
   reference = freeze(params)
   copy = jax.jit(lambda p: jax.tree.map(jnp.copy, p), out_shardings=layout)
   # The state is donated to every step: it lives here, as in a training loop.

@@ -313,5 +313,5 @@ def check_same_shapes(path: Path, saved: Any, wanted: Any) -> None:
       raise UserError(
         f"{path}: checkpoint of another model (size, or model.scan_layers): parameter "
         f"'{name}' has shape {found.get(name)} there, {expected.get(name)} in the "
-        "configured model"
+        "configured model; set both as they were, or take another --workdir"
       )

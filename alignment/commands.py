@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import json
 from pathlib import Path
-import re
 from typing import Any
 
 import jax
@@ -34,6 +34,39 @@ from alignment.types import Batch, UserError
 REPORTED_PROMPTS = 8  # whose responses the report shows side by side
 
 
+_FREE = ("runs", "datasets", "data.language", "sft.by_size") + tuple(
+  f"{role}.{key}"
+  for role in ("policy", "golden_policy")
+  for key in ("loss_options", "stream")
+)  # which hold keys that are not ours
+
+
+def check_keys(config: ConfigDict) -> None:
+  """Compares a configuration with `configs/base.py`: sections are assigned whole too.
+
+  Raises:
+    UserError: for a key that is not there, and for one that is missing.
+  """
+  from configs import base  # beside the user's own: no part of this package
+
+  def compare(given: ConfigDict, known: ConfigDict, prefix: str) -> None:
+    for key in sorted(set(given) - set(known)):
+      raise UserError(
+        f"'{prefix}{key}' is no key of the configuration; all are in configs/base.py"
+      )
+    for key in known:
+      name = prefix + key
+      if key not in given:
+        raise UserError(
+          f"the configuration has no '{name}': update what configs/base.py has, "
+          "instead of replacing it"
+        )
+      if isinstance(known[key], ConfigDict) and name not in _FREE:
+        compare(given[key], known[key], name + ".")
+
+  compare(config, base.get_config(), "")
+
+
 def _studies(config: ConfigDict, workdir: Path) -> list[study.Study]:
   """The graphs of all worlds, if what is made of them can be kept and drawn.
 
@@ -46,11 +79,13 @@ def _studies(config: ConfigDict, workdir: Path) -> list[study.Study]:
       known = ", ".join(figures.FIGURES)
       raise UserError(f"figures: no figure '{name}'; there are {known}")
   for path in workdir.glob("runs/*/evaluations.jsonl"):
-    text = path.read_text(encoding="utf-8", errors="replace")  # may be damaged
-    task = re.search(r'"task": "([^"]*)"', text)
-    if task and task[1] != config.task:
+    try:
+      task = json.loads(path.read_bytes().splitlines()[0])["task"]
+    except (ValueError, LookupError, TypeError):  # damaged: it will be replaced
+      continue
+    if task != config.task:
       raise UserError(
-        f"{workdir}: has the results of task '{task[1]}'; give '{config.task}' a "
+        f"{workdir}: has the results of task '{task}'; give '{config.task}' a "
         f"--workdir of its own (a link there to {workdir / 'artefacts'} shares "
         "finished stages)"
       )
@@ -238,7 +273,10 @@ def _samples(
       directory = built.evaluations[name].directory(workdir)
       columns[method] = read_npz(directory / f"step-{step}.npz")
       shown.append(f"{name} at step {step} (win rate {rate:.2f})")
-  note = f"Samples are of the checkpoints that win most often: {', '.join(shown)}."
+  note = (
+    f"Data, training curves and samples are of world {built.setting.world}, samples of "
+    f"the checkpoints that win most often: {', '.join(shown)}."
+  )
   golden = built.models["golden_samples"].directory(workdir)
   columns["golden policy"] = read_npz(golden / "responses.npz")
   rows = columns["SFT"]["rows"]

@@ -63,6 +63,8 @@ def pairwise(
   *, responses: int = 2, reference: bool = True
 ) -> Callable[[LossFn], LossFn]:
   """Registers a function under its own name, and returns it unchanged."""
+  if responses not in (2, 3):
+    raise ValueError(f"a pairwise loss reads 2 or 3 responses, not {responses}")
 
   def register(function: LossFn) -> LossFn:
     name = function.__name__

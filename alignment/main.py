@@ -98,6 +98,7 @@ def main(argv: list[str]) -> None:
   hosts.start(processes, _HEARTBEAT.value)
   from alignment import commands, study  # now that it has its cores: this starts JAX
 
+  commands.check_keys(config)
   if _DRY_RUN.value:
     commands.dry_run(config, workdir)
     return

@@ -54,11 +54,27 @@ def runs(config: ConfigDict) -> dict[str, tuple[str, dict[str, Any]]]:
           for key, value in chosen.items()
           if key not in ("method", "loss", "dataset", "stream")
         )
+        for key in axes:
+          if not _has_meaning(key, recipe):
+            raise UserError(
+              f"runs.{label}.{key} has no meaning for its runs, whose method is "
+              f"'{recipe['method']}' and dataset '{recipe['dataset']}'"
+            )
         name = f"{label}_{recipe['loss']}{re.sub(_NOT_IN_NAMES, '', varied)}"
+        if (label, recipe) in found.values():  # a value that is policy's own: one run
+          continue
         if name in found:
-          raise UserError(f"runs.{label}: two runs are called {name}")
+          raise UserError(
+            f"runs.{label}: two runs are called {name}; method, loss, dataset and "
+            "stream are not part of a name: give each value an entry of its own"
+          )
         found[name] = label, recipe
   return found
+
+
+def _has_meaning(key: str, recipe: Mapping[str, Any]) -> bool:
+  replays = recipe["method"] == "offline" and recipe["dataset"] == "stream"
+  return replays if key == "stream" else key == "method" or key in relevant(recipe)
 
 
 def _fits(value: Any, like: Any) -> bool:
@@ -98,8 +114,8 @@ def stream_of(config: ConfigDict, recipe: dict[str, Any]) -> dict[str, Any]:
   same = {key: recipe[key] for key in _SAME}
   recorded = {"method": "online", "record": True}
   for key in recipe["stream"]:
-    if key not in config.policy:
-      raise UserError(f"policy.stream has '{key}', which is no key of policy")
+    if key not in config.policy or key in recorded:
+      raise UserError(f"policy.stream has '{key}', which is no key of an online policy")
   return plain(config.policy) | same | recipe["stream"] | recorded
 
 
@@ -141,15 +157,17 @@ def check(name: str, recipe: Mapping[str, Any], datasets: Collection[str]) -> No
   fraction = recipe["on_policy_fraction"]
   if method == "online" and not 0 < fraction <= 1:
     raise UserError(f"{name}: on_policy_fraction must be above 0 and at most 1")
-  if method == "online" and round(fraction * recipe["batch_size"]) == 0:
+  share = fraction * recipe["batch_size"]
+  if method == "online" and (round(share) == 0 or abs(share - round(share)) > 1e-6):
     raise UserError(
       f"{name}: on_policy_fraction {fraction} of batch_size {recipe['batch_size']} is "
-      "not one pair"
+      "not a number of pairs"
     )
   if recipe["steps"] < 1 or not recipe["evaluate_at"]:
     raise UserError(f"{name}: steps must be at least 1, and evaluate_at not empty")
-  if not 0 <= recipe["temperature"] < math.inf or not 0 < recipe["top_p"] <= 1:
-    raise UserError(f"{name}: temperature must be at least 0, top_p in (0, 1]")
+  # At temperature 0 both responses would be the same.
+  if not 0 < recipe["temperature"] < math.inf or not 0 < recipe["top_p"] <= 1:
+    raise UserError(f"{name}: temperature must be above 0, top_p in (0, 1]")
   if method == "online" and recipe["record"] and recipe["on_policy_fraction"] < 1:
     raise UserError(f"{name}: only a run of on_policy_fraction 1 can be recorded")
   if method == "online" and recipe["refresh_every"] < 0:

@@ -23,7 +23,7 @@ MODEL_COLUMNS = {
   "role": "role",
   "parameters": "parameters",
   "started from": "init",
-  "steps": "steps",
+  "step chosen": "steps",
   "train accuracy": "train_accuracy",
   "held-out accuracy": "validation_accuracy",
   "agrees with golden PM": "golden_accuracy",
@@ -249,9 +249,9 @@ def _claims(claims: Sequence[Claim]) -> str:
     "the golden policy. A verdict needs six worlds and one answer from both judges: "
     "“agrees” where the interval lies within the region in which the statement holds, "
     "“disagrees” where it lies outside. Checkpoints are selected on one half of the "
-    "prompts and reported on the other. Where methods have different numbers of runs, "
-    "both are given the smaller number (the mean over all subsets), and ablations are "
-    "compared at the settings that both have; “all runs” compares everything."
+    "prompts and reported on the other. Of two methods with different numbers of "
+    "runs both are given the smaller number (the mean over all subsets), and ablations "
+    "are compared at the settings that both have; “all runs” compares everything."
   )
   return f'{_table(head, rows, "claims")}<p class="soft">{_text(explanation)}</p>'
 

@@ -46,23 +46,6 @@ class Roller:
   decoding: sharding.Layout | None = None  # of the sampler's parameters; None: as given
 
 
-def cast_for_decoding(params: Params, model: t5.T5) -> Params:
-  """Kernels in the compute dtype, layers as a list: once per rollout.
-
-  What is no factor of a product stays float32: position tables, norms, and the
-  embedding, of which a few rows are read, unless it is the head too.
-  """
-
-  def cast(path: tuple, p: Array) -> Array:
-    name = sharding.path_name(path)
-    if name.endswith("kernel") or (name == "embedding" and model.cfg.tied):
-      return p.astype(model.cfg.dtype)
-    return p
-
-  params = jax.tree_util.tree_map_with_path(cast, params)
-  return t5.with_layers_as_list(params, model.cfg)
-
-
 def generate(
   model: t5.T5,
   params: Params,
@@ -79,7 +62,7 @@ def generate(
 
   Parameters are cast, and laid out as `decoding` says, once for all tokens.
   """
-  params = cast_for_decoding(params, model)
+  params = model.for_decoding(params)
   if decoding is not None:
     params = decoding.constrain(params)
   context = model.prepare(

@@ -73,7 +73,19 @@ class Setting:
       raise UserError(
         f"sft.init is '{init}': give a checkpoint's directory, or 'scratch'"
       )
-    return None if init == "scratch" else Path(init.replace("{size}", role["size"]))
+    if init == "scratch":
+      return None
+    origin = Path(init.replace("{size}", role["size"]))
+    if (other := self._size_of.setdefault(origin, role["size"])) != role["size"]:
+      raise UserError(
+        f"{origin}: cannot be both {other} and {role['size']}; put {{size}} in its path"
+      )
+    return origin
+
+  @functools.cached_property
+  def _size_of(self) -> dict[Path, str]:
+    """Sizes by the Hugging Face checkpoint that models of them start from."""
+    return {}
 
   def preference_model(self, role: Any) -> judge.PreferenceModel:
     c = self.config
@@ -93,9 +105,9 @@ class Setting:
     return sharding.with_layout(shapes, layout)
 
   def abstract_frozen(self, model: t5.T5) -> Params:
-    """`abstract_params` of a model that is only read (`t5.frozen`)."""
+    """`abstract_params` of a model that is only read (`frozen`)."""
     params = self.abstract_params(model)
-    shapes = jax.eval_shape(lambda p: t5.frozen(p, model.cfg), params)
+    shapes = jax.eval_shape(model.frozen, params)
     return sharding.with_layout(shapes, jax.tree.map(lambda p: p.sharding, params))
 
   def parameter_count(self, model: t5.T5) -> int:

@@ -89,6 +89,8 @@ def check_role(setting: Setting, name: str, role: Mapping[str, Any]) -> None:
   for key in ("steps", "batch_size", "evaluations"):
     if role.get(key, 1) < 1:
       raise UserError(f"{name}: {key} is {role[key]}; give at least 1")
+  if role["warmup_steps"] < 0:
+    raise UserError(f"{name}: warmup_steps is {role['warmup_steps']}; give at least 0")
   if not 0 <= role["learning_rate"] < math.inf:
     raise UserError(f"{name}: learning_rate is {role['learning_rate']}; give 0 or more")
   setting.model(role)

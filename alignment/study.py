@@ -26,7 +26,8 @@ from alignment.setting import Setting
 from alignment.types import UserError
 
 _LEAST = {  # values that make sense; two prompts, since half of them select
-  "log_every": 1, "save_every": 1, "prompt_length": 1, "response_length": 1,
+  "workers": 1, "log_every": 1, "save_every": 1,
+  "prompt_length": 1, "response_length": 1,
   "evaluation.prompts": 2, "evaluation.kl_prompts": 1, "evaluation.pairs": 1,
   "evaluation.batch_size": 1, "evaluation.stream_steps": 1,
   "evaluation.stream_pairs": 1, "sample.responses": 1, "sample.temperature": 0,
@@ -80,6 +81,8 @@ def build(config: ConfigDict, world: int) -> Study:
       raise UserError(f"{key} is {given}; give at least {least}")
   if config.evaluation.kl_prompts > config.evaluation.prompts:
     raise UserError("evaluation.kl_prompts are more than evaluation.prompts")
+  if len(set(config.evaluation.best_of)) < len(config.evaluation.best_of):
+    raise UserError("evaluation.best_of has a number twice")
   for n in config.evaluation.best_of:
     if not isinstance(n, int) or n < 1:
       raise UserError(f"evaluation.best_of has {n!r}; give numbers of samples")
@@ -115,6 +118,8 @@ def build(config: ConfigDict, world: int) -> Study:
       raise UserError(f"sft.data has {overrides!r}; its entries override keys of data")
     for key in overrides.keys() - config.data.keys():
       raise UserError(f"sft.data has '{key}', which is no key of data")
+    if overrides and "toy" in (config.data.format, overrides.get("format")):
+      raise UserError("sft.data pools files and TFDS data sets, not the toy language")
     chosen = recipes.plain(config.data) | overrides
     make = bind(stages.make_data, chosen)
     return artefact(name, "data", make, {}, data=_data_config(chosen))

@@ -105,9 +105,13 @@ def test_bad_configurations_leave_nothing(fails, pairs, pattern, arguments):
     ("c.data.language.word = 3", "data.language has no 'word'; there are num_words"),
     ("c.data.language.num_words = 0", "data.language needs 2 to 48 num_words"),
     ("c.policy.optimizer.b1 = 1.5", "optimizer.b1 is 1.5; give at least 0 and less"),
-    ("c.golden_policy.temperature = float('nan')", "temperature must be at least 0"),
+    ("c.golden_policy.temperature = float('nan')", "temperature must be above 0"),
+    ("c.workers = 0", "workers is 0; give at least 1"),
+    ("c.evaluation = {'prompts': 48, 'kl_promts': 16}",
+     "'evaluation.kl_promts' is no key of the configuration"),
+    ("c.model = {'dtype': 'float32'}", "the configuration has no 'model.[rs]"),
   ],
-)
+)  # fmt: skip
 def test_mistakes_in_a_configuration_file_are_named(fails, tmp_path, lines, pattern):
   path = tmp_path / "mine.py"
   path.write_text(

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from alignment import sampling
 from alignment.models import huggingface, t5
 from alignment.types import UserError
+from tests import tiny
 
 ROOT = Path(__file__).parent / "fixtures" / "t5"
 FIXTURES = sorted(path.name for path in ROOT.iterdir())
@@ -121,6 +122,16 @@ def test_half_precision(tmp_path, dtype):
   huggingface.write(tmp_path / "again", cfg, rounded, dtype=dtype)
   files = [(tmp_path / d / WEIGHTS).read_bytes() for d in ("half", "again")]
   assert files[0] == files[1]
+
+
+def test_dead_ids_are_suppressed_when_transformers_generates(tmp_path):
+  cfg = dataclasses.replace(t5.config("nano", vocab_rows=128), live_ids=53)
+  huggingface.write(tmp_path / "a", cfg, tiny.params(0, cfg))
+  found = json.loads((tmp_path / "a" / "generation_config.json").read_text())
+  assert found["suppress_tokens"] == [0, *range(53, 128)]
+  cfg = dataclasses.replace(cfg, live_ids=0)  # all are
+  huggingface.write(tmp_path / "b", cfg, tiny.params(0, cfg))
+  assert not (tmp_path / "b" / "generation_config.json").exists()
 
 
 def test_choices_of_the_reader():

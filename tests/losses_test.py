@@ -362,3 +362,8 @@ def assert_agrees_with_trl(case):
 @pytest.mark.parametrize("case", TRL["cases"], ids=lambda case: f"beta{case['beta']}")
 def test_agrees_with_trl(case):
   assert_agrees_with_trl(case)
+
+
+def test_a_loss_reads_two_or_three_responses():
+  with pytest.raises(ValueError, match="reads 2 or 3 responses, not 4"):
+    losses.pairwise(responses=4)

@@ -170,7 +170,7 @@ def test_the_step_key_changes_the_samples(params, prompts, result):
 
 def test_decoding_casts_the_factors_of_products_and_nothing_else():
   model = t5.T5(dataclasses.replace(tiny.CFG, dtype="bfloat16"))
-  cast = rollout.cast_for_decoding(tiny.params(), model)
+  cast = model.for_decoding(tiny.params())
   for path, leaf in jax.tree_util.tree_flatten_with_path(cast)[0]:
     name = sharding.path_name(path)
     full = name.endswith(("scale", "position", "embedding"))

@@ -7,6 +7,7 @@ import math
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,6 +18,7 @@ from alignment.evals import stages as eval_stages
 from alignment.files import read_json, read_npz
 from alignment.metrics import read_jsonl
 from alignment.models import huggingface, t5
+from alignment.setting import Setting
 from alignment.statistics import KL_FLOOR
 from alignment.types import UserError
 from tests import studies, synthetic, tiny
@@ -599,6 +601,12 @@ PLAIN_RUNS = {f"world0_{name}" for name in recipes.runs(studies.nano())}
 JUDGED = {f"evaluation_{name}" for name in PLAIN_RUNS | LEVELS}
 
 
+def test_a_value_that_is_policys_own_makes_no_second_run():
+  config = studies.nano()
+  config.runs = {"mine": ({}, {"beta": (config.policy.beta, 9.0)})}
+  assert list(recipes.runs(config)) == ["mine_ipo", "mine_ipo_beta9.0"]
+
+
 def test_a_run_of_another_optimizer_keeps_the_rest_of_its_settings():
   config = studies.nano()
   config.runs = {"mine": {"optimizer": ({"b2": 0.9},), "evaluate_at": ((0.5, 1.0),)}}
@@ -653,6 +661,7 @@ def test_models_that_start_from_a_checkpoint_are_reported_sampled_and_exported(
     ({"data.language": {"care": (0.0, 1.0)}}, "data.language needs care from"),
     ({"sft.optimizer.clip_norm": -1.0}, "optimizer.clip_norm is -1.0; give at least 0"),
     ({"evaluation.best_of": (0,)}, "evaluation.best_of has 0"),
+    ({"evaluation.best_of": (2, 2)}, "evaluation.best_of has a number twice"),
     ({"evaluation.best_of": ("a",)}, "evaluation.best_of has 'a'"),
     ({"runs": {"x/y": {"beta": (0.1,)}}}, "runs.x/y: a name has letters, digits"),
     ({"datasets": {"d": (1, 2)}}, "datasets.d is (1, 2); name two models"),
@@ -845,21 +854,48 @@ def test_keys_of_the_other_method_change_nothing():
     ({"optimizer": (3,)}, "runs.mine.optimizer has 3; policy's is {"),
     ({"optimizer": ({"bogus": 1},)}, "optimizer has no 'bogus'"),
     ({"beta": (0.0,)}, "beta is 0.0; give a number above 0"),
-    ({"temperature": (-1.0,)}, "temperature must be at least 0"),
+    ({"temperature": (0.0,)}, "temperature must be above 0"),
+    (
+      {"dataset": ("golden",)},
+      "dataset has no meaning for its runs, whose method is 'on",
+    ),
+    ({"replay_window": (0,)}, "runs.mine.replay_window has no meaning"),
+    ({"method": ("offline",), "temperature": (0.5,)}, "temperature has no meaning"),
+    ({"method": ("offline",), "stream": ({"beta": 1.0},)}, "stream has no meaning"),
+    ({"on_policy_fraction": (0.3,)}, "0.3 of batch_size 8 is not a number of pairs"),
+    ({"warmup_steps": (-1,)}, "warmup_steps is -1; give at least 0"),
     (
       {"loss": ("dpo",), "loss_options": ({"label_smoothing": 0.7},)},
       r"'label_smoothing' of loss 'dpo' must be in \[0, 0.5\)",
     ),
     ({"refresh_every": (-1,)}, "refresh_every must be 0 .never. or a number of steps"),
-    ({"method": ("offline",), "replay_window": (-2,)}, "replay_window must be -1"),
-    ({"temperature": (1.0,), "stream": ({}, {})}, "two runs are called mine_ipo"),
+    (
+      {"method": ("offline",), "dataset": ("stream",), "replay_window": (-2,)},
+      "replay_window must be -1",
+    ),
+    (
+      {
+        "method": ("offline",),
+        "dataset": ("stream",),
+        "stream": ({"beta": 0.2}, {"beta": 0.3}),
+      },
+      "two runs are called mine_ipo; method, loss, dataset and",
+    ),
     ({"lr": (1e-3,)}, "runs.mine.lr is no key of policy; they are .*learning_rate"),
     ({"beta": 0.1}, "runs.mine.beta must be a tuple of values, not 0.1"),
     ({"beta": ()}, r"runs.mine.beta must be a tuple of values, not \(\)"),
     ({"loss": ("ipoo",)}, "loss 'ipoo'"),
     (
       {"method": ("offline",), "dataset": ("stream",), "stream": ({"lr": 1e-3},)},
-      "policy.stream has 'lr', which is no key of policy",
+      "policy.stream has 'lr', which is no key of an online policy",
+    ),
+    (
+      {
+        "method": ("offline",),
+        "dataset": ("stream",),
+        "stream": ({"method": "online"},),
+      },
+      "policy.stream has 'method', which is no key of an online policy",
     ),
     ({"method": ("onlin",)}, "world0_mine_ipo: method 'onlin' is unknown"),
     ({"loss": ("dpo",), "loss_options": ({"smooth": 0.1},)}, "dpo.*smooth"),
@@ -942,6 +978,92 @@ def test_what_could_not_be_finished_is_refused_at_the_start(tmp_path, changes, m
   (results / "evaluations.jsonl").write_text(json.dumps(record[0]) + "\n")
   with pytest.raises(UserError, match=message):
     commands.run(studies.nano(**changes), tmp_path, [], lambda: None)
+
+
+def test_a_tasks_name_may_be_anything(tmp_path):
+  results = tmp_path / "runs" / "world0_sft"
+  results.mkdir(parents=True)
+  (results / "evaluations.jsonl").write_text(json.dumps({"task": 'tâche "x"'}) + "\n")
+  commands.dry_run(studies.nano(task='tâche "x"'), tmp_path)
+  with pytest.raises(UserError, match="has the results of task 'tâche \"x\"'"):
+    commands.dry_run(studies.nano(task='tâche "y"'), tmp_path)
+
+
+def test_one_checkpoint_is_not_of_two_sizes(tmp_path):
+  cfg = t5.config("nano", vocab_rows=128)
+  huggingface.write(tmp_path / "nano", cfg, tiny.params(0, cfg))
+  (tmp_path / "micro").symlink_to(tmp_path / "nano")
+  sizes = {"runs": {"online": {"size": ("nano", "micro")}}}
+  with pytest.raises(
+    UserError, match="nano: cannot be both nano and micro; put {size}"
+  ):
+    study.build(studies.nano(**sizes, **{"sft.init": str(tmp_path / "nano")}), 0)
+  study.build(studies.nano(**sizes, **{"sft.init": f"{tmp_path}/{{size}}"}), 0)
+
+
+def test_the_toy_language_is_not_pooled():
+  with pytest.raises(UserError, match="sft.data pools files and TFDS data sets, not"):
+    study.build(studies.nano(**{"sft.data": ({"num_pairs": 9},)}), 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bag:
+  """The README's idea of a model, and nothing of T5: words, added up."""
+
+  vocab_rows: int
+  live: int
+
+  def init(self, key):
+    a, b, c = jax.random.split(key, 3)
+    normal = jax.random.normal
+    return {
+      "embedding": 0.1 * normal(a, (self.vocab_rows, 32)),
+      "mix": {"kernel": 0.1 * normal(b, (32, 32))},
+      "head": {"kernel": 0.1 * normal(c, (32, self.vocab_rows))},
+    }
+
+  def prepare(self, params, prompts_BxS, lengths_B, cross_keys_values=False):
+    mask_BxS = jnp.arange(prompts_BxS.shape[1])[None] < lengths_B[:, None]
+    words_BxSxD = params["embedding"][prompts_BxS] * mask_BxS[..., None]
+    return words_BxSxD.sum(1) / jnp.maximum(lengths_B, 1)[:, None]
+
+  def logits(self, params, context_BxD, responses_BxNxT):
+    before = jnp.pad(responses_BxNxT[..., :-1], ((0, 0), (0, 0), (1, 0)))
+    return self._head(params, params["embedding"][before] + context_BxD[:, None, None])
+
+  def init_cache(self, params, num_rows, max_length):
+    return ()
+
+  def decode_step(self, params, context_BxD, cache, tokens_BxN, position):
+    h = params["embedding"][tokens_BxN] + context_BxD[:, None]
+    return self._head(params, h), cache
+
+  def frozen(self, params):
+    return params
+
+  def for_decoding(self, params):
+    return params
+
+  def _head(self, params, h):
+    logits = jnp.tanh(h @ params["mix"]["kernel"]) @ params["head"]["kernel"]
+    ids = jnp.arange(self.vocab_rows)
+    dead = ((ids == 0) | (ids >= self.live)).reshape((1,) * (h.ndim - 1) + (-1,))
+    return jnp.where(dead, -1e9, logits)
+
+
+def test_a_model_of_ones_own_runs_the_whole_study(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(
+    Setting, "model", lambda self, role: Bag(128, self.vocabulary.size)
+  )
+  anything = ((".*", ()),)
+  config = studies.nano(layout=anything, decode_layout=anything)
+  commands.run(config, tmp_path, [], lambda: None)
+  commands.finish(config, tmp_path)
+  rows = (
+    (tmp_path / "runs/world0_online_ipo/evaluations.jsonl").read_text().splitlines()
+  )
+  assert max(json.loads(row)["decode_vs_score_max_abs_diff"] for row in rows) < 1e-5
+  assert json.loads(rows[0])["parameters"] == 32 * 32 + 2 * 32 * 128
 
 
 def test_unknown_key_of_pooled_data():

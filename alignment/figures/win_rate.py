@@ -315,12 +315,15 @@ def figure_13(runs: Sequence[Run]) -> Drawing:
   tasks = style.tasks_with("figure_13", main_runs(runs), ("replay", "shuffled"))
 
   def series_of(of_task: list[Run]) -> list[Series]:
-    windows = sorted({r.replay_window or 0 for r in of_task if r.method == "replay"})
+    replays = [run for run in of_task if run.method == "replay"]
+    windows = sorted({run.replay_window or 0 for run in replays}, key=abs)
     colours = iter(_WINDOW_COLOURS * len(windows))
     found = []
     for window in windows:
-      label = "as recorded" if window == 0 else f"windows of {window} batches"
-      chosen = [run for run in of_task if run.replay_window == window]
+      label = {0: "as recorded", -1: "replayed, uniformly shuffled"}.get(
+        window, f"windows of {window} batches"
+      )
+      chosen = [run for run in replays if run.replay_window == window]
       colour = style.COLOURS["replay"] if window == 0 else next(colours)
       found.append(of_method(chosen, "replay", label, colour))
     online = of_method(of_task, "online", behind=True)

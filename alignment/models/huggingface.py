@@ -29,6 +29,7 @@ from alignment.models import t5
 from alignment.types import Params, UserError
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -221,6 +222,11 @@ def write(
       index = {"metadata": {"total_size": size}, "weight_map": weight_map}
       _write_json(partial / INDEX, index)
     _write_json(partial / CONFIG, _config_json(cfg) | {"dtype": dtype})
+    if cfg.live_ids:  # the others have probability 0 here, but logits there
+      dead = [t5.PAD, *range(cfg.live_ids, cfg.vocab_rows)]
+      special = {"decoder_start_token_id": t5.PAD, "pad_token_id": t5.PAD}
+      generation = {**special, "eos_token_id": 1, "suppress_tokens": dead}
+      _write_json(partial / GENERATION, generation)
     os.replace(partial, directory)
   except (OSError, safetensors.SafetensorError) as error:
     raise UserError(f"{directory}: cannot be written ({error})") from error

@@ -303,6 +303,31 @@ class T5:
     logits_BxNx1xV = self._head(params, self._norm(decoder, x))
     return logits_BxNx1xV[:, :, 0], new_cache
 
+  def frozen(self, params: Params) -> Params:
+    """Parameters of a model that is only read: kernels and embedding in its dtype.
+
+    They are cast to it wherever they are used, so nothing computed changes, and a
+    bfloat16 reference or judge takes half of the masters' memory.
+    """
+    return self._cast(params, ("kernel", "embedding"))
+
+  def for_decoding(self, params: Params) -> Params:
+    """Kernels in the compute dtype, layers as a list: once per rollout.
+
+    What is no factor of a product stays float32: position tables, norms, and the
+    embedding, of which a few rows are read, unless it is the head too.
+    """
+    factors = ("kernel", "embedding") if self.cfg.tied else ("kernel",)
+    return with_layers_as_list(self._cast(params, factors), self.cfg)
+
+  def _cast(self, params: Params, endings: tuple[str, ...]) -> Params:
+    def cast(path, p: Array) -> Array:
+      return (
+        p.astype(self.cfg.dtype) if sharding.path_name(path).endswith(endings) else p
+      )
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
   def _cross(self, params: Params, encoded_BxSxD: Array) -> Any:
     """Cross-attention keys and values of every decoder layer, in the layers' form."""
     layer = DecoderLayer(self.cfg)
@@ -367,20 +392,6 @@ class T5:
 
 def _mask_bias(mask_BxS: Array) -> Array:
   return jnp.where(mask_BxS, 0.0, lib.NEGATIVE)[:, None, None, :]
-
-
-def frozen(params: Params, cfg: T5Config) -> Params:
-  """Parameters of a model that is only read: kernels and embedding in its dtype.
-
-  They are cast to it wherever they are used, so nothing computed changes, and a
-  bfloat16 reference or judge takes half of the masters' memory.
-  """
-
-  def cast(path, p: Array) -> Array:
-    used_cast = sharding.path_name(path).endswith(("kernel", "embedding"))
-    return p.astype(cfg.dtype) if used_cast else p
-
-  return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def stack_layers(params: list[Params]) -> Params:
