@@ -1051,6 +1051,7 @@ class Bag:
     return jnp.where(dead, -1e9, logits)
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_runs_the_whole_study(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(
     Setting, "model", lambda self, role: Bag(128, self.vocabulary.size)
