@@ -87,7 +87,8 @@ def get_config() -> ConfigDict:
   c = ConfigDict()
   c.task = "base"
   # A world is its data (if generated), initialisations, SFT, judges and golden policy;
-  # worlds are independent of each other, the runs within one are not.
+  # worlds are independent of each other (but for real data, which they share), the runs
+  # within one are not.
   c.worlds = 1
   c.first_world = 0
   c.workers = 1  # processes on this machine, each with its share of the cores
