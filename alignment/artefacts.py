@@ -27,7 +27,7 @@ from alignment.files import DONE, seal, sweep, verify, write_json
 from alignment.locks import lock
 from alignment.metrics import duration, progress
 
-VERSION = 2  # raised whenever the code of a stage computes other numbers
+VERSION = 3  # raised whenever the code of a stage computes other numbers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

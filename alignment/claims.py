@@ -15,7 +15,7 @@ from typing import Any
 from alignment.estimates import Estimate, over_worlds, undefined
 from alignment.hypotheses import HYPOTHESES, Hypothesis
 from alignment.runs import Classification, Run
-from alignment.selection import Pool, larger_size, main_loss, matched, sizes, trained
+from alignment.selection import Pool, larger_size, main_loss, sizes, trained
 from alignment.statistics import RESAMPLES
 
 WORLDS_NEEDED = 6  # fewer independent worlds decide nothing
@@ -116,8 +116,8 @@ def _claim(
   for world in sorted(worlds):
     in_world = pool.of_world(world)
     every = [which.of(in_world) for which in hypothesis.of]
-    groups = matched(every) if hypothesis.matched else every
-    num_runs[world] = tuple(map(len, groups))
+    groups = hypothesis.match(every) if hypothesis.match else every
+    num_runs[world] = tuple(map(_num_runs, groups))
     lacking = [w for w, group in zip(hypothesis.of, every, strict=True) if not group]
     if lacking:
       reason = f"no {' and no '.join(map(str, lacking))} run"
@@ -139,7 +139,7 @@ def _claim(
 
   estimates = combined(per_world)
   verdict, reason = _verdict(hypothesis, estimates, per_world)
-  if unequal and not hypothesis.matched and verdict != "undecided":
+  if unequal and not hypothesis.match and verdict != "undecided":
     of_all, _ = _verdict(hypothesis, combined(all_runs), all_runs)
     if of_all != verdict:
       reason = f"{verdict} with equal numbers of runs, {of_all} with all"
@@ -160,6 +160,11 @@ def _claim(
     reason=reason,
     reading=_reading(hypothesis, per_world) if verdict == "undecided" else "",
   )
+
+
+def _num_runs(group: Sequence[Any]) -> int:
+  """Its runs; the steps at which one policy classifies a stream are one."""
+  return len({i.classifier if isinstance(i, Classification) else id(i) for i in group})
 
 
 def _measure(

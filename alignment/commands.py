@@ -34,15 +34,10 @@ from alignment.types import Batch, UserError
 REPORTED_PROMPTS = 8  # whose responses the report shows side by side
 
 
-_FREE = ("runs", "datasets", "data.language", "sft.by_size") + tuple(
-  f"{role}.{key}"
-  for role in ("policy", "golden_policy")
-  for key in ("loss_options", "stream")
-)  # which hold keys that are not ours
-
-
 def check_keys(config: ConfigDict) -> None:
   """Compares a configuration with `configs/base.py`: sections are assigned whole too.
+
+  Sections that are not locked there hold keys that are not ours.
 
   Raises:
     UserError: for a key that is not there, and for one that is missing.
@@ -61,7 +56,7 @@ def check_keys(config: ConfigDict) -> None:
           f"the configuration has no '{name}': update what configs/base.py has, "
           "instead of replacing it"
         )
-      if isinstance(known[key], ConfigDict) and name not in _FREE:
+      if isinstance(known[key], ConfigDict) and known[key].is_locked:
         compare(given[key], known[key], name + ".")
 
   compare(config, base.get_config(), "")

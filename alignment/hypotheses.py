@@ -6,7 +6,7 @@ margin of equivalence for "close to", "little" or "neither dominates". The margi
 fixed here, before any fresh world is run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import math
@@ -29,7 +29,7 @@ from alignment.measures import (
   training_difference,
   training_drift,
 )
-from alignment.selection import Which, WhichClassifier
+from alignment.selection import Which, WhichClassifier, matched, matched_sizes
 from alignment.statistics import gap_at_equal_kl, peak_gap
 
 EQUAL = 0.02  # win rates that differ by less are equal: "matches", "neither dominates"
@@ -53,7 +53,8 @@ class Hypothesis:
   measure: Callable[..., Estimate]
   holds: tuple[float, float] = ABOVE
   judged: bool = True  # a win rate is involved: measured under every judge
-  matched: bool = True  # only at settings that all of `of` have
+  # Which runs of `of` are comparable; None: all, one's single run with another's sweep.
+  match: Callable[[Sequence[Sequence[Any]]], list[list[Any]]] | None = matched
   # With unequal numbers of runs, also measured over all of them.
   selects: bool = False
   only_tasks: tuple[str, ...] = ()
@@ -111,7 +112,7 @@ def _gap(
 
 
 # One online configuration against the whole sweep: never matched, but equal in number.
-_sweep: dict[str, Any] = {"matched": False, "losses": "contrastive"}
+_sweep: dict[str, Any] = {"match": None, "losses": "contrastive"}
 _FIGURE_1 = (
   _gap("1", "at equal KL online wins more often than offline", ONLINE, OFFLINE,
        **_sweep),
@@ -210,11 +211,11 @@ _SCALING = (
   Hypothesis("11, 14", "gap of best results per doubling of size", "the shuffled "
              "stream's gap closes with size (on two of three tasks)",
              (all_sizes(ONLINE), all_sizes(SHUFFLED)), size_trend, holds=BELOW,
-             matched=False),
+             match=matched_sizes),
   Hypothesis("11, 14", "gap of best results per doubling of size", "offline's gap "
              "closes more slowly than the shuffled stream's",
              (all_sizes(ONLINE), all_sizes(OFFLINE), all_sizes(SHUFFLED)),
-             difference_of_size_trends, matched=False),
+             difference_of_size_trends, match=matched_sizes),
 )  # fmt: skip
 
 _DATA = (

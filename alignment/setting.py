@@ -100,15 +100,11 @@ class Setting:
 
   def abstract_params(self, model: t5.T5) -> Params:
     """Shapes, dtypes and layout of a model's parameters."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    layout = sharding.shardings(shapes, self.mesh, self.rules)
-    return sharding.with_layout(shapes, layout)
+    return _abstract_params(model, self.mesh, self.rules)
 
   def abstract_frozen(self, model: t5.T5) -> Params:
     """`abstract_params` of a model that is only read (`frozen`)."""
-    params = self.abstract_params(model)
-    shapes = jax.eval_shape(model.frozen, params)
-    return sharding.with_layout(shapes, jax.tree.map(lambda p: p.sharding, params))
+    return _abstract_frozen(model, self.mesh, self.rules)
 
   def parameter_count(self, model: t5.T5) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params(model)))
@@ -197,6 +193,19 @@ class Setting:
       utility(batch.responses_BxNxT[:, i], batch.lengths_BxN[:, i]) for i in (0, 1)
     )
     return first - second
+
+
+@functools.cache  # tracing `init` takes longer than many a step of a small model
+def _abstract_params(model: t5.T5, mesh: Mesh, rules: sharding.Rules) -> Params:
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  return sharding.with_layout(shapes, sharding.shardings(shapes, mesh, rules))
+
+
+@functools.cache
+def _abstract_frozen(model: t5.T5, mesh: Mesh, rules: sharding.Rules) -> Params:
+  params = _abstract_params(model, mesh, rules)
+  shapes = jax.eval_shape(model.frozen, params)
+  return sharding.with_layout(shapes, jax.tree.map(lambda p: p.sharding, params))
 
 
 def seed_of(*parts: Any) -> int:

@@ -23,7 +23,7 @@ from alignment.setting import Inputs, Setting, seed_of
 from alignment.train import train
 from alignment.types import Array, Batch, Params, UserError
 
-MIN_VALIDATION_PAIRS = 4
+MIN_VALIDATION_PROMPTS = 4
 
 
 @hosts.only_first
@@ -57,15 +57,23 @@ def make_data(
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
     report["reading"] = [f"dropped {dropped}"]
     progress(f"data: dropped {dropped}")
-  for split, collected in tokenizers.items():
-    if split == "validation" and len(collected) < MIN_VALIDATION_PAIRS:
+
+  def check_validation(prompts: int) -> None:
+    if prompts < MIN_VALIDATION_PROMPTS:
+      train, validation = (len(collected) for collected in tokenizers.values())
       raise UserError(
-        f"data: {len(collected)} validation pairs beside {len(tokenizers['train'])}, "
-        f"but preference models need {MIN_VALIDATION_PAIRS}, half to choose a step and "
-        "half to report: use more pairs, or raise data.validation_fraction (it is "
+        f"data: {validation} validation pairs beside {train}, but preference models "
+        f"need {MIN_VALIDATION_PROMPTS} different prompts there, half to choose a step "
+        "and half to report: use more pairs, or raise data.validation_fraction (it is "
         f"{c.validation_fraction})"
       )
+
+  for split, collected in tokenizers.items():
+    if split == "validation":
+      check_validation(len(collected))  # there may be none to finish
     dataset, statistics = collected.finish()
+    if split == "validation":
+      check_validation(len(np.unique(dataset.prompt_numbers())))
     (directory / split).mkdir(exist_ok=True)
     dataset.save(directory / split)
     report[split] = statistics.lines()
@@ -135,7 +143,7 @@ def train_preference_model(
 ) -> None:
   """A preference model, kept where its accuracy on validation pairs is best.
 
-  Half of the validation pairs choose the step, the other half report the accuracy.
+  Half of the validation prompts choose the step, the other half report the accuracy.
   """
   seed = seed_of(name, setting.world)
   preference_model = setting.preference_model(role)
@@ -154,7 +162,8 @@ def train_preference_model(
   )
   train_set = pairs.PairDataset.load(inputs["data"] / "train")
   validation = pairs.PairDataset.load(inputs["data"] / "validation")
-  half = len(validation) // 2
+  prompts = validation.prompt_numbers()
+  choosing = prompts < len(np.unique(prompts)) // 2
 
   def correct(params: Params, dataset: pairs.PairDataset, rows: np.ndarray):
     margins = setting.map_pairs(
@@ -164,17 +173,17 @@ def train_preference_model(
 
   def accuracy(step: int) -> float:  # one set of parameters at a time
     params = setting.load_frozen(directory, preference_model.model, step)
-    return correct(params, validation, np.arange(half)).mean()
+    return correct(params, validation, np.flatnonzero(choosing)).mean()
 
   step = max(keep, key=accuracy)  # of equals, the earliest
   params = setting.load_frozen(directory, preference_model.model, step)
-  reporting = np.arange(half, len(validation))
+  reporting = np.flatnonzero(~choosing)
   held_out = correct(params, validation, reporting)
   seen = np.arange(min(len(train_set), len(held_out)))
   report = {
     "step": step,
     "validation_accuracy": float(held_out.mean()),
-    "validation_stderr": float(held_out.std(ddof=1) / np.sqrt(len(held_out))),
+    "validation_stderr": policy_eval.clustered_stderr(held_out, prompts[reporting]),
     "validation_pairs": len(held_out),
     "train_accuracy": float(correct(params, train_set, seen).mean()),
   }
@@ -407,22 +416,13 @@ def _train(
 ) -> None:
   optimizer = optim.Optimizer(**role["optimizer"])
   mesh, rules, model = setting.mesh, setting.rules, setting.model(role)
-
-  abstract = train_step.abstract_state(model, optimizer, mesh, rules)
-
-  def init_state() -> train_step.TrainState:
-    make = jax.jit(
-      lambda p: train_step.init_state(p, optimizer),
-      out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
-      donate_argnums=0,  # the parameters are those just loaded, not a second set
-    )
-    return make(params())
-
   train(
     name=name,
     directory=directory,
-    abstract_state=abstract,
-    init_state=init_state,
+    abstract_state=train_step.abstract_state(model, optimizer, mesh, rules),
+    init_state=lambda: train_step.compiled_init(model, optimizer, mesh, rules)(
+      params()
+    ),
     train_step=train_step.compiled(
       objective,
       optimizer,

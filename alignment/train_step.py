@@ -149,6 +149,19 @@ def abstract_state(
 
 
 @functools.cache
+def compiled_init(
+  model: t5.T5, optimizer: optim.Optimizer, mesh: Mesh, rules: sharding.Rules
+) -> Callable[[Params], TrainState]:
+  """The jitted `init_state`; donates the parameters, which are no second set so."""
+  abstract = abstract_state(model, optimizer, mesh, rules)
+  return jax.jit(
+    lambda params: init_state(params, optimizer),
+    out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
+    donate_argnums=0,
+  )
+
+
+@functools.cache
 def compiled(
   objective: Objective,
   optimizer: optim.Optimizer,

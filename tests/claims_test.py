@@ -166,6 +166,33 @@ def test_ablations_are_compared_at_the_settings_that_both_have():
     assert claim.of_all_runs[JUDGE].value == pytest.approx(0.9 - 0.4)
 
 
+def test_runs_are_counted_as_they_are_compared():
+  """Sizes at the settings that all have; the steps of a classifier are one run."""
+  runs = [
+    certain_run(
+      f"{method}{size}{beta}", method, [rate] * 2, [1, 10], size=size, beta=beta
+    )
+    for method, rate in (("online", 0.6), ("shuffled", 0.5))
+    for size, betas in (("nano", (0.1, 0.3)), ("micro", (0.1,)), ("milli", (0.1,)))
+    for beta in betas
+    if (method, size) != ("shuffled", "milli")
+  ]
+  counts = {
+    claim.figure: claim.runs_compared
+    for claim in claims_lib.claims(
+      runs, resamples=2, classification=synthetic.classification()
+    )
+    if claim.figure in ("6", "11, 14") and "offline" not in claim.compared
+  }
+  assert counts == {"6": "1", "11, 14": "2 vs 2"}
+  (proxy_vs_online, *_) = (
+    c
+    for c in claims_lib.claims([], classification=synthetic.classification())
+    if len(c.methods) == 2
+  )
+  assert proxy_vs_online.runs_compared == "1 vs 1"
+
+
 def test_claims_as_text():
   found = claims_of_figure_1(worlds_of_runs((0.1,), num_offline=2))
   text = claims_lib.format_claims(found)

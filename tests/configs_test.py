@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 import pytest
 
@@ -22,6 +21,8 @@ from configs import (
 )
 from configs import study as study_config
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 ROLES = ("sft", "golden_pm", "proxy_pm", "policy", "golden_policy")
 PAPER = {
   "tldr": tldr,
@@ -33,13 +34,6 @@ TASKS = ("toy", *PAPER)
 MODULES = PAPER | {
   "hh_small": hh_small, "quickstart": quickstart, "study": study_config
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   items.sort(key=lambda item: item.path.stem not in LONG)
 
 
+@pytest.fixture(scope="module")
+def compile_quickly():
+  """For modules whose programs take longer to compile than to run."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def cli(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
   """`cli(*arguments)` runs the command line in here: (status, stdout, stderr)."""

@@ -25,6 +25,8 @@ from alignment.evals import stages as eval_stages
 from alignment.types import UserError
 from tests import synthetic, tiny
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 MESH = sharding.make_mesh()
 ROWS = 64
 LOSSES = ("ipo", "dpo", "slic", "truncated_squared", "exponential", "savage", "slic_hf",

@@ -1,6 +1,7 @@
 """Figures: every number drawn is in the CSV, and it is the evaluations' number."""
 
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
@@ -238,6 +239,9 @@ def test_figure_13_tells_windows_apart(study):
     ("windows of 64 batches", 64),
     ("uniformly shuffled", -1),
   }
+  everything = dataclasses.replace(chosen(study, "replay")[0], replay_window=-1)
+  _, rows = win_rate.figure_13([*study, everything])
+  assert "replayed, uniformly shuffled" in {row.get("series") for row in rows}
   for row in points:
     (run,) = (run for run in study if run.name == row["run"])
     assert run.replay_window == row["replay_window"]

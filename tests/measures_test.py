@@ -39,6 +39,22 @@ def test_peaks_against_levels_and_ends():
   assert undefined.reason == "the best checkpoint is SFT itself"
 
 
+def test_the_end_is_the_largest_kl_of_any_checkpoint():
+  """Not the last one of a run that comes back, nor that of the run that ends there."""
+  comes_back = make_run([0.2, 0.7, 0.3, 0.6], [1, 2, 9, 3])
+  other = make_run([0.5, 0.5], [1, 4])
+  found = measures.fall_from_peak([comes_back, other], JUDGE, resamples=5)
+  assert value(found) == 0.4
+
+
+def test_a_level_has_noise_of_its_own():
+  wins_ExP = np.array([[1.0, 0.0] * 20])
+  level = [synthetic.make_run("sft", "sft", wins_ExP, [0.0])]
+  runs = [synthetic.make_run("r", "online", np.full((2, 40), 0.5), [1, 2])]
+  found = measures.peak_above_level(runs, level, JUDGE)
+  assert found.high - found.low > 0.1
+
+
 def test_no_fall_is_seen_in_noise_alone():
   """Cross-fitting: the best of equally good checkpoints is not better than the last."""
   falls = []
@@ -56,6 +72,14 @@ def test_correlation_is_within_runs():
     for base, x in ((0.1, [0.5, 0.6, 0.7]), (0.6, [0.8, 0.85, 0.9]))
   ]
   assert value(measures.correlation_with_accuracy(runs, JUDGE, resamples=5)) == -1
+  two = make_run([0.1, 0.9], measured={"classification_accuracy": [0.5, 0.6]})
+  assert value(measures.correlation_with_accuracy([*runs, two], JUDGE)) == -1
+  # Every resample is centred by its own mean: of a correlation of 1, all are 1.
+  wins_ExP = np.outer([0, 0.5, 1], np.arange(30) < 10)
+  rising = {"classification_accuracy": [0.5, 0.6, 0.7]}
+  one = synthetic.make_run("r", "online", wins_ExP, [1, 2, 3], measured=rising)
+  found = measures.correlation_with_accuracy([one], JUDGE, resamples=20)
+  assert (found.low, found.high) == pytest.approx((1, 1))
   constant = [make_run([0.1, 0.2, 0.3])]  # in accuracy
   assert measures.correlation_with_accuracy(constant, JUDGE).reason
 
@@ -75,6 +99,12 @@ def test_best_results_and_their_trend_with_size():
     online, steady, closing, JUDGE, resamples=3
   )
   assert value(difference) == 0.05
+  # Only the sizes that all three have: without, a fourth point would bend a's trend.
+  more = [make_run([rate, rate], size="tiny") for rate in (0.9, 0.1)]
+  again = measures.difference_of_size_trends(
+    [*online, more[0]], [*steady, more[1]], closing, JUDGE, resamples=3
+  )
+  assert value(again) == 0.05
   alone = measures.size_trend(online, closing[:1], JUDGE)
   assert alone.reason == "fewer than two policy sizes with runs of both"
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from alignment import sampling, sharding, train_step
+from alignment.data import pairs
 from alignment.evals import policy, rows
 from alignment.models import t5
 from alignment.types import UserError
@@ -177,8 +178,10 @@ def test_the_record_is_what_plain_counting_gives(evaluated):
   np.testing.assert_array_equal(outcomes["golden"], expected)
   assert record["win_rate"] == pytest.approx(expected.mean())
   assert record["win_rate_stderr"] == pytest.approx(expected.std(ddof=1) / 11**0.5)
-  assert record["golden_score"] == pytest.approx(
-    margins(mine, e.contest.start).mean(), abs=1e-5
+  scores = margins(mine, e.contest.start)
+  assert record["golden_score"] == pytest.approx(scores.mean(), abs=1e-5)
+  assert record["golden_score_stderr"] == pytest.approx(
+    scores.std(ddof=1) / 11**0.5, rel=1e-4
   )
   assert record["response_length"] == pytest.approx(lengths[:, 0].mean())
   no_eos = [sampling.EOS not in t[:n] for t, n in zip(*mine, strict=True)]
@@ -216,6 +219,23 @@ def test_the_record_is_what_plain_counting_gives(evaluated):
   np.testing.assert_array_equal(outcomes["truth"], won)
 
 
+def test_the_worst_prompt_decides_how_far_scoring_is_off(monkeypatch):
+  e = evaluation()
+  errors = np.array([0.1, 0.9, 0.2, 0.0, 0.3, 0.1])
+  parts = {"kl": errors, "entropy": errors, "rho": errors, "decode_vs_score": errors}
+  monkeypatch.setattr(policy.Contest, "map", lambda *_: parts)
+  samples = sampling.Samples(*[np.zeros((11, 2, tiny.T))] * 4)
+  record = e._divergence(P, samples, np.ones(11))
+  assert record["decode_vs_score_max_abs_diff"] == 0.9
+
+
+def test_equal_log_ratios_classify_nothing(monkeypatch):
+  ratios_Qx2 = np.array([[1.0, 1.0], [2.0, 1.0], [0.0, 0.0], [0.0, 5.0]])
+  monkeypatch.setattr(policy.Contest, "map", lambda *_: ratios_Qx2)
+  record = evaluation()._classification(P)
+  assert record["classification_accuracy"] == (0.5 + 1 + 0.5 + 0) / 4
+
+
 def test_the_same_checkpoint_gives_the_same_record(evaluated):
   again, _ = evaluation()(P)
   assert again == evaluated[0]
@@ -240,6 +260,25 @@ def test_agreement_is_over_what_the_truth_decides():
 
 def test_ties_count_half():
   np.testing.assert_array_equal(policy.outcome(np.array([2.0, 0.0, -0.1])), [1, 0.5, 0])
+
+
+def test_standard_errors_of_pairs_that_share_prompts():
+  values, alone = np.array([1.0, 0.0, 1.0, 1.0, 0.0]), np.arange(5)
+  usual = values.std(ddof=1) / 5**0.5
+  assert policy.clustered_stderr(values, 7 - alone) == pytest.approx(usual)
+  # Every pair twice is no more than every pair once.
+  twice = policy.clustered_stderr(np.repeat(values, 2), np.repeat(alone, 2))
+  assert twice == pytest.approx(usual)
+
+
+def test_distinct_prompts_are_all_of_them_once_in_an_order_of_the_seed():
+  prompts = [[i % 7, 3] for i in range(40)]
+  one = pairs.Ragged(np.array(prompts, np.int32).ravel(), 2 * np.arange(41))
+  dataset = pairs.PairDataset(one, (one, one))
+  chosen = [rows.distinct_prompts(dataset, 5, seed) for seed in (0, 0, 1)]
+  assert [len(set(c % 7)) for c in chosen] == [5] * 3  # row i has prompt i mod 7
+  assert (chosen[0] == chosen[1]).all() and (chosen[0] != chosen[2]).any()
+  assert sorted(rows.distinct_prompts(dataset, 100, 0) % 7) == list(range(7))
 
 
 def test_rows_are_mapped_in_order_in_batches_of_one_shape():

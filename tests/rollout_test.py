@@ -80,6 +80,20 @@ def test_the_response_that_the_judge_prefers_is_first(params, result):
   np.testing.assert_allclose(again_B, margins_B, atol=1e-5)
 
 
+def test_it_samples_as_the_roller_says(monkeypatch, params, prompts):
+  class Seen(Exception):
+    pass
+
+  def sample(*_, **given):
+    raise Seen(given)
+
+  monkeypatch.setattr(rollout.sampling, "sample", sample)
+  roller = dataclasses.replace(ROLLER, temperature=0.5, top_p=0.9, stop_at_eos=False)
+  with pytest.raises(Seen) as seen:
+    rollout.rollout(roller, *params.values(), prompts, KEY)
+  assert seen.value.args[0] == {"temperature": 0.5, "top_p": 0.9, "stop_at_eos": False}
+
+
 def test_ordering_moves_all_that_belongs_to_a_response(result, unordered):
   """Tokens, lengths, log-probabilities and endings: swapped together, or none is."""
   ours = [

@@ -25,6 +25,8 @@ def test_the_main_loss_and_size_are_those_of_most_online_and_offline_runs():
   assert selection.larger_size(runs) == "milli"
   assert selection.larger_size(runs[2:]) == ""  # nano is smaller
   assert (selection.main_loss([]), selection.sizes([])) == ("", [])
+  equally_many = [make_run("online", size=size) for size in ("milli", "nano", "micro")]
+  assert selection.sizes(equally_many) == ["nano", "micro", "milli"]
 
 
 def settings(group):

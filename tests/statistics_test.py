@@ -175,6 +175,57 @@ def test_an_envelope_of_several_worlds_is_their_mean_where_all_have_begun():
   assert len(statistics.envelope([certain_run("s", "x", [0.5], [0])], JUDGE)[0]) == 0
 
 
+def test_the_envelope_is_over_all_runs_of_a_method():
+  runs = [certain_run(f"{r}", "online", [r, r], [1, 4]) for r in (0.2, 0.6, 0.4)]
+  np.testing.assert_allclose(statistics.envelope(runs, JUDGE)[1], [0.6, 0.6])
+
+
+def test_the_floor_itself_counts_and_an_equal_win_rate_does_not_rise():
+  runs = [certain_run("a", "online", [0.4, 0.5], [statistics.KL_FLOOR, 1])]
+  assert statistics.envelope(runs, JUDGE)[0].tolist() == [statistics.KL_FLOOR, 1]
+  assert statistics._envelope_RxG(runs, JUDGE, np.array([0.5]), 1, 2)[0] == 0.4
+  # Two checkpoints that win equally often: the one of less KL is the best so far, also
+  # where prompts, and so the halves, differ.
+  wins_ExP = np.array([[1, 1, 0, 0] * 8, [0, 0, 1, 1] * 8], float)
+  run = synthetic.make_run("a", "online", wins_ExP, [1, 2])
+  for split in range(statistics.SPLITS):
+    rates_2xE = statistics._win_rates_2xRxE(run, JUDGE, 1, split)[:, 0]
+    (best,) = statistics._envelope_of_split_RxG(
+      [run], JUDGE, np.array([3.0]), 1, 1, split
+    )[0]
+    chosen = [int(rates[1] > rates[0]) for rates in rates_2xE]
+    assert best == np.mean([rates_2xE[1 - h][chosen[h]] for h in (0, 1)])
+
+
+def test_intervals_are_the_same_each_time_and_have_the_noise_of_both():
+  rng = np.random.default_rng(0)
+  noisy = [noisy_run(rng, "n", [0.5, 0.6], [1, 10])]
+  certain = [certain_run("c", "offline", [0.5, 0.5], [1, 10])]
+  certain = [
+    dataclasses.replace(r, wins={JUDGE: np.full((2, 128), 0.5)}) for r in certain
+  ]
+  for gap in (statistics.peak_gap, statistics.gap_at_equal_kl):
+    one, other = gap(noisy, certain, JUDGE), gap(certain, noisy, JUDGE)
+    assert one.high - one.low > 0.05
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
+    statistics._prompt_weights_RxP.cache_clear()
+    statistics._prompt_weights_2xRxP.cache_clear()
+    statistics._win_rates_2xRxE.cache_clear()
+    assert gap(noisy, certain, JUDGE) == one
+
+
+def test_high_kl_is_the_upper_half_in_log_kl():
+  """From 1 to 100 that begins at 10, where half of the KLs is 50.5."""
+  a = [certain_run("a", "online", [0.1, 0.5, 0.5, 0.9], [1, 10, 20, 100])]
+  b = [certain_run("b", "offline", [0.1, 0.1], [1, 100])]
+  found = statistics.gap_at_equal_kl(a, b, JUDGE, above=0.5)
+  assert found.value == pytest.approx(0.4)
+  a = [certain_run("a", "online", [0.1, 0.5, 0.9, 0.9], [1, 5, 20, 100])]
+  found = statistics.gap_at_equal_kl(a, b, JUDGE, above=0.5)
+  expected = (0.4 * math.log(2) + 0.8 * math.log(5)) / math.log(10)
+  assert found.value == pytest.approx(expected)
+
+
 def test_worlds_are_combined_by_a_paired_t_interval():
   one = estimates.Estimate(0.1, 0.05, 0.15, "prompts, 1 world", 256)
   three = estimates.over_worlds(

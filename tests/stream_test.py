@@ -109,6 +109,17 @@ def test_shuffled_within_windows_of_batches(recorded):
   assert len({tuple(order(recorded, 4, epoch)) for epoch in range(3)}) == 3
 
 
+def test_windows_are_batches_of_the_recorded_run(recorded):
+  """Whatever batches the replay learns from."""
+  found = stream.Stream.load(recorded, STEPS)
+  halves = sources.StreamSource(found, B // 2, 2, MESH, 0)
+  rows = np.concatenate([halves.host_batch(s).ref_logps_BxN for s in range(4)])
+  recorded_rows = found.batch(np.arange(2 * B)).ref_logps_BxN
+  assert sorted(map(tuple, rows)) == sorted(map(tuple, recorded_rows))
+  first = {tuple(row) for row in rows[:B]}
+  assert first - {tuple(row) for row in recorded_rows[:B]}  # not within B // 2 * 2 rows
+
+
 def test_shuffled_over_all(recorded):
   rows = order(recorded, window=-1)
   assert sorted(rows) == list(range(STEPS * B))

@@ -62,6 +62,7 @@ def every(**overrides) -> ConfigDict:
   }
   c.evaluation.update({"best_of": (2, 3), "stream_steps": 3, "stream_pairs": 12})
   c.figures = tuple(study.FIGURES)
+  c.save_every = 8
   c.update_from_flattened_dict(overrides)
   return c
 

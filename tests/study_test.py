@@ -23,6 +23,8 @@ from alignment.statistics import KL_FLOOR
 from alignment.types import UserError
 from tests import studies, synthetic, tiny
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 KEYS = {  # of every line of evaluations.jsonl
   "run", "method", "task", "loss", "beta", "learning_rate", "world", "seed", "size",
   "step", "kl", "kl_stderr", "win_rate", "win_rate_stderr", "golden_score",
@@ -35,13 +37,6 @@ KEYS = {  # of every line of evaluations.jsonl
 POLICY_RUNS = {f"world0_{name}" for name in recipes.runs(studies.every())}
 REFERENCES = {"world0_best_of_n"}
 LEVELS = {"world0_sft", "world0_golden_policy"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

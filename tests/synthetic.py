@@ -10,7 +10,7 @@ import numpy as np
 
 from alignment.runs import JUDGES, Classification, Run
 
-PARAMETERS = {"nano": 10_000, "micro": 40_000, "milli": 160_000}
+PARAMETERS = {"nano": 10_000, "micro": 40_000, "milli": 160_000, "tiny": 640_000}
 MEASURED = {  # at every checkpoint, unless told otherwise
   "kl_stderr": 0.1,
   "golden_score_stderr": 0.05,

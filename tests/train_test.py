@@ -24,14 +24,9 @@ from alignment.train import train
 from alignment.types import Preempted, UserError
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 KINDS = ("sft", "offline", "online", "semi_online")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def dataset(size: int = 10) -> pairs.PairDataset:

@@ -118,6 +118,12 @@ class PairDataset:
       ids_B=np.asarray(ids_B, np.int32),
     )
 
+  def prompt_numbers(self) -> np.ndarray:
+    """Which prompt each pair is of, numbered as they first appear: int64 [P]."""
+    numbers: dict[bytes, int] = {}
+    prompts = (self.prompts[i].tobytes() for i in range(len(self)))
+    return np.array([numbers.setdefault(p, len(numbers)) for p in prompts], np.int64)
+
   def with_columns(self, **columns: np.ndarray) -> "PairDataset":
     """These pairs with columns added or replaced."""
     return dataclasses.replace(self, columns=self.columns | columns)

@@ -262,5 +262,16 @@ class PolicyEvaluation:
     }
 
 
+def clustered_stderr(values_P: np.ndarray, clusters_P: np.ndarray) -> float:
+  """Standard error of a mean whose values vary together within a cluster (a prompt).
+
+  From the clusters' sums of deviations; the usual one where every cluster has one.
+  """
+  _, at_P = np.unique(clusters_P, return_inverse=True)
+  sums_C = np.bincount(at_P, values_P - values_P.mean())
+  size = len(sums_C)
+  return float(np.sqrt(size / (size - 1) * (sums_C**2).sum()) / len(values_P))
+
+
 def _stderr(values: np.ndarray) -> float:
   return float(values.std(ddof=1) / np.sqrt(len(values)))
