@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -11,14 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignment import artefacts, commands, optim, recipes, runs, study, train_step
+from alignment import (
+  artefacts,
+  commands,
+  optim,
+  recipes,
+  runs,
+  stages,
+  study,
+  train_step,
+)
 from alignment.data import pairs, readers, stream
 from alignment.evals import policy as policy_eval
 from alignment.evals import stages as eval_stages
+from alignment.evals.rows import distinct_prompts
 from alignment.files import read_json, read_npz
 from alignment.metrics import read_jsonl
 from alignment.models import huggingface, t5
-from alignment.setting import Setting
+from alignment.setting import Setting, seed_of
 from alignment.statistics import KL_FLOOR
 from alignment.types import UserError
 from tests import studies, synthetic, tiny
@@ -122,6 +133,55 @@ def test_win_rates_are_against_the_golden_policy_and_scores_against_sft(workdir,
   assert record["golden_score"] == pytest.approx(margins(sft).mean(), abs=1e-5)
 
 
+def test_draws_that_should_be_independent_are(workdir, built):
+  """All of SFT, for the same prompts: as opponent, evaluated, and in best-of-n."""
+  directories = [
+    built.evaluations[f"world0_{name}"].directory(workdir)
+    for name in ("sft", "best_of_n")
+  ]
+  drawn = [read_npz(built.models["sft_samples"].directory(workdir) / "responses.npz")]
+  drawn += [read_npz(min(directory.glob("step-*.npz"))) for directory in directories]
+  for a, b in itertools.combinations(drawn, 2):
+    assert (a["tokens"] != b["tokens"]).any(axis=1).mean() > 0.5
+  sampled = built.policies["world0_final_vs_final_ipo"].inputs["pairs"]
+  twice = pairs.PairDataset.load(sampled.directory(workdir))
+  same = [np.array_equal(a, b) for a, b in zip(*twice.responses, strict=True)]
+  assert np.mean(same) < 0.5
+
+
+def test_each_world_is_evaluated_on_prompts_of_its_own(workdir, built):
+  data = pairs.PairDataset.load(
+    built.models["golden_data"].directory(workdir) / "train"
+  )
+  of_world = [
+    eval_stages.evaluation_rows(dataclasses.replace(built.setting, world=world), data)
+    for world in (0, 1)
+  ]
+  assert set(of_world[0]) != set(of_world[1])
+  rows = read_npz(built.models["sft_samples"].directory(workdir) / "responses.npz")
+  np.testing.assert_array_equal(rows["rows"], of_world[0])
+
+
+def test_policies_classify_pairs_drawn_apart_from_the_prompts(workdir, built):
+  """Counted anew, on the pairs that the seed of 'pairs' draws."""
+  evaluation = built.evaluations["world0_online_ipo"]
+  data = pairs.PairDataset.load(evaluation.inputs["pairs"].directory(workdir))
+  rows = distinct_prompts(data, 32, seed_of("pairs", 0))
+  assert set(rows) != set(eval_stages.evaluation_rows(built.setting, data)[:32])
+  model = built.setting.model(built.setting.config.policy)
+  policy = evaluation.inputs["policy"].directory(workdir)
+  params = built.setting.load(policy, model, 8)
+  ratios = built.setting.map_pairs(
+    lambda batch: policy_eval.log_ratios(model, params, batch), data, rows
+  )
+  (record,) = (
+    r for r in records(workdir) if (r["run"], r["step"]) == ("world0_online_ipo", 8)
+  )
+  wins = policy_eval.outcome(ratios[:, 0] - ratios[:, 1])
+  assert record["classification_accuracy"] == pytest.approx(wins.mean())
+  assert record["chosen_log_ratio"] == pytest.approx(ratios[:, 0].mean(), rel=1e-4)
+
+
 def test_sft_is_where_kl_and_log_ratios_begin(workdir):
   (sft,) = (r for r in records(workdir) if r["method"] == "sft")
   assert abs(sft["kl"]) < 1e-6
@@ -221,6 +281,66 @@ def test_preference_models_report_accuracies(workdir, built):
     assert report["validation_pairs"] > 0
 
 
+def test_prompts_that_choose_a_step_do_not_report_it(built, tmp_path, monkeypatch):
+  """Seven pairs of four prompts: two choose, two report."""
+  prompts = [[5], [5], [7], [9], [7], [11], [9]]
+  rows = pairs.Ragged(np.array(prompts, np.int32).ravel(), np.arange(8))
+  for split in ("train", "validation"):
+    (tmp_path / split).mkdir()
+    pairs.PairDataset(rows, (rows, rows)).save(tmp_path / split)
+  margins = {4: [1, 1, 1, -1, -1, -1, 1], 8: [1, -1, 1, 1, -1, 1, 1]}
+  asked = []
+
+  def map_pairs(self, function, dataset, indices):
+    step = function(None)
+    asked.append((step, indices.tolist()))
+    return np.array(margins[step], float)[indices]
+
+  monkeypatch.setattr(stages, "_train", lambda *_, **__: None)
+  monkeypatch.setattr(Setting, "load_frozen", lambda *arguments: arguments[-1])
+  monkeypatch.setattr(Setting, "map_pairs", map_pairs)
+  monkeypatch.setattr(Setting, "true_gap", lambda *_: None)
+  monkeypatch.setattr(policy_eval, "margins", lambda _, params, __: params)
+  role = recipes.plain(built.setting.config.golden_pm)
+  stages.train_preference_model(built.setting, "pm", role, tmp_path, {"data": tmp_path})
+  assert asked == [(4, [0, 1, 2, 4]), (8, [0, 1, 2, 4]), (4, [3, 5, 6]), (4, [0, 1, 2])]
+  report = read_json(tmp_path / "model.json")
+  assert report == {
+    "step": 4,
+    "validation_accuracy": pytest.approx(1 / 3),
+    "validation_stderr": pytest.approx(
+      2 / 9
+    ),  # two prompts, one of them with two pairs
+    "validation_pairs": 3,
+    "train_accuracy": 1.0,
+  }
+
+
+@pytest.mark.parametrize("kind", ["offline", "online", "replay"])
+def test_a_policys_draws_are_of_its_seed_and_world(workdir, built, monkeypatch, kind):
+  artefact = built.policies[
+    {"replay": "world0_replay_ipo_window2"}.get(kind, "world0_online_ipo")
+  ]
+  inputs = {name: of.directory(workdir) for name, of in artefact.inputs.items()}
+  if kind == "offline":
+    del inputs["judge"]
+  sources = []
+  monkeypatch.setattr(stages, "_train", lambda *_, source, **__: sources.append(source))
+  monkeypatch.setattr(stages, "_sampler", lambda *_: None)
+  monkeypatch.setattr(stages, "write_json", lambda *_: None)
+  for world, seed in ((0, 0), (0, 1), (1, 0), (0, 0)):
+    setting = dataclasses.replace(built.setting, world=world)
+    role = artefact.config["role"] | {"seed": seed, "record": False}
+    stages.train_policy(setting, "p", role, role, workdir, inputs)
+  orders = [
+    getattr(source, "prompts", source).host_batch(0).ids_B for source in sources
+  ]
+  assert [np.array_equal(orders[0], o) for o in orders] == [True, False, False, True]
+  if kind == "online":
+    keys = [jax.random.key_data(source.key).tolist() for source in sources]
+    assert [key == keys[0] for key in keys] == [True, False, False, True]
+
+
 def parameters(workdir, built, name: str, step: int):
   artefact = built.policies[f"world0_{name}"]
   model = built.setting.model(artefact.config["role"])
@@ -316,6 +436,22 @@ def test_best_of_n_is_preferred_by_the_proxy(workdir, built):
   )
   margins = np.asarray(policy_eval.margins(judge, params, batch))
   assert margins.min() > -1e-5 and margins.max() > 0
+
+
+def test_of_equal_samples_the_earlier_stays(workdir, built, tmp_path, monkeypatch):
+  judged = lambda self, judge, params, a, b: np.zeros(len(a[0]))  # noqa: E731
+  monkeypatch.setattr(policy_eval.Contest, "judged", judged)
+  artefact = built.evaluations["world0_best_of_n"]
+  inputs = {name: of.directory(workdir) for name, of in artefact.inputs.items()}
+  setting = dataclasses.replace(
+    built.setting, config=studies.every(**{"evaluation.best_of": (1, 3)})
+  )
+  c = setting.config
+  eval_stages.evaluate_best_of_n(
+    setting, {"run": "best"}, c.policy, c.proxy_pm, c.golden_pm, tmp_path, inputs
+  )
+  one, three = (read_npz(tmp_path / f"step-{n}.npz")["tokens"] for n in (1, 3))
+  np.testing.assert_array_equal(one, three)
 
 
 def test_best_of_n_draws_each_time_with_a_key_of_its_own(
@@ -933,6 +1069,22 @@ def test_a_new_format_of_data_is_a_function_and_its_file_is_in_the_key(
   assert statistics["reading"] == ["dropped 1 identical"]
   counts = [statistics[split][0].split()[0] for split in ("train", "validation")]
   assert sum(map(int, counts)) == 99
+
+
+def test_validation_pairs_of_too_few_prompts_are_refused(tmp_path):
+  path = tmp_path / "pairs.jsonl"
+  lines = [
+    {"prompt": f"p{i % 30}", "chosen": f"a{i}", "rejected": "b"} for i in range(300)
+  ]
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  config = studies.nano(**{"data.format": "jsonl", "data.path": str(path)})
+  config.vocab.kind = "bytes"
+  with pytest.raises(
+    UserError, match=r"[1-9]0 validation pairs .* 4 different prompts"
+  ):
+    commands.run(config, tmp_path, ["data"], lambda: None)
+  config.data.validation_fraction = 0.3
+  commands.run(config, tmp_path, ["data"], lambda: None)
 
 
 def test_too_few_validation_pairs_are_refused_before_anything_is_trained(tmp_path):
