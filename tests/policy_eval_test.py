@@ -278,6 +278,7 @@ def test_distinct_prompts_are_all_of_them_once_in_an_order_of_the_seed():
   chosen = [rows.distinct_prompts(dataset, 5, seed) for seed in (0, 0, 1)]
   assert [len(set(c % 7)) for c in chosen] == [5] * 3  # row i has prompt i mod 7
   assert (chosen[0] == chosen[1]).all() and (chosen[0] != chosen[2]).any()
+  assert len({tuple(sorted(c % 7)) for c in chosen}) == 2
   assert sorted(rows.distinct_prompts(dataset, 100, 0) % 7) == list(range(7))
 
 
