@@ -1,6 +1,6 @@
 """What the command line does with a study: run it, report it, or look into it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 from pathlib import Path
@@ -21,6 +21,7 @@ from alignment import (
   sharding,
   stages,
   study,
+  vocab,
 )
 from alignment.data import pairs, tokenizer
 from alignment.evals import policy as policy_eval
@@ -87,13 +88,18 @@ def _studies(config: ConfigDict, workdir: Path) -> list[study.Study]:
   return study.build_all(config)
 
 
-def dry_run(config: ConfigDict, workdir: Path) -> None:
-  """Prints every stage, what it depends on, and whether it is done."""
+def dry_run(config: ConfigDict, workdir: Path, names: Sequence[str] = ()) -> None:
+  """Prints the named stages and what they need (all by default), and which are done.
+
+  Raises:
+    UserError: as `run`.
+  """
   studies = _studies(config, workdir)
-  for built in studies if hosts.is_first() else ():
+  wanted = _wanted(studies, names)
+  for built, stages_ in zip(studies, wanted, strict=True) if hosts.is_first() else ():
     if config.worlds > 1:
       print(f"world {built.setting.world}")
-    for artefact in artefacts.closure(built.stages().values()):
+    for artefact in artefacts.closure(stages_):
       state = "done" if artefact.is_done(workdir) else "to do"
       needs = ", ".join(dict.fromkeys(a.name for a in artefact.inputs.values()))
       print(f"{state:5}  {artefact.name}" + (f"  <- {needs}" if needs else ""))
@@ -108,6 +114,17 @@ def run(
     UserError: for a name that is neither a stage nor a look (`LOOKS`).
   """
   studies = _studies(config, workdir)
+  wanted = _wanted(studies, names)
+  artefacts.run([stage for of_world in wanted for stage in of_world], workdir, check)
+  for name in names:
+    if name in LOOKS:
+      LOOKS[name](studies[0], workdir)
+
+
+def _wanted(
+  studies: Sequence[study.Study], names: Sequence[str]
+) -> list[list[artefacts.Artefact]]:
+  """Each world's stages of these names, by default all."""
   known = [built.stages() for built in studies]
   for name in names:
     if name not in LOOKS and not any(name in of_world for of_world in known):
@@ -115,13 +132,10 @@ def run(
       raise UserError(
         f"no stage is called '{name}'; there are {', '.join([*LOOKS, *all_names])}"
       )
-  wanted = [
-    of_world[n] for of_world in known for n in names or of_world if n in of_world
+  return [
+    [of_world[name] for name in names or of_world if name in of_world]
+    for of_world in known
   ]
-  artefacts.run(wanted, workdir, check)
-  for name in names:
-    if name in LOOKS:
-      LOOKS[name](studies[0], workdir)
 
 
 @hosts.only_first
@@ -386,7 +400,13 @@ def export(built: study.Study, workdir: Path) -> None:
   params = setting.load(artefact.verified(workdir), model, c.step or None)
   whole = sharding.fetch(params)
   hosts.on_first(
-    lambda: huggingface.write(Path(c.directory), model.cfg, whole, c.dtype)
+    lambda: huggingface.write(
+      Path(c.directory),
+      model.cfg,
+      whole,
+      c.dtype,
+      about={vocab.FINGERPRINT: setting.vocabulary.fingerprint},
+    )
   )
   progress(f"{artefact.name}: exported to {c.directory}")
 

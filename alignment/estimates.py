@@ -46,7 +46,13 @@ def interval(values_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def over_prompts(values_R: np.ndarray, runs: Sequence[Run]) -> Estimate:
-  """One world's number from its resamples (row 0 the data), over its runs' prompts."""
+  """One world's number from its resamples (row 0 the data), over its runs' prompts.
+
+  Raises:
+    ValueError: for runs of several worlds, whose prompts are not the same.
+  """
+  if len(worlds := sorted({run.world for run in runs})) > 1:
+    raise ValueError(f"runs of worlds {worlds}: hand over one world's at a time")
   low, high = interval(values_R)
   num_prompts = next(iter(runs[0].wins.values())).shape[1]
   return Estimate(

@@ -31,7 +31,7 @@ _STAGES = flags.DEFINE_list(
   "stages", [], "Some stages by name (and what they need), instead of the whole study."
 )
 _DRY_RUN = flags.DEFINE_bool(
-  "dry_run", False, "Print the stages and whether each is done."
+  "dry_run", False, "Print the stages (of --stages) and whether each is done."
 )
 _WORKER = flags.DEFINE_integer(
   "worker", 0, "Index of a local worker; set by the first."
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
 
   commands.check_keys(config)
   if _DRY_RUN.value:
-    commands.dry_run(config, workdir)
+    commands.dry_run(config, workdir, _STAGES.value)
     return
   study.build_all(config)  # a bad configuration is one line, not one of every worker
   fellows = [] if _WORKER.value else start_fellows(workers)

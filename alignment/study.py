@@ -89,6 +89,13 @@ def build(config: ConfigDict, world: int) -> Study:
   sharding.check_batch(
     config.evaluation.batch_size, setting.mesh, "evaluation.batch_size"
   )
+  sizes = {recipe["size"] for _, recipe in recipes.runs(config).values()}
+  if sizes and config.policy.size not in sizes:
+    raise UserError(
+      f"policy.size is '{config.policy.size}', but no run has it: set it to "
+      f"{' or '.join(map(repr, sorted(sizes)))}, whose SFT model and best-of-n are "
+      "what figures compare with"
+    )
   numeric = {
     "world": world,
     "prompt_length": config.prompt_length,

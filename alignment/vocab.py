@@ -23,6 +23,7 @@ from alignment.types import UserError
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 NUM_SENTENCEPIECE_SENTINELS = 100  # as T5 was pre-trained
 NUM_BYTE_SENTINELS = 8
+FINGERPRINT = "vocabulary_fingerprint"  # in the config.json of an exported model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,6 +237,16 @@ def check_checkpoint(directory: Path, vocabulary: Vocabulary) -> None:
       raise UserError(
         f"{path}: this checkpoint's vocabulary is not the study's, and all roles share "
         "one; set vocab.path to this file, or start from another checkpoint"
+      )
+  try:
+    described = json.loads((directory / "config.json").read_bytes())
+  except (OSError, ValueError):
+    return  # `huggingface.read_config` says what is wrong with it
+  if isinstance(described, dict) and FINGERPRINT in described:
+    if described[FINGERPRINT] != vocabulary.fingerprint:
+      raise UserError(
+        f"{directory}: exported from a study with another vocabulary; set vocab to "
+        "that one, or start from another checkpoint"
       )
 
 

@@ -271,5 +271,12 @@ def test_split_depends_on_the_prompt_alone():
   assert {readers.split_of(p, 0.0) for p in prompts} == {"train"}
   assert {readers.split_of(p, 1.0) for p in prompts} == {"validation"}
   # Pinned, for files are split anew in every run: sha256 puts this one at 0.2817.
+  # A dialogue that is cut after each of its turns stays together.
+  turns = "\n\nHuman: {}?\n\nAssistant:"
+  for prompt in prompts[:50]:
+    longer = turns.format(prompt) + " Yes." + turns.format("Why")
+    halves = {readers.split_of(p, 0.5) for p in (turns.format(prompt), longer)}
+    assert len(halves) == 1
+  assert len({readers.split_of(turns.format(p), 0.5) for p in prompts[:50]}) == 2
   assert readers.split_of("prompt 0", 0.281) == "train"
   assert readers.split_of("prompt 0", 0.282) == "validation"

@@ -228,6 +228,13 @@ def test_high_kl_is_the_upper_half_in_log_kl():
   assert found.value == pytest.approx(expected)
 
 
+def test_runs_of_several_worlds_have_no_common_prompts():
+  runs = [certain_run("a", "online", [0.5, 0.5], [1, 10], world=w) for w in (0, 3)]
+  for gap in (statistics.peak_gap, statistics.gap_at_equal_kl):
+    with pytest.raises(ValueError, match=r"runs of worlds \[0, 3\]: hand over one"):
+      gap(runs, runs[:1], JUDGE, resamples=2)
+
+
 def test_worlds_are_combined_by_a_paired_t_interval():
   one = estimates.Estimate(0.1, 0.05, 0.15, "prompts, 1 world", 256)
   three = estimates.over_worlds(

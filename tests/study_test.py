@@ -510,6 +510,22 @@ def test_the_stream_is_classified_by_all_three(workdir, built):
     assert found[key] == pytest.approx(values), key
 
 
+def test_a_stream_shorter_than_what_is_asked_is_classified_once(
+  workdir, built, tmp_path
+):
+  inputs = {n: of.directory(workdir) for n, of in built.classification.inputs.items()}
+  setting = dataclasses.replace(
+    built.setting, config=studies.every(**{"evaluation.stream_pairs": 999})
+  )
+  c = setting.config
+  policies = dict.fromkeys(("online", "offline"), c.policy)
+  eval_stages.classify_stream(
+    setting, policies, c.golden_pm, c.proxy_pm, tmp_path, inputs
+  )
+  rows = read_jsonl(tmp_path / "classification.jsonl")
+  assert [(row["step"], row["pairs"]) for row in rows] == [(0, 8 * 8)] * 3
+
+
 def test_every_figure_is_drawn(workdir):
   drawn = {path.stem for path in (workdir / "figures").glob("*.png")}
   assert drawn == set(studies.every().figures)
@@ -613,6 +629,14 @@ def test_dry_run_says_what_is_left(capsys, workdir):
   assert lines[0] == "done   data"
   assert "done   proxy_pm  <- golden_data, sft_nano" in lines
   assert all(line.startswith("done ") for line in lines)
+  commands.dry_run(studies.every(), workdir, ["proxy_pm"])
+  assert capsys.readouterr().out.splitlines() == [
+    "done   data", "done   golden_pm  <- data",
+    "done   golden_data  <- data, golden_pm", "done   sft_nano  <- data",
+    "done   proxy_pm  <- golden_data, sft_nano",
+  ]  # fmt: skip
+  with pytest.raises(UserError, match="no stage is called 'proxy'; there are"):
+    commands.dry_run(studies.every(), workdir, ["proxy"])
   commands.dry_run(studies.every(**{"policy.beta": 0.5}), workdir)
   lines = capsys.readouterr().out.splitlines()
   left = {line.split()[2] for line in lines if line.startswith("to do")}
@@ -663,6 +687,12 @@ def test_export_is_the_trained_model(workdir, built, tmp_path):
   trained = built.setting.load(artefact.directory(workdir), model)
   exported = huggingface.read_params(tmp_path / "hf", model.cfg)
   jax.tree.map(np.testing.assert_array_equal, exported, jax.device_get(trained))
+  # It knows its vocabulary: of as many words in another order, ids mean others.
+  start = {"policy.init": str(tmp_path / "hf"), "sft.init": str(tmp_path / "hf")}
+  study.build(studies.nano(**start), 0)
+  words = studies.nano().vocab.words
+  with pytest.raises(UserError, match="hf: exported from a study with another vocab"):
+    study.build(studies.nano(**start, **{"vocab.words": words[::-1]}), 0)
   with pytest.raises(UserError, match="export.directory is not set"):
     commands.run(studies.every(), workdir, ["export"], lambda: None)
 
@@ -1134,6 +1164,12 @@ def test_a_tasks_name_may_be_anything(tmp_path):
   commands.dry_run(studies.nano(task='tâche "x"'), tmp_path)
   with pytest.raises(UserError, match="has the results of task 'tâche \"x\"'"):
     commands.dry_run(studies.nano(task='tâche "y"'), tmp_path)
+
+
+def test_the_main_size_is_that_of_some_run():
+  config = studies.nano(**{"runs": {"online": {"size": ("micro", "milli")}}})
+  with pytest.raises(UserError, match="no run has it: set it to 'micro' or 'milli', w"):
+    study.build(config, 0)
 
 
 def test_one_checkpoint_is_not_of_two_sizes(tmp_path):

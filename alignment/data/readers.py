@@ -110,11 +110,13 @@ def keep(example: Example, on_bad_pair: str, counts: dict[str, int]) -> bool:
 
 
 def split_of(prompt: str, validation_fraction: float) -> str:
-  """'train' or 'validation', from the prompt's hash alone.
+  """'train' or 'validation', from the hash of the prompt's first turn alone.
 
-  So all pairs of a prompt fall on one side, whatever else the data set holds.
+  So all pairs of a prompt, and of a dialogue that was cut after several of its turns,
+  fall on one side, whatever else the data set holds.
   """
-  digest = hashlib.sha256(prompt.encode()).digest()
+  opening, _, _ = prompt.partition(_ASSISTANT)
+  digest = hashlib.sha256(opening.encode()).digest()
   draw = int.from_bytes(digest[:8], "big") / 2**64
   return "validation" if draw < validation_fraction else "train"
 

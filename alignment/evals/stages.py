@@ -155,23 +155,22 @@ def classify_stream(
 ) -> None:  # fmt: skip
   """Figure 6: who classifies the pairs of the online stream as the golden PM does.
 
-  At evenly spaced steps of the recorded run, pairs of that step and those after it are
-  labelled by the golden preference model, and by each classifier: the proxy PM by its
-  margin, a finished policy by rho > 0. Writes `classification.jsonl`; steps at which
-  fewer than two pairs have a label are left out.
+  At evenly spaced steps of the recorded run, pairs of that step and those after it (of
+  a run that has fewer, all) are labelled by the golden preference model, and by each
+  classifier: the proxy PM by its margin, a finished policy by rho > 0. Writes
+  `classification.jsonl`; steps at which fewer than two pairs have a label are left out.
   """
   c = setting.config.evaluation
   steps = read_json(inputs["online"] / "model.json")["step"]
   recorded = stream.Stream.load(inputs["online"] / "stream", steps)
-  batches = -(-c.stream_pairs // recorded.batch_size)
-  last = max(0, steps - batches)
+  count = min(c.stream_pairs, len(recorded))
+  last = steps - -(-count // recorded.batch_size)
   starts = np.unique(np.linspace(0, last, c.stream_steps).round().astype(int))
-  rows = starts[:, None] * recorded.batch_size + np.arange(c.stream_pairs)[None, :]
-  rows = np.minimum(rows.ravel(), len(recorded) - 1)
+  rows = starts[:, None] * recorded.batch_size + np.arange(count)[None, :]
 
   def over_rows(function) -> np.ndarray:
     return map_rows(
-      function, lambda i: (recorded.batch(i),), rows, c.batch_size, setting.mesh
+      function, lambda i: (recorded.batch(i),), rows.ravel(), c.batch_size, setting.mesh
     )
 
   def judged(pm_role: dict, directory: Path) -> np.ndarray:
@@ -189,7 +188,7 @@ def classify_stream(
   lines = []
   for classifier, values in margins.items():
     for i, step in enumerate(starts):
-      here = slice(i * c.stream_pairs, (i + 1) * c.stream_pairs)
+      here = slice(i * count, (i + 1) * count)
       right = classified(values[here], golden[here])
       if len(right) < 2:  # a collapsed policy's pairs: nothing to classify
         continue

@@ -9,7 +9,7 @@ a UserError that names the file and the key or tensor.
   params = huggingface.read_params(directory, cfg)
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
 import json
@@ -177,6 +177,7 @@ def write(
   params: Params,
   dtype: str = "float32",
   max_shard_bytes: int = 5 * 10**9,
+  about: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes a checkpoint that `read_params` and transformers' `from_pretrained` read.
 
@@ -188,6 +189,7 @@ def write(
     params: its parameters, stacked or not, numpy or jax.
     dtype: float32, bfloat16 or float16.
     max_shard_bytes: where to begin another file.
+    about: further entries of its config.json, which say where the model is from.
 
   Raises:
     UserError: for an unknown dtype; if the directory is in use or cannot be written.
@@ -221,7 +223,8 @@ def write(
       size = itemsize * sum(math.prod(tensor.shape) for tensor in _tensors(cfg))
       index = {"metadata": {"total_size": size}, "weight_map": weight_map}
       _write_json(partial / INDEX, index)
-    _write_json(partial / CONFIG, _config_json(cfg) | {"dtype": dtype})
+    described = _config_json(cfg) | {"dtype": dtype} | dict(about or {})
+    _write_json(partial / CONFIG, described)
     if cfg.live_ids:  # the others have probability 0 here, but logits there
       dead = [t5.PAD, *range(cfg.live_ids, cfg.vocab_rows)]
       special = {"decoder_start_token_id": t5.PAD, "pad_token_id": t5.PAD}
