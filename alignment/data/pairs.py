@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Sequence
 import dataclasses
 import functools
+import hashlib
 import os
 import pathlib
 import tempfile
@@ -120,9 +121,11 @@ class PairDataset:
 
   def prompt_numbers(self) -> np.ndarray:
     """Which prompt each pair is of, numbered as they first appear: int64 [P]."""
-    numbers: dict[bytes, int] = {}
-    prompts = (self.prompts[i].tobytes() for i in range(len(self)))
-    return np.array([numbers.setdefault(p, len(numbers)) for p in prompts], np.int64)
+    numbers: dict[bytes, int] = {}  # by digest: the prompts would not fit in memory
+    digests = (
+      hashlib.sha256(self.prompts[i].tobytes()).digest() for i in range(len(self))
+    )
+    return np.array([numbers.setdefault(d, len(numbers)) for d in digests], np.int64)
 
   def with_columns(self, **columns: np.ndarray) -> "PairDataset":
     """These pairs with columns added or replaced."""
