@@ -24,6 +24,7 @@ from alignment import (
   vocab,
 )
 from alignment.data import pairs, tokenizer
+from alignment.estimates import NORMAL_QUANTILE
 from alignment.evals import policy as policy_eval
 from alignment.evals import stages as eval_stages
 from alignment.files import read_json, read_npz, write_atomically
@@ -234,6 +235,7 @@ def _models(built: study.Study, workdir: Path) -> list[dict[str, Any]]:
       continue
     role = built.roles[artefact.key]
     found = read_json(path)
+    held_out = _accuracy(found, "validation")
     rows.append(
       {
         "role": name if name.startswith(world) else f"{world}_{name}",
@@ -241,13 +243,21 @@ def _models(built: study.Study, workdir: Path) -> list[dict[str, Any]]:
         "init": role["init"] if role["init"] in ("scratch", "sft") else "checkpoint",
         "steps": found["step"],
         "train_accuracy": found.get("train_accuracy"),
-        "validation_accuracy": found.get("validation_accuracy"),
+        "validation_accuracy": held_out,
         # The proxy's labels are the golden preference model's.
-        "golden_accuracy": found["validation_accuracy"] if name == "proxy_pm" else None,
-        "truth_accuracy": found.get("truth_accuracy"),
+        "golden_accuracy": held_out if name == "proxy_pm" else None,
+        "truth_accuracy": _accuracy(found, "truth"),
       }
     )
   return rows
+
+
+def _accuracy(report: Mapping[str, Any], of: str) -> str | None:
+  """An accuracy with its 95 % margin, over held-out prompts; None if there is none."""
+  if f"{of}_accuracy" not in report:
+    return None
+  margin = NORMAL_QUANTILE * report[f"{of}_stderr"]
+  return f"{report[f'{of}_accuracy']:.3f} ± {margin:.3f}"
 
 
 def _curves(built: study.Study, workdir: Path) -> dict[str, list[dict[str, Any]]]:

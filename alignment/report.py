@@ -25,9 +25,9 @@ MODEL_COLUMNS = {
   "started from": "init",
   "step chosen": "steps",
   "train accuracy": "train_accuracy",
-  "held-out accuracy": "validation_accuracy",
-  "agrees with golden PM": "golden_accuracy",
-  "agrees with truth": "truth_accuracy",
+  "held-out accuracy, 95 %": "validation_accuracy",
+  "agrees with golden PM, 95 %": "golden_accuracy",
+  "agrees with truth, 95 %": "truth_accuracy",
 }
 
 _STYLE = """

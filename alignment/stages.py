@@ -195,7 +195,9 @@ def train_preference_model(
       reporting,
     )
     agree = policy_eval.outcome(margins * np.sign(gap))[gap != 0]
+    of_prompt = prompts[reporting][gap != 0]
     report["truth_accuracy"] = float(agree.mean())
+    report["truth_stderr"] = policy_eval.clustered_stderr(agree, of_prompt)
   write_json(directory / "model.json", report)
   progress(
     f"{name}: best at step {step}; accuracy {report['validation_accuracy']:.3f} on "

@@ -278,6 +278,10 @@ def test_preference_models_report_accuracies(workdir, built):
     assert report["step"] in (4, 8)
     for key in ("validation_accuracy", "train_accuracy", "truth_accuracy"):
       assert 0 <= report[key] <= 1
+    for of in ("validation", "truth"):  # of pairs that share no prompt
+      accuracy, pairs_ = report[f"{of}_accuracy"], report["validation_pairs"]
+      usual = math.sqrt(accuracy * (1 - accuracy) / (pairs_ - 1))
+      assert report[f"{of}_stderr"] == pytest.approx(usual, rel=0.2)
     assert report["validation_pairs"] > 0
 
 
@@ -569,6 +573,8 @@ def test_report_is_whole_and_self_contained(workdir):
   assert "@import" not in page and "url(http" not in page
   for text in ("golden_pm", "proxy_pm", "SFT", "online", "offline", "golden policy"):
     assert text in page, text
+  # Held-out and true of the golden PM, and these and the golden PM's of the proxy.
+  assert len(re.findall(r">[01]\.\d{3} ± 0\.\d{3}<", page)) == 5
 
 
 def test_a_figure_without_its_runs_costs_nothing_else(workdir, tmp_path):
