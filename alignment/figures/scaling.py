@@ -118,6 +118,8 @@ def staleness(runs: Sequence[Run]) -> Drawing:
     names = ["never" if x == never else f"{x:g}" for x in at]
     axes.xaxis.set_major_formatter(FixedFormatter(names))
     axes.set_xlabel("steps between refreshes of the sampling policy")
+  for row in rows:
+    row["position"] = "never" if row["position"] == never else row["position"]
   return figure, rows
 
 
