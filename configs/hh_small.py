@@ -6,8 +6,7 @@
 PAIRS holds `prompt`, `chosen`, `rejected`; sized for the 2.3k pairs of Anthropic HH's
 helpful-base test split. Without the T5 vocabulary: --config=configs/hh_small.py:bytes.
 
-Hardware: two CPU cores. Duration: about 30 minutes with the T5
-vocabulary, added up from the measured time of single steps.
+Hardware: two CPU cores. Duration: 15 to 30 minutes with the T5 vocabulary.
 Expected: every stage works. What models this small learn from 2.3k pairs is hardly more
 than what the responses' lengths say.
 """

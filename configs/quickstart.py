@@ -3,7 +3,7 @@
   make quickstart
   python -m alignment.main --config=configs/quickstart.py --workdir=/tmp/quickstart
 
-Hardware: two CPU cores. Duration: about 9 minutes (13 of CPU time) with installation.
+Hardware: two CPU cores. Duration: 7 to 9 minutes (12 of CPU time).
 """
 
 from alignment.data import toy
