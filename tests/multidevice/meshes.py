@@ -56,6 +56,12 @@ def mesh(request):
 
 
 on_meshes = pytest.mark.parametrize("mesh", SHAPES, ids=str, indirect=True)
+on_meshes_mostly_slow = pytest.mark.parametrize(
+  "mesh",
+  [SHAPES[0], *(pytest.param(s, marks=pytest.mark.slow) for s in SHAPES[1:])],
+  ids=str,
+  indirect=True,
+)
 
 
 @functools.cache
@@ -198,15 +204,7 @@ def roll(mesh):
   return sampler(policy_params, reference, judge, prompts, KEY)
 
 
-@pytest.mark.parametrize(
-  "mesh",
-  [
-    pytest.param(s, marks=() if i == 0 else pytest.mark.slow)
-    for i, s in enumerate(SHAPES)
-  ],
-  ids=str,
-  indirect=True,
-)
+@on_meshes_mostly_slow
 def test_rollouts_equal_those_of_one_device(mesh):
   ours, theirs = roll(mesh), roll(ONE)
   rows = sharding.batch_sharding(mesh)
@@ -282,8 +280,7 @@ def test_no_parameter_moves_inside_the_token_loop(mesh):
   assert len(as_trained) > len(found), "the layout makes no difference"
 
 
-@pytest.mark.slow
-@on_meshes
+@on_meshes_mostly_slow
 def test_evaluations_equal_those_of_one_device(mesh):
   ours, theirs = evaluate(mesh), evaluate(ONE)
   np.testing.assert_array_equal(ours[1]["tokens"], theirs[1]["tokens"])
@@ -293,20 +290,23 @@ def test_evaluations_equal_those_of_one_device(mesh):
 @functools.cache
 def evaluate(mesh):
   prompts = tiny.batch(11)  # does not divide: the last batch is filled up
-  evaluation = policy.PolicyEvaluation(
-    model=MODEL,
-    reference_params=put(tiny.params(1, CFG), mesh),
+  contest = policy.Contest(
     judge=JUDGE,
     judge_params=put(tiny.params(2, JUDGE.model.cfg), mesh),
     prompts=prompts,
-    pairs=tiny.batch(9, seed=4),
-    kl_prompts=6,
     opponent=(prompts.responses_BxNxT[:, 0], prompts.lengths_BxN[:, 0]),
     start=(prompts.responses_BxNxT[:, 1], prompts.lengths_BxN[:, 1]),
     utility=None,
-    key=KEY,
     batch_size=8,
     mesh=mesh,
+  )
+  evaluation = policy.PolicyEvaluation(
+    contest=contest,
+    model=MODEL,
+    reference_params=put(tiny.params(1, CFG), mesh),
+    pairs=tiny.batch(9, seed=4),
+    kl_prompts=6,
+    key=KEY,
   )
   return evaluation(put(tiny.params(0, CFG), mesh))
 
