@@ -165,39 +165,36 @@ def train_preference_model(
   prompts = validation.prompt_numbers()
   choosing = prompts < len(np.unique(prompts)) // 2
 
-  def correct(params: Params, dataset: pairs.PairDataset, rows: np.ndarray):
-    margins = setting.map_pairs(
+  def margins(params: Params, dataset: pairs.PairDataset, rows: np.ndarray):
+    return setting.map_pairs(
       lambda batch: policy_eval.margins(preference_model, params, batch), dataset, rows
     )
-    return policy_eval.outcome(margins)
 
   def accuracy(step: int) -> float:  # one set of parameters at a time
     params = setting.load_frozen(directory, preference_model.model, step)
-    return correct(params, validation, np.flatnonzero(choosing)).mean()
+    chosen = margins(params, validation, np.flatnonzero(choosing))
+    return policy_eval.outcome(chosen).mean()
 
   step = max(keep, key=accuracy)  # of equals, the earliest
   params = setting.load_frozen(directory, preference_model.model, step)
   reporting = np.flatnonzero(~choosing)
-  held_out = correct(params, validation, reporting)
-  seen = np.arange(min(len(train_set), len(held_out)))
+  reported = margins(params, validation, reporting)
+  held_out = policy_eval.outcome(reported)
+  seen = margins(params, train_set, np.arange(min(len(train_set), len(held_out))))
   report = {
     "step": step,
     "validation_accuracy": float(held_out.mean()),
     "validation_stderr": policy_eval.clustered_stderr(held_out, prompts[reporting]),
     "validation_pairs": len(held_out),
-    "train_accuracy": float(correct(params, train_set, seen).mean()),
+    "train_accuracy": float(policy_eval.outcome(seen).mean()),
   }
   gap = setting.true_gap(validation, reporting)
   if gap is not None:
-    margins = setting.map_pairs(
-      lambda batch: policy_eval.margins(preference_model, params, batch),
-      validation,
-      reporting,
-    )
-    agree = policy_eval.outcome(margins * np.sign(gap))[gap != 0]
+    agree = policy_eval.classified(reported, gap)
     of_prompt = prompts[reporting][gap != 0]
-    report["truth_accuracy"] = float(agree.mean())
-    report["truth_stderr"] = policy_eval.clustered_stderr(agree, of_prompt)
+    if len(np.unique(of_prompt)) > 1:
+      report["truth_accuracy"] = float(agree.mean())
+      report["truth_stderr"] = policy_eval.clustered_stderr(agree, of_prompt)
   write_json(directory / "model.json", report)
   progress(
     f"{name}: best at step {step}; accuracy {report['validation_accuracy']:.3f} on "

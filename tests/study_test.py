@@ -614,8 +614,8 @@ def test_a_policy_ends_with_parameters_whatever_is_evaluated(workdir, tmp_path):
 
 def test_what_has_no_golden_label_is_not_classified():
   values, golden = np.array([2.0, -1.0, 0.0, 3.0]), np.array([1.0, 4.0, -2.0, 0.0])
-  assert eval_stages.classified(values, golden).tolist() == [1.0, 0.0, 0.5]
-  assert eval_stages.classified(values, 0 * golden).tolist() == []
+  assert policy_eval.classified(values, golden).tolist() == [1.0, 0.0, 0.5]
+  assert policy_eval.classified(values, 0 * golden).tolist() == []
 
 
 def test_nothing_is_made_twice(workdir, monkeypatch):

@@ -105,12 +105,15 @@ def outcome(margins_B: np.ndarray) -> np.ndarray:
   return (margins_B > 0) + 0.5 * (margins_B == 0)
 
 
+def classified(margins_B: np.ndarray, truth_B: np.ndarray) -> np.ndarray:
+  """Whether margins have the truth's sign (1/2 for none), where the truth has any."""
+  return outcome(margins_B * np.sign(truth_B))[truth_B != 0]
+
+
 def agreement(margins_B: np.ndarray, truth_B: np.ndarray) -> float:
   """How often margins have the truth's sign, where it has one; NaN if nowhere."""
-  decided_B = truth_B != 0
-  if not decided_B.any():
-    return float("nan")
-  return float(outcome(margins_B * np.sign(truth_B))[decided_B].mean())
+  right = classified(margins_B, truth_B)
+  return float(right.mean()) if len(right) else float("nan")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,7 +268,8 @@ class PolicyEvaluation:
 def clustered_stderr(values_P: np.ndarray, clusters_P: np.ndarray) -> float:
   """Standard error of a mean whose values vary together within a cluster (a prompt).
 
-  From the clusters' sums of deviations; the usual one where every cluster has one.
+  From the sums of deviations of the clusters, at least two; the usual one where every
+  cluster has one value.
   """
   _, at_P = np.unique(clusters_P, return_inverse=True)
   sums_C = np.bincount(at_P, values_P - values_P.mean())

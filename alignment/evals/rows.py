@@ -45,5 +45,13 @@ def map_rows(
 def distinct_prompts(dataset: PairDataset, count: int, seed: int) -> np.ndarray:
   """Rows of `count` different prompts, chosen by `seed`; fewer if there are no more."""
   order = np.random.Generator(np.random.Philox(key=[seed, 7])).permutation(len(dataset))
-  _, first = np.unique(dataset.prompt_numbers()[order], return_index=True)
-  return order[np.sort(first)[:count]]
+  seen: set[bytes] = set()
+  rows = []
+  for i in order:  # mostly ends long before the data does
+    prompt = dataset.prompts[int(i)].tobytes()
+    if prompt not in seen:
+      seen.add(prompt)
+      rows.append(int(i))
+    if len(rows) == count:
+      break
+  return np.array(rows)

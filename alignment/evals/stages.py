@@ -189,7 +189,7 @@ def classify_stream(
   for classifier, values in margins.items():
     for i, step in enumerate(starts):
       here = slice(i * count, (i + 1) * count)
-      right = classified(values[here], golden[here])
+      right = policy_eval.classified(values[here], golden[here])
       if len(right) < 2:  # a collapsed policy's pairs: nothing to classify
         continue
       lines.append(
@@ -205,11 +205,6 @@ def classify_stream(
       )
   text = "".join(json.dumps(line) + "\n" for line in lines)
   write_atomically(directory / "classification.jsonl", text.encode())
-
-
-def classified(values: np.ndarray, golden: np.ndarray) -> np.ndarray:
-  """Whether margins have the golden ones' sign (0.5 for none), where those have any."""
-  return policy_eval.outcome(values * np.sign(golden))[golden != 0]
 
 
 Evaluated = tuple[dict[str, Any], dict[str, np.ndarray]]
