@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignment import checkpoint, rollout
+from alignment import checkpoint, rollout, sharding
 from alignment.models import t5
 from alignment.setting import Setting
 from tests import studies, tiny
@@ -26,6 +26,19 @@ def saved(directory, model):
   checkpoints.save_params(3, params)
   checkpoints.close()
   return params
+
+
+def test_parameters_are_loaded_into_the_layout_of_the_study(setting):
+  """Of its rules and mesh, also those that are only read, in their dtype."""
+  model = t5.T5(dataclasses.replace(tiny.CFG, dtype="bfloat16"))
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  layout = sharding.shardings(shapes, setting.mesh, setting.rules)
+  for abstract in (setting.abstract_params(model), setting.abstract_frozen(model)):
+    assert jax.tree.map(lambda leaf: leaf.sharding, abstract) == layout
+  assert abstract["embedding"].dtype == jnp.bfloat16
+  other = studies.nano(layout=((".*", ()),))
+  found = Setting(other, 0).abstract_params(model)["embedding"].sharding.spec
+  assert found == jax.sharding.PartitionSpec(None, None) != layout["embedding"].spec
 
 
 @pytest.mark.parametrize("tied", [False, True])
