@@ -112,10 +112,15 @@ def run(
   """Makes the named stages and what they need, in every world; all by default.
 
   Raises:
-    UserError: for a name that is neither a stage nor a look (`LOOKS`).
+    UserError: for a name that is neither a stage nor a look (`LOOKS`), or if there can
+      be no such directory.
   """
   studies = _studies(config, workdir)
   wanted = _wanted(studies, names)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"--workdir: {workdir}: {error.strerror}") from None
   artefacts.run([stage for of_world in wanted for stage in of_world], workdir, check)
   for name in names:
     if name in LOOKS:

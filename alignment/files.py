@@ -94,14 +94,16 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
     np.savez(f, allow_pickle=False, **arrays)
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-  """All arrays of a file written by a stage.
+def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
+  """All arrays of a file written by a stage, among them those of these names.
 
   Raises:
     UserError: if it is missing or damaged.
   """
   try:
     with np.load(path, allow_pickle=False) as arrays:
+      if absent := set(names) - set(arrays):
+        raise ValueError(f"no {', '.join(absent)}")
       return dict(arrays)
   except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
     raise _damaged(path, error) from None

@@ -10,6 +10,7 @@ runs on each (alignment/hosts.py). SIGTERM saves and exits with status 75.
 
 from collections.abc import Callable
 import errno
+from logging import getLogger
 import os
 from pathlib import Path
 import re
@@ -17,6 +18,7 @@ import signal
 import subprocess
 import sys
 import traceback
+import warnings
 
 from absl import app, flags, logging
 import jax
@@ -177,7 +179,24 @@ def cli() -> None:
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # or TensorFlow talks of it
   # Orbax tells every step of every save, and raises its errors besides logging them.
   logging.set_verbosity(logging.FATAL)
+  silence_failed_saves()
   exit_with_status(lambda: app.run(main, flags_parser=parse_flags))
+
+
+def silence_failed_saves() -> None:
+  """Without this, pages from Orbax and TensorStore follow our line about a full disk.
+
+  When one write of a save fails, the others are left behind: coroutines that nobody
+  awaits, and callbacks into an event loop that is closed.
+  """
+  getLogger("asyncio").setLevel("CRITICAL")
+  warnings.filterwarnings("ignore", "coroutine", RuntimeWarning)
+
+  def hook(unraisable) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+      sys.__unraisablehook__(unraisable)
+
+  sys.unraisablehook = hook
 
 
 def exit_with_status(program: Callable[[], None]) -> None:

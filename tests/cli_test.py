@@ -126,7 +126,8 @@ def test_a_working_directory_that_cannot_be_one(cli, tmp_path):
   (tmp_path / "file").touch()
   nano = f"--config={ROOT}/configs/quickstart.py"
   for name, pattern in (
-    ("file", "error: .*/file/locks: Not a directory; what was finished before"),
+    ("file", "error: --workdir: .*/file: File exists"),
+    ("/proc/here", "error: --workdir: /proc/here: No such file or directory"),
     ("a[0]", r"error: --workdir: .*/a\[0\] has brackets"),
   ):
     status, _, err = cli(nano, f"--workdir={tmp_path / name}", "--stages=data")
@@ -299,3 +300,43 @@ def test_a_batch_that_does_not_divide_the_mesh(pairs, tmp_path):
     "data x fsdp = 8 shards\n"
   )
   assert not workdir.exists()
+
+
+def test_a_failed_save_is_followed_by_no_tracebacks():
+  """What Orbax leaves behind when one of its writes fails; other errors are told."""
+  code = """
+import asyncio, sys, tensorstore
+from alignment import main
+
+promise, written = tensorstore.Promise.new()
+
+async def write():
+  await written
+
+async def save():
+  asyncio.ensure_future(write())
+  await asyncio.sleep(0)
+
+class Broken:
+  def __del__(self):
+    raise ValueError("of the program")
+
+if sys.argv[1] == "silent":
+  main.silence_failed_saves()
+loop = asyncio.new_event_loop()
+loop.run_until_complete(save())
+loop.close()
+promise.set_result(None)
+write()
+Broken()
+"""
+  errors = {
+    how: subprocess.run(
+      [sys.executable, "-c", code, how], cwd=ROOT, capture_output=True, text=True
+    ).stderr
+    for how in ("silent", "not")
+  }
+  noise = ("Event loop is closed", "'write' was never awaited", "was destroyed")
+  assert all(text in errors["not"] for text in noise), errors["not"]
+  assert not any(text in errors["silent"] for text in noise), errors["silent"]
+  assert "ValueError: of the program" in errors["silent"]

@@ -68,6 +68,13 @@ def test_damaged_npz_is_one_line_that_names_it(tmp_path, keep):
     files.read_npz(path)
 
 
+def test_an_npz_of_other_arrays_is_damaged(tmp_path):
+  files.write_npz(tmp_path / "a.npz", x=np.zeros(1))
+  assert files.read_npz(tmp_path / "a.npz", "x").keys() == {"x"}
+  with pytest.raises(UserError, match=r"a\.npz: damaged; delete"):
+    files.read_npz(tmp_path / "a.npz", "x", "record")
+
+
 def test_a_checksum_follows_the_file(tmp_path):
   path = tmp_path / "a"
   path.write_bytes(b"one")

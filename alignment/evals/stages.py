@@ -249,7 +249,7 @@ def _evaluate(
       text = json.dumps({**described, "step": step, **record}, allow_nan=False)
       write_npz(path, record=np.frombuffer(text.encode(), np.uint8), **arrays)
       hosts.wait_for_first()
-    arrays = read_npz(path)
+    arrays = read_npz(path, "record")
     records.append(json.loads(arrays.pop("record").tobytes()))
     outcomes.append(arrays)
     r = records[-1]
