@@ -10,7 +10,6 @@ runs on each (alignment/hosts.py). SIGTERM saves and exits with status 75.
 
 from collections.abc import Callable
 import errno
-from logging import getLogger
 import os
 from pathlib import Path
 import re
@@ -189,7 +188,6 @@ def silence_failed_saves() -> None:
   When one write of a save fails, the others are left behind: coroutines that nobody
   awaits, and callbacks into an event loop that is closed.
   """
-  getLogger("asyncio").setLevel("CRITICAL")
   warnings.filterwarnings("ignore", "coroutine", RuntimeWarning)
 
   def hook(unraisable) -> None:

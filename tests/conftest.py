@@ -36,6 +36,7 @@ def cli(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
   from alignment import allocator, hosts, main
 
   monkeypatch.setattr(allocator, "keep_memory", lambda *_: None)
+  monkeypatch.setattr(main, "silence_failed_saves", lambda: None)  # for good
   monkeypatch.setattr(hosts, "start", lambda *_: None)  # leaves signals alone
 
   def run(*arguments: str) -> tuple[int, str, str]:

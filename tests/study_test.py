@@ -730,8 +730,12 @@ def test_evaluation_resumes_after_its_last_checkpoint(workdir, built, monkeypatc
   artefact = built.evaluations["world0_online_ipo"]
   directory = artefact.directory(workdir)
   whole = (directory / "evaluations.jsonl").read_bytes()
-  for name in ("done.json", "evaluations.jsonl", "step-8.npz"):
+  for name in ("done.json", "evaluations.jsonl"):
     (directory / name).unlink()
+  np.savez(directory / "step-8.npz", of="another program")
+  with pytest.raises(UserError, match=r"step-8\.npz: damaged; delete"):
+    artefacts.run([artefact], workdir)
+  (directory / "step-8.npz").unlink()
   calls = []
   evaluate = policy_eval.PolicyEvaluation.__call__
   monkeypatch.setattr(
