@@ -25,9 +25,9 @@ MODEL_COLUMNS = {
   "started from": "init",
   "step chosen": "steps",
   "train accuracy": "train_accuracy",
-  "held-out accuracy, 95 %": "validation_accuracy",
-  "agrees with golden PM, 95 %": "golden_accuracy",
-  "agrees with truth, 95 %": "truth_accuracy",
+  "held-out accuracy, 95\N{NO-BREAK SPACE}%": "validation_accuracy",
+  "agrees with golden PM, 95\N{NO-BREAK SPACE}%": "golden_accuracy",
+  "agrees with truth, 95\N{NO-BREAK SPACE}%": "truth_accuracy",
 }
 
 _STYLE = """
