@@ -11,7 +11,10 @@ from absl.testing import flagsaver
 import jax
 import pytest
 
+from tests import quickly
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
+quickly.collect_rarely()
 
 
 # Files that take a minute or so: first, or one of two workers would be left with them.
@@ -25,9 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module")
 def compile_quickly():
   """For modules whose programs take longer to compile than to run."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+  with quickly.compiled():
+    yield
 
 
 @pytest.fixture

@@ -18,7 +18,10 @@ import pytest
 
 from alignment import hosts, metrics
 from alignment.types import PREEMPTED_STATUS, Preempted, UserError
+from tests import quickly
 from tests.multihost import worker
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 ROOT = Path(__file__).parents[1]
 STEPS = 24
@@ -41,12 +44,15 @@ def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
 
 
 def environment(devices: int) -> dict[str, str]:
-  return os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "JAX_NUM_CPU_DEVICES": str(devices),
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "JAX_NUMPY_RANK_PROMOTION": "raise",
-  }
+  return (
+    os.environ
+    | quickly.ENVIRONMENT
+    | {
+      "JAX_PLATFORMS": "cpu",
+      "JAX_NUM_CPU_DEVICES": str(devices),
+      "JAX_NUMPY_RANK_PROMOTION": "raise",
+    }
+  )
 
 
 def launch(count: int, plan: list, heartbeat: int = 100) -> list[tuple[int, str]]:

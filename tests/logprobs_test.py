@@ -9,6 +9,8 @@ import pytest
 
 from alignment import logprobs
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 B, N, T, V = 3, 2, 5, 7
 DEAD = -1e9
 

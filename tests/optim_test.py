@@ -12,6 +12,8 @@ from alignment import optim
 from alignment.models import t5
 from alignment.types import UserError
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 LAYERS = 3
 
 

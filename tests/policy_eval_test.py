@@ -15,6 +15,8 @@ from alignment.models import t5
 from alignment.types import UserError
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 MESH = sharding.make_mesh()
 KEY = jax.random.key(7)
 P, Q = tiny.params(0), tiny.params(1)

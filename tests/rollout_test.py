@@ -13,6 +13,8 @@ from alignment.data import pairs, sources
 from alignment.models import t5
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 KEY = jax.random.key(1)
 ROLLER = rollout.Roller(tiny.POLICY, tiny.POLICY, tiny.JUDGE)
 MESH = sharding.make_mesh()

@@ -14,6 +14,8 @@ from alignment import logprobs, sampling
 from alignment.models import t5
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 KEY = jax.random.key(3)
 EOS = sampling.EOS
 

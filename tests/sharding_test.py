@@ -12,7 +12,7 @@ import pytest
 from alignment import sharding
 from alignment.models import t5
 from alignment.types import UserError
-from tests import tiny
+from tests import quickly, tiny
 
 MESH = jax.sharding.AbstractMesh((2, 2, 4), sharding.AXES)
 
@@ -23,11 +23,11 @@ MESH = jax.sharding.AbstractMesh((2, 2, 4), sharding.AXES)
 def test_results_on_8_devices_equal_those_on_one(marker):
   """tests/multidevice/meshes.py; its own report is shown where it fails."""
   root = Path(__file__).parents[1]
-  environment = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles in half the time
-  }
+  environment = (
+    os.environ
+    | quickly.ENVIRONMENT
+    | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+  )
   command = [
     sys.executable,
     "-m",

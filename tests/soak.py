@@ -28,6 +28,8 @@ import threading
 import time
 from typing import Any
 
+from tests import quickly
+
 ROOT = Path(__file__).parents[1]
 _ORBAX = ("params", "state")
 _TIMED = ("tensorboard", "locks")  # hold times, or nothing
@@ -127,8 +129,8 @@ class Study:
     self.scratch = scratch
     self.environment = {
       **os.environ,
+      **quickly.ENVIRONMENT,
       "JAX_PLATFORMS": "cpu",
-      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
       # The first run compiles, all others load: a restart then takes seconds.
       "JAX_COMPILATION_CACHE_DIR": str(scratch / "compiled"),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -201,6 +203,7 @@ if __name__ == "__main__":
     sys.argv[1:] = sys.argv[4:]
     from alignment import main as main_lib
 
+    quickly.collect_rarely()
     main_lib.cli()
   else:
     options = dict(option.removeprefix("--").split("=") for option in sys.argv[1:])

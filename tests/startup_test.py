@@ -19,6 +19,7 @@ import time
 import pytest
 
 from launch import gcloud
+from tests import quickly
 from tests.fake_tpu import flags_of, metadata_of
 
 # The training program that most tests run instead of alignment.main: it counts its
@@ -80,7 +81,7 @@ class Host:
       "ALIGNMENT_PAUSE": "0",
       "GCE_METADATA_IP": address,
       "JAX_PLATFORMS": "cpu",
-      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles quickly
+      **quickly.ENVIRONMENT,
     }
 
   def create(self, *arguments: str, launch: str = "1") -> None:

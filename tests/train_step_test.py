@@ -13,6 +13,8 @@ from alignment.models import t5
 from alignment.types import UserError
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 MESH = sharding.make_mesh()
 BETA = 0.1
 IPO = train_step.PolicyObjective(tiny.POLICY, "ipo")

@@ -22,9 +22,15 @@ from alignment.data import pairs, sources
 from alignment.files import read_npz
 from alignment.train import train
 from alignment.types import Preempted, UserError
-from tests import tiny
+from tests import quickly, tiny
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+@pytest.fixture(scope="module", autouse=True)
+def unoptimised():
+  """Not `compile_quickly`: its programs with and without skipping round differently."""
+  with quickly.compiled(fusion_emitters=True):
+    yield
+
 
 KINDS = ("sft", "offline", "online", "semi_online")
 

@@ -22,7 +22,7 @@ from alignment.files import write_json
 from alignment.models import t5
 from alignment.train import train
 from alignment.types import UserError
-from tests import tiny, train_test
+from tests import quickly, tiny, train_test
 
 MODEL = t5.T5(tiny.CFG)
 OPTIMIZER = optim.Optimizer("adamw")
@@ -115,6 +115,7 @@ if __name__ == "__main__":
   port, count, index, heartbeat, plan = sys.argv[1:]
   no_tensorflow = types.SimpleNamespace(metric_writers=mock.MagicMock())
   sys.modules["clu"] = no_tensorflow  # takes seconds to import
+  quickly.collect_rarely()
 
   def program():
     arguments = hosts.configured(f"127.0.0.1:{port}", int(count), int(index))
