@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import os
 import sys
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -23,6 +24,12 @@ LONG = ("study_test", "soak_test", "hosts_test", "configs_test", "startup_test")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   items.sort(key=lambda item: item.path.stem not in LONG)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files(tmp_path_factory):
+  """TFDS leaves an empty directory for every builder: not in the machine's own."""
+  tempfile.tempdir = str(tmp_path_factory.mktemp("temporary"))
 
 
 @pytest.fixture(scope="module")
