@@ -18,8 +18,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 quickly.collect_rarely()
 
 
-# Files that take a minute or so: first, or one of two workers would be left with them.
-LONG = ("study_test", "soak_test", "hosts_test", "configs_test", "startup_test")
+# Files that take half a minute or more, first: or one of two workers would end late.
+LONG = (
+  "study_test", "soak_test", "hosts_test", "configs_test", "sharding_test",
+  "train_test", "t5_test", "startup_test",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,6 +16,16 @@ import tensorflow_datasets as tfds
 from alignment.data import datasets
 from alignment.data.datasets import common
 from alignment.data.datasets.__main__ import main
+from alignment.data.datasets.anthropic_harmlessness import (
+  anthropic_harmlessness_dataset_builder,
+)
+from alignment.data.datasets.anthropic_helpfulness import (
+  anthropic_helpfulness_dataset_builder,
+)
+from alignment.data.datasets.chatbot_arena import chatbot_arena_dataset_builder
+from alignment.data.datasets.openai_comparisons import (
+  openai_comparisons_dataset_builder,
+)
 from alignment.types import UserError
 
 ARENA = pathlib.Path(datasets.__file__).parent / "chatbot_arena/dummy_data/arena.jsonl"
@@ -40,7 +50,7 @@ class Examples:
 
 
 class OpenaiComparisonsTest(Examples, tfds.testing.DatasetBuilderTestCase):
-  DATASET_CLASS = type(datasets.builder("openai_comparisons"))
+  DATASET_CLASS = openai_comparisons_dataset_builder.Builder
   SPLITS = {"train": 2, "validation": 1, "test": 1}
   DL_DOWNLOAD_RESULT = {"batch3": "batch3.json", "batch22": "batch22.json"}
   EXPECTED = {
@@ -84,7 +94,7 @@ class OpenaiComparisonsTest(Examples, tfds.testing.DatasetBuilderTestCase):
 
 
 class AnthropicHelpfulnessTest(Examples, tfds.testing.DatasetBuilderTestCase):
-  DATASET_CLASS = type(datasets.builder("anthropic_helpfulness"))
+  DATASET_CLASS = anthropic_helpfulness_dataset_builder.Builder
   SPLITS = {"train": 4, "test": 3}
   DL_EXTRACT_RESULT = {
     split: {
@@ -132,7 +142,7 @@ class AnthropicHelpfulnessTest(Examples, tfds.testing.DatasetBuilderTestCase):
 
 
 class AnthropicHarmlessnessTest(Examples, tfds.testing.DatasetBuilderTestCase):
-  DATASET_CLASS = type(datasets.builder("anthropic_harmlessness"))
+  DATASET_CLASS = anthropic_harmlessness_dataset_builder.Builder
   SPLITS = {"train": 1, "test": 1}
   DL_EXTRACT_RESULT = {
     split: {"harmless-base": f"harmless-base_{split}.jsonl"}
@@ -167,7 +177,7 @@ ARENA_EXAMPLES = {
 
 
 class ChatbotArenaTest(Examples, tfds.testing.DatasetBuilderTestCase):
-  DATASET_CLASS = type(datasets.builder("chatbot_arena"))
+  DATASET_CLASS = chatbot_arena_dataset_builder.Builder
   SPLITS = {"train": 3, "test": 1}
   EXPECTED = ARENA_EXAMPLES
   SKIPPED = {
