@@ -17,15 +17,14 @@ from alignment.models import huggingface, t5
 from alignment.types import UserError
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 ROOT = Path(__file__).parent / "fixtures" / "t5"
 FIXTURES = sorted(path.name for path in ROOT.iterdir())
 WEIGHTS, INDEX = huggingface.WEIGHTS, huggingface.INDEX
 
 
-FAST = {"xla_backend_optimization_level": 0}  # compiles in half the time
-
-
-@functools.partial(jax.jit, static_argnums=0, compiler_options=FAST)
+@functools.partial(jax.jit, static_argnums=0)
 def compute(model, params, prompts_BxS, lengths_B, responses_BxNxT):
   """(teacher-forced logits, greedy tokens Bx1xT: only from layers that are a list)."""
   context = model.prepare(params, prompts_BxS, lengths_B, cross_keys_values=True)
