@@ -171,7 +171,7 @@ def test_the_record_is_what_plain_counting_gives(evaluated):
     both = e.contest.prompts.replace(
       responses_BxNxT=np.stack([a[0], b[0]], 1), lengths_BxN=np.stack([a[1], b[1]], 1)
     )
-    prefer = jax.jit(tiny.JUDGE.preference, compiler_options=tiny.FAST)
+    prefer = jax.jit(tiny.JUDGE.preference)
     return np.asarray(prefer(e.contest.judge_params, both))
 
   mine, second = ((tokens[:, i], lengths[:, i]) for i in (0, 1))
@@ -194,7 +194,7 @@ def test_the_record_is_what_plain_counting_gives(evaluated):
   assert record["kl"] == pytest.approx(kl.mean(), rel=1e-4)
   assert record["kl_stderr"] == pytest.approx(kl.std(ddof=1) / 6**0.5, rel=1e-4)
 
-  score = jax.jit(train_step.score, static_argnums=0, compiler_options=tiny.FAST)
+  score = jax.jit(train_step.score, static_argnums=0)
   ratios = np.asarray(score(tiny.POLICY, P, e.pairs)) - e.pairs.ref_logps_BxN
   right = (ratios[:, 0] > ratios[:, 1]).mean()
   assert record["classification_accuracy"] == pytest.approx(right)

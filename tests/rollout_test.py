@@ -67,18 +67,14 @@ def result(params, prompts):
 @pytest.fixture(scope="module")
 def unordered(params, prompts):
   """The same samples as they were drawn."""
-  generate = jax.jit(
-    rollout.generate, static_argnums=(0, 4, 5), compiler_options=tiny.FAST
-  )
+  generate = jax.jit(rollout.generate, static_argnums=(0, 4, 5))
   return generate(tiny.POLICY, params["policy"], prompts, KEY, 2, tiny.T)
 
 
 def test_the_response_that_the_judge_prefers_is_first(params, result):
   margins_B = np.asarray(result.margins_B)
   assert np.all(margins_B >= 0) and np.any(margins_B > 0)
-  again_B = jax.jit(tiny.JUDGE.preference, compiler_options=tiny.FAST)(
-    params["judge"], result.batch
-  )
+  again_B = jax.jit(tiny.JUDGE.preference)(params["judge"], result.batch)
   np.testing.assert_allclose(again_B, margins_B, atol=1e-5)
 
 
@@ -122,7 +118,7 @@ def test_ordering_moves_all_that_belongs_to_a_response(result, unordered):
 
 
 def test_log_probabilities_equal_a_separate_score(params, result):
-  score = jax.jit(train_step.score, static_argnums=0, compiler_options=tiny.FAST)
+  score = jax.jit(train_step.score, static_argnums=0)
   reference = score(tiny.POLICY, params["reference"], result.batch)
   np.testing.assert_allclose(result.batch.ref_logps_BxN, reference, atol=2e-5)
   policy = score(tiny.POLICY, params["policy"], result.batch)

@@ -20,12 +20,7 @@ KEY = jax.random.key(3)
 EOS = sampling.EOS
 
 
-FAST = {"xla_backend_optimization_level": 0}  # compiles in half the time
-
-
-@functools.partial(
-  jax.jit, static_argnums=(0, 4), static_argnames="settings", compiler_options=FAST
-)
+@functools.partial(jax.jit, static_argnums=(0, 4), static_argnames="settings")
 def run(model, params, prompts, key, shape, settings=()):
   """Samples `shape` = (N, T) responses to each row."""
   context = model.prepare(

@@ -28,7 +28,7 @@ def params_for(name, seed=0):
   return tiny.params(seed, tiny.JUDGE.model.cfg if name == "pm" else tiny.CFG)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3), compiler_options=tiny.FAST)
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def gradients(objective, params, batch, microbatches=1):
   return train_step.gradients(objective, params, batch, jnp.float32(BETA), microbatches)
 
@@ -131,7 +131,7 @@ def test_policy_metrics_are_sums_and_weights(batch, whole):
 
 
 def test_preference_metrics_are_of_both_orders(batch, whole):
-  orders = jax.jit(tiny.JUDGE.both_orders, compiler_options=tiny.FAST)
+  orders = jax.jit(tiny.JUDGE.both_orders)
   forward, backward = map(np.asarray, orders(params_for("pm"), batch))
   loss = np.asarray(losses.preference(forward, backward))
   metrics, w = whole["pm"][1], batch.weights_B
