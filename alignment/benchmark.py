@@ -25,7 +25,7 @@ from typing import Any
 from absl import app, flags
 import numpy as np
 
-from alignment import allocator
+from alignment.runtime import allocator
 from alignment.types import UserError
 
 MEASURES = ("train_step", "online_step", "generation", "scoring")
@@ -113,8 +113,11 @@ def programs(case: Case, params: Any = None) -> dict[str, Callable[[], Any]]:
   import jax
   import jax.numpy as jnp
 
-  from alignment import judge, optim, rollout, sharding, train_step, types, vocab
+  from alignment import types
+  from alignment.core import judges, optim, rollout, train_step
+  from alignment.data import vocabularies
   from alignment.models import t5
+  from alignment.runtime import sharding
 
   model = t5.T5(case.config())
   B, S, T = case.prompts, case.prompt_length, case.response_length
@@ -139,8 +142,8 @@ def programs(case: Case, params: Any = None) -> dict[str, Callable[[], Any]]:
     ),
     mesh,
   )
-  markers = vocab.JudgeMarkers((2,), (3,), (4, 1), first_id=5, second_id=6)
-  preference_model = judge.PreferenceModel(model, markers, case.judge_length(), "left")
+  markers = vocabularies.JudgeMarkers((2,), (3,), (4, 1), first_id=5, second_id=6)
+  preference_model = judges.PreferenceModel(model, markers, case.judge_length(), "left")
   roller = rollout.Roller(model, model, preference_model, stop_at_eos=False)
   roll = rollout.compiled(roller, mesh)
   score = jax.jit(functools.partial(train_step.score, model))

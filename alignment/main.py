@@ -5,7 +5,7 @@
   python -m alignment.main --config=... --workdir=... --stages=show_batch
 
 Finished stages are skipped; a killed one resumes. On several hosts the same command
-runs on each (alignment/hosts.py). SIGTERM saves and exits with status 75.
+runs on each (alignment/runtime/hosts.py). SIGTERM saves and exits with status 75.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,8 @@ from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from alignment import allocator, artefacts, hosts
+from alignment.runtime import allocator, hosts
+from alignment.study import artefacts
 from alignment.types import PREEMPTED_STATUS, Preempted, UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The study's configuration.")
@@ -55,6 +56,7 @@ _HEARTBEAT = flags.DEFINE_integer(
   lower_bound=1,
 )
 
+_SCHEMA = "alignment/study/schema.py"
 _OF_THE_DISK = (
   errno.ENOSPC,
   errno.EDQUOT,
@@ -97,13 +99,13 @@ def main(argv: list[str]) -> None:
   if _WORKER.value:
     hosts.die_with_parent()
   hosts.start(processes, _HEARTBEAT.value)
-  from alignment import commands, study  # now that it has its cores: this starts JAX
+  from alignment.study import commands, graph
 
   commands.check_keys(config)
   if _DRY_RUN.value:
     commands.dry_run(config, workdir, _STAGES.value)
     return
-  study.build_all(config)  # a bad configuration is one line, not one of every worker
+  graph.build_all(config)  # a bad configuration is one line, not one of every worker
   fellows = [] if _WORKER.value else start_fellows(workers)
   hosts.pass_on_to(fellows)
   try:
@@ -158,13 +160,11 @@ def parse_flags(argv: list[str]) -> list[str]:
     if raised := re.search(r"Traceback .*\n(\S[^\n]*)\s*$", str(text), re.DOTALL):
       text = raised[1]
     if unknown := re.match(r"'?Key \"(.*?)\" does not exist", str(text)):
-      text = (
-        f"'{unknown[1]}' is no key of the configuration; all are in configs/base.py"
-      )
+      text = f"'{unknown[1]}' is no key of the configuration; all are in {_SCHEMA}"
     key = re.findall(r"\w+", str(text))[:1]  # ml_collections says "'key'", and no more
     for flag in (word.partition("=")[0] for word in argv):
       if flag.startswith("--config.") and set(key) & set(flag.split(".")[1:]):
-        text = f"{flag} is no key of the configuration; all are in configs/base.py"
+        text = f"{flag} is no key of the configuration; all are in {_SCHEMA}"
     told = "".join(traceback.format_exception(error))
     at = re.findall(r'File "([^"]+)", line (\d+), in get_config', told)
     files = [word for word in argv if word.startswith("--config=") and raised]

@@ -10,8 +10,8 @@ Expected (the paper's figure 1): online is above offline at equal KL; the gap
 between their peaks is small.
 """
 
-from configs import base
+from alignment.study import schema
 
 
 def get_config():
-  return base.paper_task("chat_arena")
+  return schema.paper_task("chat_arena")

@@ -9,8 +9,8 @@ WORKDIR/artefacts is a link to that of tldr's working directory.
 Expected (the paper's figure 1): online is above offline at equal KL and at its peak.
 """
 
-from configs import base
+from alignment.study import schema
 
 
 def get_config():
-  return base.paper_task("helpfulness")
+  return schema.paper_task("helpfulness")

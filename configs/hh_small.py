@@ -11,8 +11,8 @@ Expected: every stage works. What models this small learn from 2.3k pairs is har
 than what the responses' lengths say.
 """
 
+from alignment.study import schema
 from alignment.types import UserError
-from configs import base
 
 # The most tokens of a prompt and of a response.
 LENGTHS = {"sentencepiece": (96, 48), "bytes": (192, 96)}
@@ -22,7 +22,7 @@ def get_config(vocabulary: str = "sentencepiece"):
   if vocabulary not in LENGTHS:
     known = " and ".join(LENGTHS)
     raise UserError(f"configs/hh_small.py: no vocabulary '{vocabulary}', but {known}")
-  c = base.get_config()
+  c = schema.get_config()
   c.task = "hh_small"
   c.workers = 2
   c.data.validation_fraction = 0.1
@@ -31,7 +31,7 @@ def get_config(vocabulary: str = "sentencepiece"):
   c.judge_context_length = c.prompt_length + 2 * c.response_length + 16
   c.model.update({"dtype": "float32", "scan_layers": False, "remat": "none"})
 
-  adamw = base.optimizer(name="adamw", clip_norm=1.0)
+  adamw = schema.optimizer(name="adamw", clip_norm=1.0)
   small = {"size": "micro", "optimizer": adamw, "batch_size": 16, "warmup_steps": 50}
   judge = {"learning_rate": 5e-4, "steps": 600, "evaluations": 6}
   c.golden_pm.update(small | judge | {"size": "tiny", "init": "scratch"})

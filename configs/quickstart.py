@@ -8,11 +8,11 @@ matrices at 200 GFLOP/s each (12 of CPU time), 12 on some that reach half of tha
 """
 
 from alignment.data import toy
-from configs import base
+from alignment.study import schema
 
 
 def get_config():
-  c = base.get_config()
+  c = schema.get_config()
   c.task = "toy"
   c.workers = 2
   c.data.update(
@@ -26,7 +26,7 @@ def get_config():
   c.judge_context_length = 30  # prompt, two responses and three marks
   c.model = {"dtype": "float32", "scan_layers": False, "remat": "none"}
 
-  adamw = base.optimizer(name="adamw", b2=0.99)
+  adamw = schema.optimizer(name="adamw", b2=0.99)
   small = {"optimizer": adamw, "batch_size": 32, "warmup_steps": 50}
   judge = small | {"learning_rate": 1e-3, "warmup_steps": 200, "decay": True}
   policy = small | {

@@ -11,8 +11,9 @@ paper's tasks at its own scale. The miniature's models are the quickstart's.
 Hardware: two CPU cores for `toy`. Duration: within 2 hours a world.
 """
 
+from alignment.study import schema
 from alignment.types import UserError
-from configs import base, quickstart
+from configs import quickstart
 
 # What each figure is drawn from: groups of runs, defined below.
 FIGURES = {
@@ -66,7 +67,7 @@ def miniature():
 
 def paper_scale(task: str):
   """(config, the axes of each group): the paper's."""
-  c = base.paper_task(task)
+  c = schema.paper_task(task)
   sweep = {"learning_rate": (3e-6, 1e-5, 3e-5), "beta": (0.1, 0.5, 1.0)}
   rates = {"learning_rate": sweep["learning_rate"]}
   return c, {
@@ -95,8 +96,8 @@ def get_config(chosen: str = "all"):
   known = ", ".join(["all", *FIGURES])
   if names != "all" and names not in FIGURES:
     raise UserError(f"configs/study.py: no figure '{names}'; there are {known}")
-  if task not in ("", "toy", *base.PAPER_DATA):
-    tasks = ", ".join(["toy", *base.PAPER_DATA])
+  if task not in ("", "toy", *schema.PAPER_DATA):
+    tasks = ", ".join(["toy", *schema.PAPER_DATA])
     raise UserError(f"configs/study.py: no task '{task}'; there are {tasks}")
   c, axes = miniature() if task in ("", "toy") else paper_scale(task)
   c.figures = tuple(FIGURES) if names == "all" else (names,)

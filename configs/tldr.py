@@ -23,8 +23,8 @@ Expected (the paper's figure 1): win rate against KL rises, then falls for both 
 online is above offline at equal KL and at its peak.
 """
 
-from configs import base
+from alignment.study import schema
 
 
 def get_config():
-  return base.paper_task("tldr")
+  return schema.paper_task("tldr")

@@ -22,8 +22,8 @@ import jax
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
-from alignment import sharding
-from alignment.main import parse_flags  # and its --config
+from alignment.main import parse_flags
+from alignment.runtime import sharding
 from alignment.types import UserError
 from launch import fit, hlo, topology
 from launch.placed import Program

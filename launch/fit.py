@@ -14,8 +14,9 @@ from typing import Any
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
-from alignment import recipes, sharding
 from alignment.models import t5
+from alignment.runtime import sharding
+from alignment.study import recipes
 from alignment.types import UserError
 from launch.placed import Passes, Program, Work, device_bytes
 from launch.programs import programs

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from alignment import sharding, vocab
+from alignment.data import vocabularies
 from alignment.models import t5
-from alignment.setting import Setting
+from alignment.runtime import sharding
+from alignment.study.setting import Setting
 from alignment.types import Params
 
 T5_LIVE_IDS = 32_100
@@ -34,7 +35,7 @@ class Placed(Setting):
     return super().abstract_params(model)
 
   @property
-  def vocabulary(self) -> vocab.Vocabulary:
+  def vocabulary(self) -> vocabularies.Vocabulary:
     """The study's own, or one of the size of T5's where no file is named."""
     if self.config.vocab.kind == "sentencepiece" and not self.config.vocab.path:
       return _stand_in()
@@ -111,6 +112,8 @@ def device_bytes(tree: Any) -> int:
 
 
 @functools.cache
-def _stand_in() -> vocab.Vocabulary:
-  others = vocab.WordVocabulary(("w",)).size - 1
-  return vocab.WordVocabulary(tuple(f"w{i}" for i in range(T5_LIVE_IDS - others)))
+def _stand_in() -> vocabularies.Vocabulary:
+  others = vocabularies.WordVocabulary(("w",)).size - 1
+  return vocabularies.WordVocabulary(
+    tuple(f"w{i}" for i in range(T5_LIVE_IDS - others))
+  )

@@ -14,10 +14,12 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
-from alignment import losses, optim, recipes, rollout, sharding, train_step
-from alignment.evals import policy as policy_eval
-from alignment.judge import PreferenceModel
+from alignment.core import evaluation as policy_eval
+from alignment.core import losses, optim, rollout, train_step
+from alignment.core.judges import PreferenceModel
 from alignment.models import t5
+from alignment.runtime import sharding
+from alignment.study import recipes
 from alignment.types import Batch, Params, UserError
 from launch.placed import Passes, Placed, Program, Work
 

@@ -28,8 +28,8 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from alignment import recipes
-from alignment.files import write_atomically
+from alignment.runtime.files import write_atomically
+from alignment.study import recipes
 from alignment.types import PREEMPTED_STATUS, UserError
 from launch import gcloud, tpu, watch
 from launch.gcloud import Cloud, Job

@@ -10,8 +10,9 @@ import sys
 import pytest
 import sentencepiece
 
-from alignment import allocator, main
+from alignment import main
 from alignment.models import huggingface, t5
+from alignment.runtime import allocator
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -60,7 +61,8 @@ def fails(cli, tmp_path):
     ("bta", ["--config.policy.bta=0.5"]),
     ("steps", ["--config.policy.steps=many"]),
     ("stagess", ["--stagess=data"]),
-    ("--config.policy.bogus is no key of the configuration; all are in configs/base.py",
+    ("--config.policy.bogus is no key of the configuration; all are in "
+     "alignment/study/schema.py",
      ["--config.policy.bogus=1"]),
     ("data.format 'csv' is unknown; there are toy, jsonl, tfds",
      ["--config.data.format=csv"]),

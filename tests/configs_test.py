@@ -6,19 +6,12 @@ from pathlib import Path
 from ml_collections import ConfigDict
 import pytest
 
-from alignment import artefacts, figures, recipes, study
+from alignment.analysis import figures
 from alignment.data import datasets
-from alignment.metrics import read_jsonl
+from alignment.runtime.metrics import read_jsonl
+from alignment.study import artefacts, graph, recipes, schema
 from alignment.types import UserError
-from configs import (
-  base,
-  chat_arena,
-  harmlessness,
-  helpfulness,
-  hh_small,
-  quickstart,
-  tldr,
-)
+from configs import chat_arena, harmlessness, helpfulness, hh_small, quickstart, tldr
 from configs import study as study_config
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -80,8 +73,8 @@ def tiny(config: ConfigDict, pairs: Path) -> ConfigDict:
 
 
 def test_every_config_is_tested():
-  found = {path.stem for path in Path(base.__file__).parent.glob("*.py")}
-  assert found == MODULES.keys() | {"base", "__init__"}
+  found = {path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py")}
+  assert found == MODULES.keys() | {"__init__"}
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -103,7 +96,7 @@ def test_has_no_keys_of_its_own(name):
       *_paths(flat), *(f"data.{key}" for key in config.data if key != "language")
     }  # fmt: skip
 
-  assert keys(MODULES[name].get_config()) == keys(base.get_config())
+  assert keys(MODULES[name].get_config()) == keys(schema.get_config())
 
 
 def _paths(config: ConfigDict, prefix: str = "") -> set[str]:
@@ -119,7 +112,7 @@ def _paths(config: ConfigDict, prefix: str = "") -> set[str]:
 @pytest.mark.parametrize("name", MODULES)
 def test_builds(name, pairs):
   config = tiny(MODULES[name].get_config(), pairs)
-  built = study.build(config, 0)
+  built = graph.build(config, 0)
   expected = len(recipes.runs(config))
   assert len(built.policies) == expected > 1
   methods = {a.config["role"]["method"] for a in built.policies.values()}
@@ -165,7 +158,7 @@ def test_figures_share_what_they_have_in_common():
   """Figure 12 needs no recorded stream, figure 5 that of the same online run."""
   keys = []
   for figure in ("figure_05", "figure_12"):
-    built = study.build(study_config.get_config(figure), 0)
+    built = graph.build(study_config.get_config(figure), 0)
     found = {a.name: a.key for a in artefacts.closure(built.stages().values())}
     keys.append(found["data_final_vs_final"])
   assert keys[0] == keys[1]
@@ -179,7 +172,7 @@ def test_every_figure_is_a_config_at_both_scales(figure, task, pairs):
   assert set(recipes.runs(config)) <= set(
     recipes.runs(study_config.get_config(f"all,{task}"))
   )
-  built = study.build(config, 0)
+  built = graph.build(config, 0)
   assert (built.classification is not None) == (figure == "figure_06")
   labels = {label for label, _ in recipes.runs(config).values()}
   needed = set(study_config.FIGURES[figure]) & {"online", "offline", "shuffled"}
@@ -271,7 +264,7 @@ def test_tasks_share_the_sft_of_all_four(pairs):
   """The paper's one SFT: the same artefact in the same working directory."""
   keys = set()
   for module in PAPER.values():
-    built = study.build(tiny(module.get_config(), pairs), 0)
+    built = graph.build(tiny(module.get_config(), pairs), 0)
     keys.add(built.models["sft_nano"].key)
     assert len(built.models["sft_nano"].inputs) == 4
   assert len(keys) == 1
@@ -281,7 +274,7 @@ def test_a_step_of_every_stage_at_the_papers_numerics(pairs, tmp_path):
   """bfloat16, scanned and rematerialised layers, Adafactor, pooled SFT."""
   c = tiny(tldr.get_config(), pairs)
   c.runs = {"online": {"method": ("online",)}, "offline": {"method": ("offline",)}}
-  built = study.build(c, 0)
+  built = graph.build(c, 0)
   evaluated = "evaluate_world0_online_ipo"
   artefacts.run([built.stages()[evaluated], *built.policies.values()], tmp_path)
   for name in ("sft_nano", "golden_pm", "proxy_pm", "golden_policy", *built.policies):
@@ -294,7 +287,7 @@ def test_a_step_of_every_stage_at_the_papers_numerics(pairs, tmp_path):
 
 
 def test_keys_that_are_of_others_may_be_added():
-  c = base.get_config()
+  c = schema.get_config()
   c.runs.mine = {"beta": (0.5,)}
   c.datasets.ours = ("sft", "sft")
   c.data.language.num_words = 24

@@ -20,8 +20,8 @@ quickly.collect_rarely()
 
 # Files that take half a minute or more, first: or one of two workers would end late.
 LONG = (
-  "study_test", "soak_test", "hosts_test", "configs_test", "sharding_test",
-  "train_test", "t5_test", "startup_test",
+  "graph_test", "soak_test", "hosts_test", "configs_test", "sharding_test",
+  "loop_test", "t5_test", "startup_test",
 )  # fmt: skip
 
 
@@ -45,7 +45,8 @@ def compile_quickly():
 @pytest.fixture
 def cli(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
   """`cli(*arguments)` runs the command line in here: (status, stdout, stderr)."""
-  from alignment import allocator, hosts, main
+  from alignment import main
+  from alignment.runtime import allocator, hosts
 
   monkeypatch.setattr(allocator, "keep_memory", lambda *_: None)
   monkeypatch.setattr(main, "silence_failed_saves", lambda: None)  # for good

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment.runs import JUDGES, Classification, Run
+from alignment.analysis.runs import JUDGES, Classification, Run
 
 PARAMETERS = {"nano": 10_000, "micro": 40_000, "milli": 160_000, "tiny": 640_000}
 MEASURED = {  # at every checkpoint, unless told otherwise

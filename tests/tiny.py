@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from alignment import judge, sampling, vocab
+from alignment.core import judges, sampling
+from alignment.data import vocabularies
 from alignment.models import t5
 from alignment.types import Array, Batch, Params
 
@@ -18,8 +19,8 @@ CFG = t5.T5Config(
   vocab_rows=20, live_ids=LIVE, buckets=4, max_distance=4,
 )  # fmt: skip
 POLICY = t5.T5(CFG)
-MARKERS = vocab.JudgeMarkers((12, 13), (14,), (15, 1), first_id=16, second_id=17)
-JUDGE = judge.PreferenceModel(
+MARKERS = vocabularies.JudgeMarkers((12, 13), (14,), (15, 1), first_id=16, second_id=17)
+JUDGE = judges.PreferenceModel(
   t5.T5(dataclasses.replace(CFG, live_ids=0)), MARKERS, 18, "left"
 )
 

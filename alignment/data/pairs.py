@@ -16,8 +16,8 @@ import tempfile
 
 import numpy as np
 
-from alignment import hosts
-from alignment.files import naming
+from alignment.runtime import hosts
+from alignment.runtime.files import naming
 from alignment.types import Batch, UserError
 
 _CHUNK = 1 << 20  # tokens held in memory before they go to disk

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from alignment import sharding
 from alignment.data import pairs, stream
+from alignment.runtime import sharding
 from alignment.types import Array, Batch, Params
 
 
@@ -68,7 +68,7 @@ class OnlineSource:
   """The same prompts in the same order; the policy writes the responses.
 
   `rollout(params, prompts, key)` samples, judges, orders and scores on the device
-  (alignment/rollout.py, with reference and judge already applied).
+  (alignment/core/rollout.py, with reference and judge already applied).
 
   With an `on_policy_fraction` below 1 the rows after that share of the batch keep the
   pair of the data set: a hybrid of both methods on the same prompts. `record` is shown

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from alignment import hosts, sharding
-from alignment.files import checksum, read_json, replacing_path, write_json
+from alignment.runtime import hosts, sharding
+from alignment.runtime.files import checksum, read_json, replacing_path, write_json
 from alignment.types import Batch, UserError
 
 MANIFEST = "manifest.json"
@@ -69,7 +69,7 @@ class Recorder:
       self._shards = manifest["shards"]
 
   def add(self, step: int, rollout: Any) -> None:
-    """Takes the rollout (alignment/rollout.py) of the next step, fetching the last."""
+    """Takes the rollout (core/rollout.py) of the next step, fetching the last."""
     self._fetch()
     self._pending = step, rollout
 

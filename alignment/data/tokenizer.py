@@ -7,8 +7,8 @@ import numpy as np
 
 from alignment.data import pairs
 from alignment.data.readers import Example
+from alignment.data.vocabularies import EOS_ID, Vocabulary
 from alignment.types import UserError
-from alignment.vocab import EOS_ID, Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,1 +1,4 @@
-"""Models: a model is `init`, `prepare`, `logits` and `decode_step` over one pytree."""
+"""Models as pure functions over one parameter pytree, and their Hugging Face files.
+
+May import: `alignment.runtime`, `alignment.types`. Start with `t5.py`.
+"""

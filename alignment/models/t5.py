@@ -18,8 +18,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from alignment import sharding
 from alignment.models import layers as lib
+from alignment.runtime import sharding
 from alignment.types import Array, Params, UserError
 
 PAD = 0  # also the decoder's start token

@@ -1,6 +1,6 @@
 """Every program on meshes of 8 devices, against one device.
 
-Run by tests/sharding_test.py in a process of its own, where 8 virtual devices exist.
+Run by runtime/sharding_test.py in a process of its own, where 8 virtual devices exist.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignment import optim, rollout, sharding, train_step
-from alignment.evals import policy
+from alignment.core import evaluation, optim, rollout, train_step
 from alignment.models import t5
+from alignment.runtime import sharding
 from alignment.types import UserError
 from tests import tiny
 
@@ -290,7 +290,7 @@ def test_evaluations_equal_those_of_one_device(mesh):
 @functools.cache
 def evaluate(mesh):
   prompts = tiny.batch(11)  # does not divide: the last batch is filled up
-  contest = policy.Contest(
+  contest = evaluation.Contest(
     judge=JUDGE,
     judge_params=put(tiny.params(2, JUDGE.model.cfg), mesh),
     prompts=prompts,
@@ -300,7 +300,7 @@ def evaluate(mesh):
     batch_size=8,
     mesh=mesh,
   )
-  evaluation = policy.PolicyEvaluation(
+  evaluator = evaluation.PolicyEvaluation(
     contest=contest,
     model=MODEL,
     reference_params=put(tiny.params(1, CFG), mesh),
@@ -308,7 +308,7 @@ def evaluate(mesh):
     kl_prompts=6,
     key=KEY,
   )
-  return evaluation(put(tiny.params(0, CFG), mesh))
+  return evaluator(put(tiny.params(0, CFG), mesh))
 
 
 def test_a_dimension_that_does_not_divide_is_an_error_with_its_name():

@@ -1,4 +1,4 @@
-"""One of several processes that do what a plan says; started by tests/hosts_test.py.
+"""One of several processes that do what a plan says; started by runtime/hosts_test.py.
 
 A plan is a list of [what, arguments by name]. `train` trains a tiny model on a mesh of
 4 devices, however many processes they are shared by; `read` restores what another
@@ -16,13 +16,16 @@ from unittest import mock
 import jax
 import numpy as np
 
-from alignment import checkpoint, hosts, main, optim, sharding, train_step
+from alignment import main
+from alignment.core import optim, train_step
+from alignment.core.loop import train
 from alignment.data import sources
-from alignment.files import write_json
 from alignment.models import t5
-from alignment.train import train
+from alignment.runtime import checkpoint, hosts, sharding
+from alignment.runtime.files import write_json
 from alignment.types import UserError
-from tests import quickly, tiny, train_test
+from tests import quickly, tiny
+from tests.core import loop_test
 
 MODEL = t5.T5(tiny.CFG)
 OPTIMIZER = optim.Optimizer("adamw")
@@ -51,7 +54,7 @@ def run(
         ids.append(sharding.fetch(batch.ids_B).tolist())
       return batch
 
-  source = Source(train_test.dataset(), 8, tiny.S, tiny.T, mesh, seed=1)
+  source = Source(loop_test.dataset(), 8, tiny.S, tiny.T, mesh, seed=1)
   objective = train_step.PolicyObjective(MODEL, "ipo")
   layout = train_step.abstract_state(MODEL, OPTIMIZER, mesh, RULES)
   state = train(

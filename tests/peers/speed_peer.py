@@ -25,7 +25,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by PyTorch when it starts
 
-from alignment import allocator
+from alignment.runtime import allocator
 
 allocator.keep_memory()
 
@@ -178,7 +178,7 @@ def check_same_answers(peer: Peer, params: Any, model: t5.T5) -> None:
   import jax.numpy as jnp
   import numpy as np
 
-  from alignment import logprobs
+  from alignment.core import logprobs
 
   B = peer.case.prompts
   lengths_B = jnp.full((B,), peer.case.prompt_length)

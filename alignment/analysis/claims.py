@@ -1,0 +1,312 @@
+"""The paper's claims, measured: estimate, interval under each judge, and verdict.
+
+A claim "agrees" or "disagrees" only on at least `WORLDS_NEEDED` worlds, and only if
+every judge says the same: the 95 % interval over worlds lies within the region in which
+the statement holds (agrees), or has no point in common with it (disagrees). Anything
+else is "undecided", with the reason. Where a sweep is compared with fewer runs, equal
+numbers of both and all runs of both must give the same verdict.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+from typing import Any
+
+from alignment.analysis.envelopes import RESAMPLES
+from alignment.analysis.hypotheses import HYPOTHESES, Hypothesis
+from alignment.analysis.intervals import Estimate, over_worlds, undefined
+from alignment.analysis.runs import Classification, Run
+from alignment.analysis.selection import Pool, larger_size, main_loss, sizes, trained
+
+WORLDS_NEEDED = 6  # fewer independent worlds decide nothing
+NO_JUDGE = "-"  # of numbers that need none
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """A hypothesis on one task and loss, as measured."""
+
+  figure: str
+  name: str
+  statement: str
+  task: str
+  loss: str  # "" where none is involved
+  methods: tuple[str, ...]  # what was compared; of two, the first minus the second
+  region: str  # of the number, where the statement holds
+  num_runs: dict[int, tuple[int, ...]]  # world -> runs of each of `methods`
+  estimates: dict[str, Estimate]  # judge -> with equal numbers of runs
+  of_all_runs: dict[str, Estimate]  # judge -> with all runs of both; {} if as many
+  per_world: dict[int, dict[str, Estimate]]  # world -> judge -> with equal numbers
+  verdict: str  # agrees, disagrees or undecided
+  reason: str  # why undecided
+  reading: str  # what these worlds show, where they are too few to decide
+
+  @property
+  def compared(self) -> str:
+    """For tables: "online minus offline"."""
+    return " minus ".join(self.methods[:2]) + "".join(
+      f", {method}" for method in self.methods[2:]
+    )
+
+  @property
+  def runs_compared(self) -> str:
+    """For tables: "1 vs 9", or "1 vs 8-9" where worlds differ."""
+    spans = []
+    for numbers in zip(*self.num_runs.values(), strict=True):
+      low, high = min(numbers), max(numbers)
+      spans.append(str(low) if low == high else f"{low}-{high}")
+    return " vs ".join(spans)
+
+
+def claims(
+  runs: Sequence[Run],
+  hypotheses: Sequence[Hypothesis] = HYPOTHESES,
+  resamples: int = RESAMPLES,
+  classification: Sequence[Classification] = (),
+) -> list[Claim]:
+  """Measures every hypothesis on every task and loss, in the order of the paper.
+
+  A statement that no world has the runs for is left out; worlds that lack some of them
+  are named in the reason. `classification` is what figure 6 is drawn from.
+  """
+  pools: dict[tuple[str, str], Pool] = {}
+  size, larger = next(iter(sizes(runs)), ""), larger_size(runs)
+  for task in dict.fromkeys([run.task for run in runs]):
+    of_task = [run for run in runs if run.task == task]
+    policies = {id(run) for run in trained(of_task)}
+    for loss in dict.fromkeys(run.loss for run in of_task if id(run) in policies):
+      chosen = [r for r in of_task if r.loss == loss or id(r) not in policies]
+      pools[task, loss] = Pool(chosen, (), size, larger)
+  for task in dict.fromkeys(row.task for row in classification):
+    rows = [row for row in classification if row.task == task]
+    pools[task, ""] = Pool((), rows, size, larger)
+  found = [
+    _claim(hypothesis, task, loss, pool, resamples)
+    for hypothesis in hypotheses
+    for (task, loss), pool in pools.items()
+    if _is_about(hypothesis, task, loss, main_loss(runs))
+  ]
+  return [claim for claim in found if claim]
+
+
+def _is_about(hypothesis: Hypothesis, task: str, loss: str, main: str) -> bool:
+  if hypothesis.only_tasks and task not in hypothesis.only_tasks:
+    return False
+  wanted = {
+    "main": loss in ("", main),
+    "contrastive": loss not in ("", "best_of_2"),
+    "best_of_2": loss == "best_of_2",
+  }
+  return wanted[hypothesis.losses] and task not in hypothesis.not_tasks
+
+
+def _claim(
+  hypothesis: Hypothesis, task: str, loss: str, pool: Pool, resamples: int
+) -> Claim | None:
+  worlds = {run.world for run in pool.runs} | {c.world for c in pool.classification}
+  judges = (
+    [NO_JUDGE]
+    if not hypothesis.judged
+    else list(pool.runs[0].wins if pool.runs else [])
+  )
+  num_runs: dict[int, tuple[int, ...]] = {}
+  per_world: dict[int, dict[str, Estimate]] = {}
+  all_runs: dict[int, dict[str, Estimate]] = {}
+  unequal = False
+  for world in sorted(worlds):
+    in_world = pool.of_world(world)
+    every = [which.of(in_world) for which in hypothesis.of]
+    groups = hypothesis.match(every) if hypothesis.match else every
+    num_runs[world] = tuple(map(_num_runs, groups))
+    lacking = [w for w, group in zip(hypothesis.of, every, strict=True) if not group]
+    if lacking:
+      reason = f"no {' and no '.join(map(str, lacking))} run"
+      per_world[world] = all_runs[world] = dict.fromkeys(judges, undefined(reason))
+      continue
+    per_world[world] = {j: _measure(hypothesis, groups, j, resamples) for j in judges}
+    all_runs[world] = per_world[world]
+    if hypothesis.selects and len({*num_runs[world], *map(len, every)}) > 1:
+      unequal = True
+      all_runs[world] = {
+        j: _measure(hypothesis, every, j, resamples, equal_numbers=False)
+        for j in judges
+      }
+  if not judges or all(0 in counts for counts in num_runs.values()):
+    return None
+
+  def combined(worlds: Mapping[int, Mapping[str, Estimate]]) -> dict[str, Estimate]:
+    return {j: over_worlds({w: e[j] for w, e in worlds.items()}) for j in judges}
+
+  estimates = combined(per_world)
+  verdict, reason = _verdict(hypothesis, estimates, per_world)
+  if unequal and not hypothesis.match and verdict != "undecided":
+    of_all, _ = _verdict(hypothesis, combined(all_runs), all_runs)
+    if of_all != verdict:
+      reason = f"{verdict} with equal numbers of runs, {of_all} with all"
+      verdict = "undecided"
+  return Claim(
+    figure=hypothesis.figure,
+    name=hypothesis.name,
+    statement=hypothesis.statement,
+    task=task,
+    loss=loss,
+    methods=tuple(map(str, hypothesis.of)),
+    region=hypothesis.region,
+    num_runs=num_runs,
+    estimates=estimates,
+    of_all_runs=combined(all_runs) if unequal else {},
+    per_world=per_world,
+    verdict=verdict,
+    reason=reason,
+    reading=_reading(hypothesis, per_world) if verdict == "undecided" else "",
+  )
+
+
+def _num_runs(group: Sequence[Any]) -> int:
+  """Its runs; the steps at which one policy classifies a stream are one."""
+  return len({i.classifier if isinstance(i, Classification) else id(i) for i in group})
+
+
+def _measure(
+  hypothesis: Hypothesis,
+  groups: Sequence[Sequence[Any]],
+  judge: str,
+  resamples: int,
+  **options: bool,
+) -> Estimate:
+  if not hypothesis.judged:
+    return hypothesis.measure(*groups)
+  return hypothesis.measure(*groups, judge, resamples=resamples, **options)
+
+
+def _side(hypothesis: Hypothesis, estimate: Estimate) -> int:
+  """1 where the interval says that the statement holds, -1 that it does not, else 0."""
+  low, high = hypothesis.holds
+  ends = (estimate.low, estimate.high)
+  if math.isnan(estimate.low):  # of a world whose number has no interval of its own
+    ends = (estimate.value, estimate.value)
+  if low < ends[0] and ends[1] < high:
+    return 1
+  return -1 if ends[1] <= low or ends[0] >= high else 0
+
+
+def _verdict(
+  hypothesis: Hypothesis,
+  estimates: Mapping[str, Estimate],
+  per_world: Mapping[int, Mapping[str, Estimate]],
+) -> tuple[str, str]:
+  """(agrees, disagrees or undecided, why undecided)."""
+  worlds = min(
+    sum(not math.isnan(of_judge[judge].value) for of_judge in per_world.values())
+    for judge in estimates
+  )
+  left_out = next((e.reason for e in estimates.values() if e.reason), "")
+  if worlds < WORLDS_NEEDED:
+    number = f"{worlds} world{'' if worlds == 1 else 's'}: {WORLDS_NEEDED} are needed"
+    return "undecided", "; ".join(filter(None, (number, left_out)))
+  sides = {judge: _side(hypothesis, e) for judge, e in estimates.items()}
+  if {1, -1} <= set(sides.values()):
+    return "undecided", "judges disagree"
+  across = [judge for judge, side in sides.items() if side == 0]
+  if across:
+    edges = [f"{edge:.3g}" for edge in hypothesis.holds if math.isfinite(edge)]
+    by = "" if across == [NO_JUDGE] else f" ({', '.join(across)})"
+    return "undecided", f"interval contains {' or '.join(edges)}{by}"
+  return ("agrees" if min(sides.values()) > 0 else "disagrees"), ""
+
+
+def _reading(
+  hypothesis: Hypothesis, per_world: Mapping[int, Mapping[str, Estimate]]
+) -> str:
+  """What one world's interval says, or in how many worlds the number is as stated."""
+  defined = [
+    of_judge
+    for of_judge in per_world.values()
+    if not any(math.isnan(estimate.value) for estimate in of_judge.values())
+  ]
+  if not defined:
+    return ""
+  low, high = hypothesis.holds
+  judges = list(defined[0])
+
+  def by(judge: str) -> str:
+    return "" if judge == NO_JUDGE else f" ({judge})"
+
+  if len(defined) > 1:
+    counts = {
+      judge: sum(low < of_judge[judge].value < high for of_judge in defined)
+      for judge in judges
+    }
+    words = ", ".join(f"{count}{by(judge)}" for judge, count in counts.items())
+    return f"holds in {words} of {len(defined)} worlds"
+  sides = {judge: _side(hypothesis, defined[0][judge]) for judge in judges}
+  words_of = {1: "holds", -1: "does not hold", 0: "not separated"}
+  if len(set(sides.values())) == 1:
+    words = words_of[sides[judges[0]]]
+  else:
+    words = ", ".join(f"{words_of[side]}{by(judge)}" for judge, side in sides.items())
+  return f"{words} in this world"
+
+
+def table(claims: Sequence[Claim]) -> list[dict[str, Any]]:
+  """The claims as rows for a CSV: per judge one over all worlds, and one per world."""
+  rows = []
+  for claim in claims:
+    about = {
+      "figure": claim.figure,
+      "number": claim.name,
+      "statement": claim.statement,
+      "task": claim.task,
+      "loss": claim.loss,
+      "compared": claim.compared,
+      "holds_if": claim.region,
+    }
+    decided = {"verdict": claim.verdict, "reason": claim.reason}
+    for judge, estimate in claim.estimates.items():
+      rows.append(about | _cells("all", judge, estimate) | decided)
+    for world, estimates in claim.per_world.items():
+      rows += [about | _cells(world, judge, e) for judge, e in estimates.items()]
+  return rows
+
+
+def _cells(world: int | str, judge: str, estimate: Estimate) -> dict[str, Any]:
+  numbers = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+  return {"world": world, "judge": judge, **numbers, "over": estimate.over}
+
+
+def format_claims(claims: Sequence[Claim]) -> str:
+  """The claims as an aligned text table for a terminal, two or more lines each."""
+  header = (
+    "figure",
+    "task",
+    "loss",
+    "number",
+    "judge",
+    "measured [95 %]",
+    "over",
+    "runs",
+  )
+  rows = [header]
+  notes: dict[int, list[str]] = {}  # row -> lines below it
+  for claim in claims:
+    first = (claim.figure, claim.task, claim.loss, claim.name)
+    for judge, estimate in claim.estimates.items():
+      rows.append((*first, judge, str(estimate), estimate.over, claim.runs_compared))
+      first = ("", "", "", "")
+    for judge, estimate in claim.of_all_runs.items():
+      rows.append(("", "", "", "  all runs", judge, str(estimate), estimate.over, ""))
+    because = f" ({claim.reason})" if claim.reason else ""
+    notes[len(rows)] = [
+      f'paper: "{claim.statement}": {claim.verdict}{because}',
+      f"number: {claim.compared}; holds if {claim.region}",
+    ]
+    if claim.reading:
+      notes[len(rows)].append(f"here: {claim.reading}")
+    notes[len(rows)].append("")
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = []
+  for number, row in enumerate(rows, start=1):
+    cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+    lines.append("  ".join(cells).rstrip())
+    lines += [f"  {note}".rstrip() for note in notes.get(number, [])]
+  return "\n".join(lines).rstrip() + "\n"

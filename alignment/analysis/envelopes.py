@@ -1,0 +1,284 @@
+"""What the evaluations say: envelopes, gaps with intervals.
+
+Two things would bias a comparison of maxima, and each has its remedy here.
+
+*Noise of the evaluation*: the largest of many noisy win rates is too large, the more
+so the more there are. So checkpoints are selected on one half of the prompts and
+reported on the other, both ways, averaged over several splits (cross-fitting): what is
+reported of a selected checkpoint is unbiased however many it was selected from.
+
+*Number of configurations tried*: a method with more runs has more chances of a good
+one. With different numbers of runs, both methods are given the smaller number: the
+expectation over all subsets of that many runs, computed exactly from ranks.
+
+Shape letters: E checkpoints of a run, P prompts, R resamples (row 0 is the data
+itself), K runs of a method, G KL budgets, 2 the halves of the prompts.
+"""
+
+from collections.abc import Sequence
+import functools
+import math
+
+import numpy as np
+
+from alignment.analysis.intervals import (
+  Estimate,
+  by_world,
+  interval,
+  over_prompts,
+  undefined,
+)
+from alignment.analysis.runs import Run
+
+KL_FLOOR = 0.01  # nats; at less, a policy is SFT still, and log KL is mostly noise
+RESAMPLES = 200  # 5 % on the width of an interval
+SPLITS = 8  # of the prompts into halves: which half is which should not matter
+
+
+def upper_envelope(
+  kl: np.ndarray, win_rate: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """The best win rate within each KL budget: what figure 1 of the paper suggests.
+
+  Returns the KLs in increasing order and the cumulative maximum of the win rates. As
+  a maximum over noisy points it is biased upwards, more so with more points: `envelope`
+  is the version for comparisons.
+  """
+  order = np.lexsort((-win_rate, kl))  # of equal KLs the best first
+  return kl[order], np.maximum.accumulate(win_rate[order])
+
+
+@functools.lru_cache(maxsize=2)
+def _prompt_weights_RxP(num_prompts: int, resamples: int) -> np.ndarray:
+  """Prompt weights: row 0 the data, rows 1.. resamples; not normalised.
+
+  Rubin's Bayesian bootstrap: exponential weights. A fixed seed: all runs, judges and
+  methods see the same draws, so that differences are paired.
+  """
+  weights_RxP = np.random.default_rng(0).exponential(size=(1 + resamples, num_prompts))
+  weights_RxP[0] = 1
+  weights_RxP.flags.writeable = False  # it is shared through the cache
+  return weights_RxP
+
+
+@functools.lru_cache(maxsize=SPLITS)
+def _prompt_weights_2xRxP(num_prompts: int, resamples: int, split: int) -> np.ndarray:
+  """Normalised prompt weights of the two halves of one split.
+
+  A prompt keeps its weight in all splits, and is never in both halves, which would
+  carry the noise that it was selected by into the report.
+  """
+  weights_RxP = _prompt_weights_RxP(num_prompts, resamples)
+  shuffled = np.random.default_rng(1 + split).permutation(num_prompts)
+  weights_2xRxP = np.zeros((2, *weights_RxP.shape))
+  for half_RxP, members in zip(weights_2xRxP, np.array_split(shuffled, 2), strict=True):
+    half_RxP[:, members] = weights_RxP[:, members]
+  weights_2xRxP /= weights_2xRxP.sum(axis=-1, keepdims=True)
+  weights_2xRxP.flags.writeable = False
+  return weights_2xRxP
+
+
+@functools.lru_cache(maxsize=4096)  # of some 20 kB; most claims look at the same runs
+def _win_rates_2xRxE(run: Run, judge: str, resamples: int, split: int) -> np.ndarray:
+  wins_ExP = run.wins[judge]
+  weights_2xRxP = _prompt_weights_2xRxP(wins_ExP.shape[1], resamples, split)
+  # Not a matrix product: that is slower here, and its bits depend on BLAS's threads.
+  return np.einsum("hrp,ep->hre", weights_2xRxP, wins_ExP)
+
+
+def win_rates_RxE(run: Run, judge: str, resamples: int) -> np.ndarray:
+  """Win rates over all prompts, per resample: for numbers that select nothing."""
+  wins_ExP = run.wins[judge]
+  weights_RxP = _prompt_weights_RxP(wins_ExP.shape[1], resamples)
+  return np.einsum("rp,ep->re", weights_RxP, wins_ExP) / weights_RxP.sum(1)[:, None]
+
+
+def _expected_best(
+  selected_xK: np.ndarray, reported_xK: np.ndarray, size: int
+) -> np.ndarray:
+  """The reported value of the run that selection picks, over all `size` of K runs.
+
+  The run of rank j (from 0) is the best of C(K-1-j, size-1) of the C(K, size) subsets.
+  Runs with nothing to select (-inf) are never picked; subsets of only such are left
+  out. With size = K it is simply the report of the best run.
+  """
+  num_runs = selected_xK.shape[-1]
+  weights_K = np.array(
+    [math.comb(num_runs - 1 - rank, size - 1) for rank in range(num_runs)], float
+  )
+  weights_K /= math.comb(num_runs, size)
+  order = np.argsort(-selected_xK, axis=-1, kind="stable")
+  some = np.take_along_axis(selected_xK, order, axis=-1) > -np.inf
+  weights_xK = np.where(some, weights_K, 0)
+  ranked_xK = np.take_along_axis(reported_xK, order, axis=-1)
+  return (weights_xK * ranked_xK).sum(axis=-1) / weights_xK.sum(axis=-1)
+
+
+def peak_R(runs: Sequence[Run], judge: str, size: int, resamples: int) -> np.ndarray:
+  """Cross-fitted peak win rate of the best of `size` runs, per resample."""
+  splits = (
+    _peak_of_split_R(runs, judge, size, resamples, split) for split in range(SPLITS)
+  )
+  return np.mean(list(splits), axis=0)
+
+
+def _peak_of_split_R(
+  runs: Sequence[Run], judge: str, size: int, resamples: int, split: int
+) -> np.ndarray:
+  selected, reported = [], []
+  for run in runs:
+    rates_2xRxE = _win_rates_2xRxE(run, judge, resamples, split)
+    best = rates_2xRxE.argmax(axis=-1)[..., None]
+    selected.append(np.take_along_axis(rates_2xRxE, best, axis=-1)[..., 0])
+    reported.append(np.take_along_axis(rates_2xRxE[::-1], best, axis=-1)[..., 0])
+  best_2xR = _expected_best(np.stack(selected, -1), np.stack(reported, -1), size)
+  return best_2xR.mean(axis=0)
+
+
+def _envelope_RxG(
+  runs: Sequence[Run], judge: str, budgets_G: np.ndarray, size: int, resamples: int
+) -> np.ndarray:
+  """Cross-fitted best win rate within each KL budget, per resample."""
+  splits = (
+    _envelope_of_split_RxG(runs, judge, budgets_G, size, resamples, split)
+    for split in range(SPLITS)
+  )
+  return np.mean(list(splits), axis=0)
+
+
+def _envelope_of_split_RxG(
+  runs: Sequence[Run],
+  judge: str,
+  budgets_G: np.ndarray,
+  size: int,
+  resamples: int,
+  split: int,
+) -> np.ndarray:
+  selected, reported = [], []
+  for run in runs:
+    order = np.argsort(run.kl_E, kind="stable")
+    order = order[run.kl_E[order] >= KL_FLOOR]
+    rates_2xRxE = _win_rates_2xRxE(run, judge, resamples, split)[..., order]
+    if not len(order):  # it never leaves SFT
+      nothing_2xRxG = np.zeros((*rates_2xRxE.shape[:-1], len(budgets_G)))
+      selected.append(nothing_2xRxG - np.inf)
+      reported.append(nothing_2xRxG)
+      continue
+    # Index of the best checkpoint so far: the last at which the maximum rose.
+    rates_before = np.maximum.accumulate(rates_2xRxE, axis=-1)[..., :-1]
+    rises = np.ones(rates_2xRxE.shape, bool)
+    rises[..., 1:] = rates_2xRxE[..., 1:] > rates_before
+    best_2xRxE = np.maximum.accumulate(np.where(rises, np.arange(len(order)), 0), -1)
+    within_G = np.searchsorted(run.kl_E[order], budgets_G, side="right") - 1
+    best_2xRxG = best_2xRxE[..., np.maximum(within_G, 0)]
+    chosen = np.take_along_axis(rates_2xRxE, best_2xRxG, axis=-1)
+    selected.append(np.where(within_G >= 0, chosen, -np.inf))
+    reported.append(np.take_along_axis(rates_2xRxE[::-1], best_2xRxG, axis=-1))
+  best_2xRxG = _expected_best(np.stack(selected, -1), np.stack(reported, -1), size)
+  return best_2xRxG.mean(axis=0)
+
+
+def _kls(runs: Sequence[Run]) -> np.ndarray:
+  """The KLs that count, all runs together, increasing and distinct."""
+  kls = np.concatenate([run.kl_E for run in runs]) if runs else np.array([])
+  return np.unique(kls[kls >= KL_FLOOR])
+
+
+def envelope(
+  runs: Sequence[Run], judge: str, resamples: int = RESAMPLES
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """Cross-fitted upper envelope of one method, over all its runs, with a 95 % band.
+
+  With several worlds, the mean of the worlds' envelopes from the KL that all of them
+  reach. It need not rise everywhere: checkpoints are selected on the other half of
+  the prompts.
+
+  Returns:
+    (kl_G, win_rate_G, low_G, high_G); the band is over prompts, within the worlds. All
+    empty where no checkpoint is above the floor.
+  """
+  worlds = [runs for runs in by_world(runs).values() if len(_kls(runs))]
+  if not worlds:
+    return (np.array([]),) * 4
+  budgets_G = _kls([run for runs in worlds for run in runs])
+  budgets_G = budgets_G[budgets_G >= max(_kls(runs)[0] for runs in worlds)]
+  mean_RxG = np.mean(
+    [_envelope_RxG(runs, judge, budgets_G, len(runs), resamples) for runs in worlds],
+    axis=0,
+  )
+  return budgets_G, mean_RxG[0], *interval(mean_RxG)
+
+
+def peak_gap(
+  runs_a: Sequence[Run],
+  runs_b: Sequence[Run],
+  judge: str,
+  *,
+  equal_numbers: bool = True,
+  resamples: int = RESAMPLES,
+) -> Estimate:
+  """Peak win rate of method a minus that of b, in one world, all KLs allowed.
+
+  The peak is over the checkpoints of all runs, cross-fitted over prompts. If the
+  methods have different numbers of runs, the larger one's peak is the expectation over
+  all subsets of as many runs as the smaller has; `equal_numbers=False` takes all runs
+  of both, as figure 1 of the paper does with one online run and a sweep offline. Runs
+  may have different numbers of checkpoints: a longer run is not another configuration.
+
+  The interval is from a bootstrap over prompts, selection redone in each resample; it
+  says nothing about other training seeds or worlds.
+  """
+  size_a, size_b = _sizes(runs_a, runs_b, equal_numbers)
+  gap_R = peak_R(runs_a, judge, size_a, resamples)
+  gap_R = gap_R - peak_R(runs_b, judge, size_b, resamples)
+  return over_prompts(gap_R, runs_a)
+
+
+def gap_at_equal_kl(
+  runs_a: Sequence[Run],
+  runs_b: Sequence[Run],
+  judge: str,
+  *,
+  equal_numbers: bool = True,
+  resamples: int = RESAMPLES,
+  above: float = 0.0,
+) -> Estimate:
+  """Mean difference of the methods' upper envelopes (a - b) at equal KL, in one world.
+
+  The envelope at KL c is the best win rate of any checkpoint with KL at most c, cross-
+  fitted over prompts and with equal numbers of runs as in `peak_gap`; subsets without a
+  checkpoint within c are left out of the expectation at c. It is averaged over log KL
+  on the range that both methods reach: from the larger of their smallest KLs to the
+  smaller of their largest. Checkpoints below `KL_FLOOR` take no part. KLs are taken as
+  known: the interval, over prompts as in `peak_gap`, lacks their own (small) errors.
+
+  Envelopes are steps: between two checkpoints a method is taken as it was at the lower
+  one. With one or two runs the gap depends on where checkpoints lie, in all worlds
+  alike, so that no interval covers it.
+
+  `above` leaves out that fraction of the common range of log KL, from below: 0.5 is the
+  gap at high KL. NaN with a reason where the two ranges do not overlap.
+  """
+  kls_a, kls_b = _kls(runs_a), _kls(runs_b)
+  if not (len(kls_a) and len(kls_b)):
+    return undefined(f"no checkpoint above KL {KL_FLOOR:g}")
+  low, high = max(kls_a[0], kls_b[0]), min(kls_a[-1], kls_b[-1])
+  if low >= high:
+    ranges = (f"{kls[0]:.3g} to {kls[-1]:.3g}" for kls in (kls_a, kls_b))
+    return undefined(f"no common range of KL ({' and '.join(ranges)})")
+  low = low ** (1 - above) * high**above
+  budgets_G = np.union1d(np.union1d(kls_a, kls_b), low)
+  budgets_G = budgets_G[(budgets_G >= low) & (budgets_G <= high)]
+  widths = np.diff(np.log(budgets_G))
+  starts = budgets_G[:-1]  # a step holds from its budget to the next
+  size_a, size_b = _sizes(runs_a, runs_b, equal_numbers)
+  gap_RxG = _envelope_RxG(runs_a, judge, starts, size_a, resamples)
+  gap_RxG = gap_RxG - _envelope_RxG(runs_b, judge, starts, size_b, resamples)
+  return over_prompts(gap_RxG @ widths / widths.sum(), runs_a)
+
+
+def _sizes(
+  runs_a: Sequence[Run], runs_b: Sequence[Run], equal_numbers: bool
+) -> tuple[int, int]:
+  smaller = min(len(runs_a), len(runs_b))
+  return (smaller, smaller) if equal_numbers else (len(runs_a), len(runs_b))

@@ -1,0 +1,88 @@
+"""Figures: each a function from evaluated runs to a drawing and the CSV of its numbers.
+
+`FIGURES` has them all by the name of their files. A figure draws in the common style
+(`style.py`) and returns every number drawn, as rows told apart by their `kind`. Numbers
+come from evaluations alone, and the same evaluations give the same bytes.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from alignment.analysis.figures import classification, laws, scaling, training, win_rate
+from alignment.analysis.figures.style import Drawing, csv_bytes, png
+from alignment.analysis.figures.training import training_curves
+from alignment.analysis.runs import Classification, Run
+from alignment.runtime.files import write_atomically
+from alignment.types import UserError
+
+__all__ = ("FIGURES", "csv_bytes", "draw", "png", "training_curves")
+
+_OF_RUNS: dict[str, Callable[[Sequence[Run]], Drawing]] = {
+  "figure_01": win_rate.figure_01,
+  "figure_04": win_rate.figure_04,
+  "figure_05": win_rate.figure_05,
+  "figure_07": classification.figure_07,
+  "figure_08": classification.figure_08,
+  "figure_09": win_rate.figure_09,
+  "figure_10": win_rate.figure_10,
+  "figure_11": scaling.figure_11,
+  "figure_12": win_rate.figure_12,
+  "figure_13": win_rate.figure_13,
+  "figure_14": scaling.figure_14,
+  "appendix_e1": classification.appendix_e1,
+  "appendix_f": training.appendix_f,
+  "losses": win_rate.losses,
+  "staleness": scaling.staleness,
+  "hybrid": scaling.hybrid,
+  "laws": laws.laws,
+}
+# Name -> what it shows, for captions. Figures 2 and 3 of the paper are diagrams.
+FIGURES = {
+  "figure_01": "Figure 1: win rate against the golden policy, by KL spent",
+  "figure_04": "Figure 4: learning from the online stream, shuffled",
+  "figure_05": "Figure 5: learning from the final online policy's responses",
+  "figure_06": "Figure 6: classifiers on the online stream",
+  "figure_07": "Figure 7: win rate against accuracy on D_golden",
+  "figure_08": "Figure 8: accuracy and log-ratios on D_golden over training",
+  "figure_09": "Figure 9: Best-of-2, a loss that is not contrastive",
+  "figure_10": "Figure 10: larger policies",
+  "figure_11": "Figure 11: best results by policy size, relative to online",
+  "figure_12": "Figure 12: data sets of other pairs of policies",
+  "figure_13": "Figure 13: how much shuffling of the stream hurts",
+  "figure_14": "Figure 14: best results by policy size",
+  "appendix_e1": "Appendix E.1: policies as classifiers of their own samples",
+  "appendix_f": "Appendix F: the stream replayed in order beside the online run",
+  "losses": "Figure 1 for every loss",
+  "staleness": "Beyond the paper: how stale the sampling policy may be",
+  "hybrid": "Beyond the paper: batches that are on-policy in part",
+  "laws": "Beyond the paper: laws of over-optimisation (Gao et al.)",
+}
+
+
+def draw(
+  name: str,
+  runs: Sequence[Run],
+  out_dir: Path,
+  classified: Sequence[Classification] = (),
+) -> tuple[Path, Path]:
+  """Draws one figure into `out_dir`; returns the paths of its PNG and its CSV.
+
+  Args:
+    name: one of `FIGURES`.
+    runs: all evaluated runs; a figure takes those it is about.
+    out_dir: directory of the files.
+    classified: rows of figure 6.
+
+  Raises:
+    UserError: for an unknown name, or if the figure's runs are missing (naming them).
+  """
+  if name not in FIGURES:
+    raise UserError(f"no figure {name!r}; there are {', '.join(FIGURES)}")
+  if name == "figure_06":
+    figure, rows = classification.figure_06(classified)
+  else:
+    figure, rows = _OF_RUNS[name](runs)
+  paths = out_dir / f"{name}.png", out_dir / f"{name}.csv"
+  write_atomically(paths[0], png(figure))
+  write_atomically(paths[1], csv_bytes(rows))
+  return paths

@@ -1,0 +1,354 @@
+"""Evaluated runs, as read from their files; everything that is read is checked.
+
+`WORKDIR/runs/<run>/evaluations.jsonl` has one JSON object per evaluated checkpoint:
+
+  run, task, loss: strings
+  method: string, the entry of `config.runs` (online, offline, shuffled, replay,
+    semi_online, hybrid, best_of_n, a resampled data set's name), sft or golden_policy
+  size, parameters: of the policy, its name and an integer
+  dataset: string, what an offline method learns from: golden, stream or the name of a
+    resampled data set; null for all others
+  world, seed, step: integers; the step of best_of_n is n
+  beta, learning_rate: finite numbers; null where there are none
+  replay_window: integer, 0 replays the stream as recorded, k shuffles it within windows
+    of k batches, -1 uniformly; null where nothing is replayed
+  refresh_every: integer, steps between updates of the policy that samples: 1 online, 0
+    never; null offline
+  on_policy_fraction: number, 1 online, 0 offline, hybrid in between; null untrained
+  kl, win_rate: finite numbers
+  kl_stderr, win_rate_stderr, golden_score, golden_score_stderr,
+  classification_accuracy, chosen_log_ratio, rejected_log_ratio,
+  self_classification_accuracy, truncation_rate, response_length, entropy,
+  decode_vs_score_max_abs_diff: numbers; null where they make no sense
+  true_utility, true_win_rate, judge_accuracy_on_policy: numbers or null; all absent
+    where the truth is not known
+
+All other keys are required; unknown ones are kept. Beside it lie `outcomes.npz`,
+the outcome of every checkpoint on every prompt (`steps_E`; `golden_ExP` and, in worlds
+whose truth is known, `truth_ExP`: 1 won, 0.5 tied, 0 lost against the golden policy),
+and, where something was trained, `metrics.jsonl`: the run's training statistics.
+
+`WORKDIR/classification/world<w>.jsonl` has one object per classifier and step of the
+recorded online stream: the keys of `Classification`.
+
+Shape letters: E checkpoints of a run, P prompts (the same ones, in the same order, for
+all runs of a task in a world).
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+import zipfile
+import zlib
+
+import numpy as np
+
+from alignment.runtime.metrics import read_jsonl
+from alignment.types import UserError
+
+JUDGES = {"golden PM": "golden_ExP", "truth": "truth_ExP"}  # judge -> its outcomes
+WIN_RATE_TOLERANCE = 1e-3  # between the two files of one evaluation
+
+
+def _integer(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+  return _integer(value) or isinstance(value, float)
+
+
+def _finite(value: Any) -> bool:
+  return _number(value) and math.isfinite(value)
+
+
+# What a value must be, and how an error calls it.
+_Kind = tuple[str, Callable[[Any], bool]]
+_STRING: _Kind = ("a string", lambda value: isinstance(value, str))
+_INTEGER: _Kind = ("an integer", _integer)
+_FINITE: _Kind = ("a finite number", _finite)
+_MEASURED: _Kind = ("a number or null", lambda value: value is None or _number(value))
+
+
+def _or_null(kind: _Kind) -> _Kind:
+  return f"{kind[0]} or null", lambda value: value is None or kind[1](value)
+
+
+_OF_A_RUN: dict[str, _Kind] = {  # the same at all its checkpoints
+  **dict.fromkeys(("run", "method", "task", "loss", "size"), _STRING),
+  **dict.fromkeys(("world", "seed", "parameters"), _INTEGER),
+  **dict.fromkeys(("beta", "learning_rate"), _or_null(_FINITE)),
+  "dataset": _or_null(_STRING),
+  **dict.fromkeys(("replay_window", "refresh_every"), _or_null(_INTEGER)),
+  "on_policy_fraction": _or_null(_FINITE),
+}
+_OF_A_CHECKPOINT: dict[str, _Kind] = {
+  "step": _INTEGER,
+  **dict.fromkeys(("kl", "win_rate"), _FINITE),
+  **dict.fromkeys(
+    (
+      "kl_stderr",
+      "win_rate_stderr",
+      "golden_score",
+      "golden_score_stderr",
+      "classification_accuracy",
+      "chosen_log_ratio",
+      "rejected_log_ratio",
+      "self_classification_accuracy",
+      "truncation_rate",
+      "response_length",
+      "entropy",
+      "decode_vs_score_max_abs_diff",
+    ),
+    _MEASURED,
+  ),
+}
+_OF_TRUTH = dict.fromkeys(
+  ("true_utility", "true_win_rate", "judge_accuracy_on_policy"), _MEASURED
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # two runs are never the same
+class Run:
+  """One policy run and its evaluated checkpoints, ordered by step.
+
+  Fields are explained in the module's docstring.
+  """
+
+  name: str
+  method: str
+  task: str
+  loss: str
+  beta: float | None
+  learning_rate: float | None
+  world: int
+  seed: int
+  size: str
+  parameters: int
+  dataset: str | None
+  replay_window: int | None
+  refresh_every: int | None
+  on_policy_fraction: float | None
+  steps_E: np.ndarray
+  kl_E: np.ndarray  # KL(policy, SFT), nats
+  wins: dict[str, np.ndarray]  # judge -> ExP outcomes against the golden policy
+  records: list[dict[str, Any]]  # the evaluations themselves
+  metrics: list[dict[str, Any]]  # training statistics by step; [] where there are none
+  default: bool = False  # at the hyper-parameters of config.policy; no file says so
+
+  def win_rates_E(self, judge: str) -> np.ndarray:
+    return self.wins[judge].mean(axis=1)
+
+  def measured_E(self, key: str) -> np.ndarray:
+    """A measured key of the evaluations, NaN where it is not defined."""
+    values = [record[key] for record in self.records]
+    return np.array([math.nan if value is None else value for value in values], float)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+  """One classifier on the recorded online stream near one of its steps."""
+
+  task: str
+  world: int
+  classifier: str  # proxy_pm, online or offline
+  step: int
+  accuracy: float
+  stderr: float
+  pairs: int
+
+
+def load_runs(
+  workdirs: str | Path | Sequence[str | Path], names: Collection[str] | None = None
+) -> list[Run]:
+  """Reads the evaluated runs of one or more working directories, ordered by name.
+
+  Of `names` only, if they are given: others are not looked at. A directory under
+  `runs/` without `evaluations.jsonl` has not been evaluated yet and is no run. Raises
+  UserError for a file that is damaged, incomplete, or at odds with the file beside it,
+  for one run found twice (it would count twice), and if there is no evaluated run.
+  """
+  if isinstance(workdirs, (str, Path)):
+    workdirs = [workdirs]
+  runs: list[Run] = []
+  first_of: dict[tuple, Path] = {}
+  prompts_of: dict[tuple, tuple[int, Path]] = {}
+  judges_of: dict[str, tuple[list[str], Path]] = {}
+  for workdir in map(Path, workdirs):
+    found = [
+      path
+      for path in sorted(workdir.glob("runs/*/evaluations.jsonl"))
+      if names is None or path.parent.name in names
+    ]
+    if not found:
+      raise UserError(
+        f"{workdir / 'runs'}: no evaluated run (runs/<run>/evaluations.jsonl); train "
+        "and evaluate first, or name another --workdir"
+      )
+    for path in found:
+      run = _load_run(path)
+      identity = (run.task, run.world, run.name)
+      if identity in first_of:
+        raise UserError(
+          f"{path}: run {run.name!r} of world {run.world} is also in "
+          f"{first_of[identity]}; name each working directory once"
+        )
+      first_of[identity] = path
+      num_prompts = next(iter(run.wins.values())).shape[1]
+      expected, other = prompts_of.setdefault(identity[:2], (num_prompts, path))
+      if num_prompts != expected:
+        raise UserError(
+          f"{path.with_name('outcomes.npz')}: {num_prompts} prompts, but {other.parent}"
+          f" of the same world has {expected}; evaluate both on the same prompts"
+        )
+      judges, other = judges_of.setdefault(run.task, (list(run.wins), path))
+      if list(run.wins) != judges:
+        raise UserError(
+          f"{path.with_name('outcomes.npz')}: judged by {' and '.join(run.wins)}, but "
+          f"{other.parent} by {' and '.join(judges)}; evaluate both alike"
+        )
+      runs.append(run)
+  return runs
+
+
+def _load_run(path: Path) -> Run:
+  records = read_evaluations(path)
+  records.sort(key=lambda record: record["step"])
+  first = records[0]
+  for record in records[1:]:
+    for key in _OF_A_RUN:
+      if record[key] != first[key]:
+        raise UserError(
+          f"{path}: {key} is {first[key]!r} at step {first['step']} but "
+          f"{record[key]!r} at step {record['step']}; one file holds one run"
+        )
+  steps_E = np.array([record["step"] for record in records])
+  if len(set(steps_E.tolist())) < len(steps_E):
+    raise UserError(f"{path}: a step is evaluated twice; delete one of the lines")
+  wins = _read_outcomes(path.with_name("outcomes.npz"), steps_E)
+  for judge, key in (("golden PM", "win_rate"), ("truth", "true_win_rate")):
+    if judge not in wins or first.get(key) is None:
+      continue
+    written_E = np.array([record[key] for record in records], float)
+    difference = np.abs(wins[judge].mean(axis=1) - written_E).max()
+    if not difference <= WIN_RATE_TOLERANCE:  # NaN too
+      raise UserError(
+        f"{path}: {key} is not the mean of {JUDGES[judge]} in outcomes.npz; the files "
+        "are of different evaluations, evaluate this run again"
+      )
+  identity = {key: first[key] for key in _OF_A_RUN if key != "run"}
+  return Run(
+    name=first["run"],
+    **identity,
+    steps_E=steps_E,
+    kl_E=np.array([record["kl"] for record in records], float),
+    wins=wins,
+    records=records,
+    metrics=read_jsonl(path.with_name("metrics.jsonl")),
+  )
+
+
+def load_classification(
+  workdirs: str | Path | Sequence[str | Path],
+) -> list[Classification]:
+  """Reads `classification/world<w>.jsonl` of working directories; [] if there is none.
+
+  Raises UserError, naming file, line and key, for whatever is damaged, and for a
+  classifier that is there twice at one step.
+  """
+  if isinstance(workdirs, (str, Path)):
+    workdirs = [workdirs]
+  kinds = {
+    **dict.fromkeys(("task", "classifier"), _STRING),
+    **dict.fromkeys(("world", "step", "pairs"), _INTEGER),
+    **dict.fromkeys(("accuracy", "stderr"), _FINITE),
+  }
+  rows: dict[tuple, Classification] = {}
+  for workdir in map(Path, workdirs):
+    for path in sorted(workdir.glob("classification/world*.jsonl")):
+      for where, record in _read_lines(path):
+        _check(record, kinds, where)
+        row = Classification(**{key: record[key] for key in kinds})
+        key = (row.task, row.world, row.classifier, row.step)
+        if key in rows:
+          raise UserError(
+            f"{where}: {row.classifier} at step {row.step} of world {row.world} is "
+            "there twice; delete one of the lines"
+          )
+        rows[key] = row
+  return [rows[key] for key in sorted(rows)]
+
+
+def read_evaluations(path: Path) -> list[dict[str, Any]]:
+  """The records of one `evaluations.jsonl`; UserError names file, line and key."""
+  records = []
+  for where, record in _read_lines(path):
+    of_truth = _OF_TRUTH if any(key in record for key in _OF_TRUTH) else {}
+    _check(record, _OF_A_RUN | _OF_A_CHECKPOINT | of_truth, where)
+    records.append(record)
+  return records
+
+
+def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields ("file:line", the JSON object on it)."""
+  try:
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+  except UnicodeDecodeError as error:
+    raise UserError(f"{path}: not UTF-8 ({error.reason}); evaluate again") from error
+  for number, line in enumerate(lines, start=1):
+    where = f"{path}:{number}"
+    try:
+      record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+      raise UserError(
+        f"{where}: not JSON ({error}); delete the line, or evaluate again"
+      ) from error
+    if not isinstance(record, dict):
+      raise UserError(f"{where}: not a JSON object; evaluate again")
+    yield where, record
+
+
+def _check(record: Mapping[str, Any], kinds: Mapping[str, _Kind], where: str) -> None:
+  for key, (kind, is_kind) in kinds.items():
+    if key not in record:
+      raise UserError(f"{where}: no {key!r}; evaluate this run again")
+    if not is_kind(record[key]):
+      raise UserError(f"{where}: {key!r} is {record[key]!r}, expected {kind}")
+
+
+def _read_outcomes(path: Path, steps_E: np.ndarray) -> dict[str, np.ndarray]:
+  """judge -> outcomes_ExP in the order of `steps_E`."""
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      arrays = {key: file[key] for key in file.files}
+  except FileNotFoundError as error:
+    raise UserError(f"{path}: missing; evaluate this run again") from error
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    raise UserError(f"{path}: damaged ({error}); evaluate this run again") from error
+  for key in ("steps_E", "golden_ExP"):
+    if key not in arrays:
+      raise UserError(f"{path}: no {key!r}; evaluate this run again")
+  written_E = arrays["steps_E"].ravel()
+  order_E = np.argsort(written_E)
+  if not np.array_equal(written_E[order_E], steps_E):
+    raise UserError(
+      f"{path}: steps {written_E.tolist()}, but evaluations.jsonl has "
+      f"{steps_E.tolist()}; evaluate this run again"
+    )
+  wins = {}
+  for judge, key in JUDGES.items():
+    if key not in arrays:
+      continue
+    wins_ExP = arrays[key]
+    if wins_ExP.ndim != 2 or len(wins_ExP) != len(steps_E) or wins_ExP.shape[1] < 2:
+      raise UserError(
+        f"{path}: {key} has shape {wins_ExP.shape}, expected ({len(steps_E)}, at least "
+        "2 prompts); evaluate this run again"
+      )
+    if not np.isin(wins_ExP, (0, 0.5, 1)).all():
+      raise UserError(f"{path}: {key} has values other than 0, 0.5 and 1")
+    wins[judge] = wins_ExP[order_E].astype(np.float64)
+  return wins

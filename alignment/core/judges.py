@@ -1,0 +1,143 @@
+"""The preference model: reads a prompt and both responses, and says which is better.
+
+r(x, y1, y2) = sigmoid(logit_A - logit_B) of two vocabulary ids after one decoder step
+(App. A), so any T5 checkpoint initialises it. Its input is assembled from tokens,
+inside jit, by one function that training, relabelling and judging all call: nothing is
+ever turned into text and tokenised again.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from alignment.data.vocabularies import JudgeMarkers
+from alignment.models import t5
+from alignment.types import Array, Batch, Params, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceModel:
+  """A T5 with what it needs to compare two responses; hashable, for jit."""
+
+  model: t5.T5
+  markers: JudgeMarkers
+  context_length: int  # tokens of the assembled input; the prompt is cut to fit
+  truncate_prompt: str  # the side it loses: "left" (HH) or "right" (TL;DR)
+
+  def check(self, prompt_length: int, response_length: int) -> None:
+    """Responses are never cut, so the budget must hold two of them and some prompt.
+
+    Raises:
+      UserError: if it does not.
+    """
+    markers = self.markers.before_first + self.markers.before_second + self.markers.end
+    needed = 2 * response_length + len(markers) + min(prompt_length, 8)
+    if self.context_length < needed:
+      raise UserError(
+        f"judge_context_length {self.context_length} cannot hold two responses of "
+        f"{response_length} tokens and a prompt: set it to at least {needed}"
+      )
+
+  def logit_margin(
+    self, params: Params, prompts_BxS, prompt_lengths_B, first_BxT, first_lengths_B,
+    second_BxT, second_lengths_B,
+  ) -> Array:  # fmt: skip
+    """logit_A - logit_B, float32 B: r(x, first, second) before the sigmoid."""
+    tokens_BxC, lengths_B = self.assemble(
+      (prompts_BxS, prompt_lengths_B),
+      (first_BxT, first_lengths_B),
+      (second_BxT, second_lengths_B),
+    )
+    context = self.model.prepare(params, tokens_BxC, lengths_B)
+    one_step = jnp.zeros((tokens_BxC.shape[0], 1, 1), jnp.int32)
+    logits_BxV = self.model.logits(params, context, one_step)[:, 0, 0]
+    return logits_BxV[:, self.markers.first_id] - logits_BxV[:, self.markers.second_id]
+
+  def assemble(self, prompt, first, second) -> tuple[Array, Array]:
+    """The encoder's input, from (tokens, lengths) of each part: see `assemble`."""
+    return assemble(
+      prompt,
+      first,
+      second,
+      markers=self.markers,
+      context_length=self.context_length,
+      truncate_prompt=self.truncate_prompt,
+    )
+
+  def both_orders(self, params: Params, batch: Batch) -> tuple[Array, Array]:
+    """Logit margins of r(x, y_0, y_1) and of r(x, y_1, y_0), each B.
+
+    Two calls of one function: concatenating both orders into one batch would let
+    rounding break the antisymmetry of the label.
+    """
+    prompt = batch.prompts_BxS, batch.prompt_lengths_B
+    first, second = (
+      (batch.responses_BxNxT[:, i], batch.lengths_BxN[:, i]) for i in (0, 1)
+    )
+    return (
+      self.logit_margin(params, *prompt, *first, *second),
+      self.logit_margin(params, *prompt, *second, *first),
+    )
+
+  def preference(self, params: Params, batch: Batch) -> Array:
+    """The order-free margin, float32 B: > 0 where response 0 is preferred.
+
+    The sign of r(x, y_0, y_1) - r(x, y_1, y_0), taken on logits, where it does not
+    saturate. Identical responses are exactly 0, whatever the rounding.
+    """
+    forward_B, backward_B = self.both_orders(params, batch)
+    return jnp.where(identical(batch), 0.0, (forward_B - backward_B) / 2)
+
+
+def identical(batch: Batch) -> Array:
+  """bool B: responses 0 and 1 have the same tokens (padding is not compared)."""
+  T = batch.responses_BxNxT.shape[2]
+  inside_BxT = jnp.arange(T)[None, :] < batch.lengths_BxN[:, :1]
+  same_BxT = batch.responses_BxNxT[:, 0] == batch.responses_BxNxT[:, 1]
+  same_length_B = batch.lengths_BxN[:, 0] == batch.lengths_BxN[:, 1]
+  return same_length_B & jnp.all(same_BxT | ~inside_BxT, axis=1)
+
+
+def assemble(
+  prompt: tuple[Array, Array],
+  first: tuple[Array, Array],
+  second: tuple[Array, Array],
+  *,
+  markers: JudgeMarkers,
+  context_length: int,
+  truncate_prompt: str,
+) -> tuple[Array, Array]:
+  """prompt, marker, first, marker, second, end: compacted to int32 BxC and lengths B.
+
+  Each of `prompt`, `first`, `second` is (tokens, lengths). There are no padding holes
+  between the parts. A prompt that does not fit loses its left or its right side
+  (`truncate_prompt`); responses are always whole.
+  """
+  B = prompt[0].shape[0]
+
+  def constant(ids: tuple[int, ...]) -> tuple[Array, Array]:
+    tokens = jnp.broadcast_to(jnp.asarray(ids, jnp.int32)[None, :], (B, len(ids)))
+    return tokens, jnp.full((B,), len(ids), jnp.int32)
+
+  rest = [
+    constant(markers.before_first), first, constant(markers.before_second), second,
+    constant(markers.end),
+  ]  # fmt: skip
+  room_B = context_length - sum(lengths for _, lengths in rest)
+  kept_B = jnp.minimum(prompt[1], room_B)
+  skip_B = prompt[1] - kept_B if truncate_prompt == "left" else jnp.zeros_like(kept_B)
+
+  # Column c comes from the part whose span [start, start + length) holds it.
+  column_BxC = jnp.broadcast_to(jnp.arange(context_length)[None], (B, context_length))
+  output_BxC = jnp.zeros((B, context_length), jnp.int32)
+  start_B = jnp.zeros((B,), jnp.int32)
+  parts = [(prompt[0], kept_B, skip_B)]
+  parts += [(tokens, lengths, jnp.zeros_like(lengths)) for tokens, lengths in rest]
+  for tokens, lengths_B, skipped_B in parts:
+    offset_BxC = column_BxC - start_B[:, None]
+    inside_BxC = (offset_BxC >= 0) & (offset_BxC < lengths_B[:, None])
+    source_BxC = jnp.clip(offset_BxC + skipped_B[:, None], 0, tokens.shape[1] - 1)
+    picked_BxC = jnp.take_along_axis(tokens, source_BxC, axis=1)
+    output_BxC = jnp.where(inside_BxC, picked_BxC, output_BxC)
+    start_B = start_B + lengths_B
+  return output_BxC, start_B

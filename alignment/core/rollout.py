@@ -1,0 +1,162 @@
+"""A rollout: prompts in, a batch of judged, ordered and scored pairs out.
+
+One jitted function samples, builds the judge's input from tokens, judges, orders and
+adds reference log-probabilities. Its output is a batch like any other, which is fed to
+the separately compiled train step: that separation is what lets a replayed record equal
+the online run bit for bit.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from alignment.core import sampling
+from alignment.core.judges import PreferenceModel
+from alignment.core.train_step import score
+from alignment.models import t5
+from alignment.runtime import sharding
+from alignment.types import Array, Batch, Params
+
+COINS = 2**32 - 1  # keys the coins of a step: no prompt's id, which key its samples
+
+
+class Rollout(struct.PyTreeNode):
+  """A batch, and what is worth recording of how it came about."""
+
+  batch: Batch
+  margins_B: Array  # float32, the judge's order-free margin of response 0 over 1
+  logps_Bx2: Array  # float32, log-probability under the policy that sampled
+  ended_Bx2: Array  # bool, False where a response was cut off
+
+
+@dataclasses.dataclass(frozen=True)
+class Roller:
+  """What a rollout computes with; hashable, for jit."""
+
+  policy: t5.T5
+  reference: t5.T5
+  judge: PreferenceModel
+  temperature: float = 1.0
+  top_p: float = 1.0
+  stop_at_eos: bool = True  # False: every response has full length, to measure speed
+  decoding: sharding.Layout | None = None  # of the sampler's parameters; None: as given
+
+
+def generate(
+  model: t5.T5,
+  params: Params,
+  prompts: Batch,
+  key: Array,
+  num_samples: int,
+  max_length: int,
+  temperature: float = 1.0,
+  top_p: float = 1.0,
+  stop_at_eos: bool = True,
+  decoding: sharding.Layout | None = None,
+) -> sampling.Samples:
+  """`num_samples` responses to each prompt, drawn with the rows' own keys.
+
+  Parameters are cast, and laid out as `decoding` says, once for all tokens.
+  """
+  params = model.for_decoding(params)
+  if decoding is not None:
+    params = decoding.constrain(params)
+  context = model.prepare(
+    params, prompts.prompts_BxS, prompts.prompt_lengths_B, cross_keys_values=True
+  )
+  draws = sampling.uniforms(key, prompts.ids_B, num_samples, max_length)
+  return sampling.sample(
+    model,
+    params,
+    context,
+    draws,
+    temperature=temperature,
+    top_p=top_p,
+    stop_at_eos=stop_at_eos,
+  )
+
+
+@functools.cache
+def compiled(roller: Roller, mesh: Mesh) -> Callable[..., Rollout]:
+  """The jitted rollout, its rows sharded as the train step wants them."""
+  rows = sharding.batch_sharding(mesh)
+
+  def on_mesh(*args):
+    with sharding.on(mesh):
+      return rollout(roller, *args)
+
+  return jax.jit(on_mesh, out_shardings=rows)
+
+
+def rollout(
+  roller: Roller,
+  policy_params: Params,
+  reference_params: Params,
+  judge_params: Params,
+  prompts: Batch,
+  key: Array,
+) -> Rollout:
+  """Samples two responses per prompt, and puts the one the judge prefers first.
+
+  Ties (identical responses among them) are ordered by a coin from the row's own key.
+
+  Args:
+    roller: models and sampling settings.
+    policy_params: of the policy that samples.
+    reference_params: of the reference, pi_ref.
+    judge_params: of the preference model that labels.
+    prompts: only its prompts, ids and weights are used; of its responses, those past
+      the first two (the supervised target, where a loss wants one) are kept.
+    key: for this step; rows fold their ids into it.
+  """
+  T = prompts.responses_BxNxT.shape[2]
+  samples = generate(
+    roller.policy,
+    policy_params,
+    prompts,
+    key,
+    num_samples=2,
+    max_length=T,
+    temperature=roller.temperature,
+    top_p=roller.top_p,
+    stop_at_eos=roller.stop_at_eos,
+    decoding=roller.decoding,
+  )
+  sampled = prompts.replace(
+    responses_BxNxT=samples.tokens_BxNxT, lengths_BxN=samples.lengths_BxN
+  )
+  margins_B = roller.judge.preference(judge_params, sampled)
+  swap_B = second_first(margins_B, jax.random.fold_in(key, COINS), prompts.ids_B)
+  swap_Bx1 = swap_B[:, None]
+
+  def order(x):
+    swapped = swap_B.reshape((-1,) + (1,) * (x.ndim - 1))
+    return jnp.where(swapped, x[:, ::-1], x)
+
+  batch = prompts.replace(
+    responses_BxNxT=jnp.concatenate(
+      [order(samples.tokens_BxNxT), prompts.responses_BxNxT[:, 2:]], axis=1
+    ),
+    lengths_BxN=jnp.concatenate(
+      [order(samples.lengths_BxN), prompts.lengths_BxN[:, 2:]], axis=1
+    ),
+  )
+  batch = batch.replace(ref_logps_BxN=score(roller.reference, reference_params, batch))
+  logps_Bx2 = jnp.sum(samples.logps_BxNxT, axis=2)
+  return Rollout(
+    batch=batch,
+    margins_B=jnp.where(swap_B, -margins_B, margins_B),
+    logps_Bx2=jnp.where(swap_Bx1, logps_Bx2[:, ::-1], logps_Bx2),
+    ended_Bx2=jnp.where(swap_Bx1, samples.ended_BxN[:, ::-1], samples.ended_BxN),
+  )
+
+
+def second_first(margins_B: Array, key: Array, ids_B: Array) -> Array:
+  """bool B: response 1 is preferred; a coin from (key, id) decides exact ties."""
+  coins_B = jax.vmap(lambda i: jax.random.bernoulli(jax.random.fold_in(key, i)))(ids_B)
+  return jnp.where(margins_B == 0, coins_B, margins_B < 0)

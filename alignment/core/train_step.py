@@ -1,0 +1,272 @@
+"""The one train step: supervised, preference model, online and offline policy alike.
+
+An objective is a hashable function of (params, batch, beta) that returns metrics as
+(sum, weight) pairs, 'loss' among them. Gradients are those of the loss's sum, divided
+once by its total weight: padding, microbatches and hosts then weigh exactly as if the
+batch had been one.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import optax
+
+from alignment.core import judges, logprobs, losses, optim
+from alignment.models import t5
+from alignment.runtime import sharding
+from alignment.types import Array, Batch, Params, SumWeight
+
+Objective = Callable[[Params, Batch, Array], dict[str, SumWeight]]
+
+
+class TrainState(struct.PyTreeNode):
+  step: Array  # int32
+  params: Params  # float32 masters
+  opt_state: Any
+
+
+class Hyper(struct.PyTreeNode):
+  """Numbers a sweep varies: inputs of the compiled step, not constants in it."""
+
+  learning_rate: Array
+  warmup_steps: Array
+  decay_steps: Array
+  beta: Array
+
+
+def hyper(
+  learning_rate: float, warmup_steps: int = 0, decay_steps: int = 0, beta: float = 0.0
+) -> Hyper:
+  f32 = jnp.float32
+  return Hyper(f32(learning_rate), f32(warmup_steps), f32(decay_steps), f32(beta))
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyObjective:
+  """A pairwise loss on the policy's summed log-probabilities (losses.py)."""
+
+  model: t5.T5
+  loss: str
+  loss_options: tuple[tuple[str, float], ...] = ()
+
+  def __call__(self, params: Params, batch: Batch, beta: Array) -> dict[str, SumWeight]:
+    logps_BxN = score(self.model, params, batch)
+    weights_B, total = batch.weights_B, batch.weights_B.sum()
+    loss = losses.bind(self.loss, dict(self.loss_options))
+    loss_B = loss(logps_BxN, batch.ref_logps_BxN, beta)
+    ratios_BxN = logps_BxN - batch.ref_logps_BxN
+    rho_B = ratios_BxN[:, 0] - ratios_BxN[:, 1]
+    correct_B = (rho_B > 0) + 0.5 * (rho_B == 0)
+    lengths_B = batch.lengths_BxN[:, :2].mean(axis=1)
+
+    def weighted(values_B: Array) -> SumWeight:
+      return jnp.sum(values_B * weights_B), total
+
+    return {
+      "loss": weighted(loss_B),
+      "rho": weighted(rho_B),
+      "accuracy": weighted(correct_B),
+      "chosen_log_ratio": weighted(ratios_BxN[:, 0]),
+      "rejected_log_ratio": weighted(ratios_BxN[:, 1]),
+      "response_length": weighted(lengths_B),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedObjective:
+  """Cross-entropy on every response of the batch (both of a pair), per token."""
+
+  model: t5.T5
+
+  def __call__(self, params: Params, batch: Batch, beta: Array) -> dict[str, SumWeight]:
+    del beta
+    loss_B, tokens_B = losses.sft(score(self.model, params, batch), batch.lengths_BxN)
+    return {
+      "loss": (
+        jnp.sum(loss_B * batch.weights_B),
+        jnp.sum(tokens_B * batch.weights_B),
+      )
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceObjective:
+  """The pairwise preference loss over both orders of a labelled pair (App. A)."""
+
+  preference_model: judges.PreferenceModel
+
+  def __call__(self, params: Params, batch: Batch, beta: Array) -> dict[str, SumWeight]:
+    del beta
+    forward_B, backward_B = self.preference_model.both_orders(params, batch)
+    loss_B = losses.preference(forward_B, backward_B)
+    margin_B = forward_B - backward_B
+    correct_B = (margin_B > 0) + 0.5 * (margin_B == 0)
+    weights_B, total = batch.weights_B, batch.weights_B.sum()
+    return {
+      "loss": (jnp.sum(loss_B * weights_B), total),
+      "accuracy": (jnp.sum(correct_B * weights_B), total),
+    }
+
+
+def score(model: t5.T5, params: Params, batch: Batch) -> Array:
+  """log pi(y|x), summed over each response's tokens: float32 BxN."""
+  context = model.prepare(params, batch.prompts_BxS, batch.prompt_lengths_B)
+  logits_BxNxTxV = model.logits(params, context, batch.responses_BxNxT)
+  logps_BxNxT = logprobs.token_logps(logits_BxNxTxV, batch.responses_BxNxT)
+  return logprobs.sequence_logps(logps_BxNxT, batch.lengths_BxN)
+
+
+def init_state(params: Params, optimizer: optim.Optimizer) -> TrainState:
+  """A state at step 0 for given parameters."""
+  return TrainState(jnp.int32(0), params, optimizer.transform().init(params))
+
+
+def state_shardings(
+  abstract: TrainState, mesh: Mesh, rules: sharding.Rules
+) -> TrainState:
+  """Layout of a whole state: moments lie where their parameters lie."""
+  return TrainState(
+    sharding.replicated(mesh),
+    sharding.shardings(abstract.params, mesh, rules),
+    sharding.state_shardings(abstract.opt_state, abstract.params, mesh, rules),
+  )
+
+
+@functools.cache
+def abstract_state(
+  model: t5.T5, optimizer: optim.Optimizer, mesh: Mesh, rules: sharding.Rules
+) -> TrainState:
+  """Shapes, dtypes and layout of a model's training state, of which none is made."""
+  shapes = jax.eval_shape(
+    lambda key: init_state(model.init(key), optimizer), jax.random.key(0)
+  )
+  return sharding.with_layout(shapes, state_shardings(shapes, mesh, rules))
+
+
+@functools.cache
+def compiled_init(
+  model: t5.T5, optimizer: optim.Optimizer, mesh: Mesh, rules: sharding.Rules
+) -> Callable[[Params], TrainState]:
+  """The jitted `init_state`; donates the parameters, which are no second set so."""
+  abstract = abstract_state(model, optimizer, mesh, rules)
+  return jax.jit(
+    lambda params: init_state(params, optimizer),
+    out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
+    donate_argnums=0,
+  )
+
+
+@functools.cache
+def compiled(
+  objective: Objective,
+  optimizer: optim.Optimizer,
+  microbatches: int,
+  mesh: Mesh,
+  rules: sharding.Rules,
+  model: t5.T5,
+  skip_non_finite: bool = False,
+) -> Callable[[TrainState, Batch, Hyper], tuple[TrainState, dict[str, SumWeight]]]:
+  """The jitted step with explicit shardings, the state donated.
+
+  Cached on what determines the program: every run of a sweep, online or offline, gets
+  the same function and so the same compilation.
+  """
+  abstract = abstract_state(model, optimizer, mesh, rules)
+  layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+
+  def step(state, batch, hyper):
+    with sharding.on(mesh):
+      return train_step(
+        state,
+        batch,
+        hyper,
+        objective=objective,
+        optimizer=optimizer,
+        microbatches=microbatches,
+        skip_non_finite=skip_non_finite,
+      )
+
+  return jax.jit(
+    step,
+    in_shardings=(layout, rows, everywhere),
+    out_shardings=(layout, everywhere),
+    donate_argnums=0,
+  )
+
+
+def train_step(
+  state: TrainState,
+  batch: Batch,
+  hyper: Hyper,
+  *,
+  objective: Objective,
+  optimizer: optim.Optimizer,
+  microbatches: int = 1,
+  skip_non_finite: bool = False,
+) -> tuple[TrainState, dict[str, SumWeight]]:
+  """One update: state in, state and unreduced metrics out.
+
+  With `skip_non_finite` a step whose loss or gradient is not finite only counts itself
+  (the metric 'skipped'): parameters, moments and other metrics stay as they were.
+  """
+  grads, metrics = gradients(objective, state.params, batch, hyper.beta, microbatches)
+  metrics["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1.0))
+  updates, opt_state = optimizer.transform().update(
+    grads, state.opt_state, state.params
+  )
+  rate = optim.learning_rate(
+    state.step.astype(jnp.float32),
+    hyper.learning_rate,
+    hyper.warmup_steps,
+    hyper.decay_steps,
+  )
+  params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
+  new = TrainState(state.step + 1, params, opt_state)
+  if not skip_non_finite:
+    return new, metrics
+  finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(metrics["grad_norm"][0])
+  kept = jax.tree.map(
+    lambda after, before: jnp.where(finite, after, before), new, state
+  )
+  metrics = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), metrics)
+  metrics["skipped"] = (jnp.where(finite, 0.0, 1.0), jnp.float32(1.0))
+  return kept.replace(step=new.step), metrics
+
+
+def gradients(
+  objective: Objective, params: Params, batch: Batch, beta: Array, microbatches: int
+) -> tuple[Params, dict[str, SumWeight]]:
+  """Gradients of sum(loss)/sum(weight) over the batch, in k equal microbatches."""
+
+  def loss_sum(params, part):
+    metrics = objective(params, part, beta)
+    return metrics["loss"][0], metrics
+
+  def part_gradients(part):
+    return jax.grad(loss_sum, has_aux=True)(params, part)
+
+  if microbatches == 1:
+    grads, metrics = part_gradients(batch)
+  else:
+    # Row i goes to microbatch i % k: every shard of a row-sharded batch keeps its rows.
+    parts = jax.tree.map(
+      lambda x: jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0), batch
+    )
+    first = jax.tree.map(lambda x: x[0], parts)
+    zeros = jax.tree.map(
+      lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(part_gradients, first)
+    )
+
+    def add(total, part):
+      return jax.tree.map(jnp.add, total, part_gradients(part)), None
+
+    (grads, metrics), _ = jax.lax.scan(add, zeros, parts)
+  weight = jnp.maximum(metrics["loss"][1], 1e-8)
+  return jax.tree.map(lambda g: g / weight, grads), metrics

@@ -1,1 +1,0 @@
-"""Evaluation: reads checkpoints, never the training loop's state."""

@@ -1,0 +1,161 @@
+"""Artefacts: directories found by a hash of what determines their numbers.
+
+A stage of the study is an `Artefact`: a configuration, the artefacts it reads, and a
+function that fills a directory. Its key hashes the configuration, its inputs' keys and
+the stage's version: not mesh, paths or logging. So a sweep shares its SFT, golden and
+proxy models, and editing one number re-runs only what depends on it.
+
+A directory is finished when it holds `done.json`, which is written last and knows every
+other file's checksum; what a stage reads is compared with it first. Several workers
+may walk the same graph: each takes the first stage that is ready and that nobody holds.
+The processes of one job count as one worker, whose first process decides.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from pathlib import Path
+import time
+from typing import Any
+
+from alignment.runtime import hosts
+from alignment.runtime.files import DONE, seal, sweep, verify, write_json
+from alignment.runtime.locks import lock
+from alignment.runtime.metrics import duration, progress
+
+VERSION = 3  # raised whenever the code of a stage computes other numbers
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Artefact:
+  """One stage: `make(directory, {input name: its directory})` fills the directory."""
+
+  name: str  # for people: the directory's prefix and the progress lines
+  kind: str  # what `make` does: part of the key, where `name` is not
+  config: Mapping[str, Any]  # JSON; all that determines the numbers, inputs apart
+  inputs: Mapping[str, "Artefact"]
+  make: Callable[[Path, Mapping[str, Path]], None]
+
+  @functools.cached_property
+  def key(self) -> str:
+    content = {
+      "kind": self.kind,
+      "version": VERSION,
+      "config": dict(self.config),
+      "inputs": {name: artefact.key for name, artefact in self.inputs.items()},
+    }
+    text = json.dumps(content, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+  def directory(self, workdir: Path) -> Path:
+    """Where it is, whatever name it was made under, or where it will be."""
+    root = workdir / "artefacts"
+    found = sorted(root.glob(f"*-{self.key}"))
+    return found[0] if found else root / f"{self.name}-{self.key}"
+
+  def is_done(self, workdir: Path) -> bool:
+    return (self.directory(workdir) / DONE).exists()
+
+  def verified(self, workdir: Path) -> Path:
+    """The directory of a finished artefact, whose files are as they were written.
+
+    Raises:
+      UserError: naming the first file that is not.
+    """
+    verify(self.directory(workdir), self.key)
+    return self.directory(workdir)
+
+
+def closure(targets: Iterable[Artefact]) -> list[Artefact]:
+  """Targets and all they depend on, inputs first, each key once."""
+  order: dict[str, Artefact] = {}
+
+  def visit(artefact: Artefact) -> None:
+    if artefact.key not in order:
+      for needed in artefact.inputs.values():
+        visit(needed)
+      order[artefact.key] = artefact
+
+  for target in targets:
+    visit(target)
+  return list(order.values())
+
+
+def run(
+  targets: Iterable[Artefact], workdir: Path, check: Callable[[], None] = lambda: None
+) -> None:
+  """Makes all targets, skipping what is done, alongside any other workers.
+
+  Args:
+    targets: what is wanted; their inputs are made as needed.
+    workdir: the study's directory.
+    check: called between stages; raises to stop (a fellow worker failed).
+  """
+  waiting = closure(targets)
+  while waiting:
+    check()
+    hosts.stop_if_preempted("between stages")
+    missing = set(hosts.on_first(functools.partial(_missing, waiting, workdir)))
+    waiting = [a for a in waiting if a.key in missing]
+    ready = (a for a in waiting if not missing & {i.key for i in a.inputs.values()})
+    if not any(_try_to_make(artefact, workdir) for artefact in ready):
+      time.sleep(0.2)
+
+
+def _missing(artefacts: list[Artefact], workdir: Path) -> list[str]:
+  return [a.key for a in artefacts if not a.is_done(workdir)]
+
+
+def _try_to_make(artefact: Artefact, workdir: Path) -> bool:
+  """True if it was made here; False if another worker has it."""
+  # One lock for all processes of a job, held by the first.
+  locked = lock(workdir, artefact.key) if hosts.is_first() else contextlib.nullcontext()
+  with locked as held:
+    names = hosts.on_first(lambda: _prepare(artefact, workdir) if held else None)
+    if names is None:
+      return False
+    directory, *inputs = (workdir / "artefacts" / name for name in names)
+    start = time.monotonic()
+    progress(f"{artefact.name}: started")
+    artefact.make(directory, dict(zip(artefact.inputs, inputs, strict=True)))
+    hosts.on_first(
+      lambda: write_json(
+        directory / DONE, {"key": artefact.key, "files": seal(directory)}
+      )
+    )
+    progress(f"{artefact.name}: done in {duration(time.monotonic() - start)}")
+  return True
+
+
+def _prepare(artefact: Artefact, workdir: Path) -> list[str] | None:
+  """Names of the directory, made ready, and of its inputs'; None if it is done."""
+  if artefact.is_done(workdir):
+    return None
+  inputs = {n: a.verified(workdir).name for n, a in artefact.inputs.items()}
+  directory = artefact.directory(workdir)
+  directory.mkdir(parents=True, exist_ok=True)
+  sweep(directory)
+  described = {
+    "kind": artefact.kind,
+    "version": VERSION,
+    "config": dict(artefact.config),
+    "inputs": inputs,
+  }
+  write_json(directory / "config.json", described)
+  return [directory.name, *inputs.values()]
+
+
+def worker_environment(index: int, workers: int) -> None:
+  """Gives each of several local workers its share of the cores, before JAX starts.
+
+  The first worker starts the others when it has narrowed its own share already, so it
+  leaves all that there were in the environment.
+  """
+  if workers > 1 and hasattr(os, "sched_setaffinity"):
+    here = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    cores = [int(c) for c in os.environ.setdefault("ALIGNMENT_CORES", here).split(",")]
+    os.sched_setaffinity(0, cores[index::workers] if len(cores) >= workers else cores)

@@ -1,0 +1,145 @@
+"""Looks into a study: the batch as models see it, samples of a model, its export."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from alignment.core import evaluation as policy_eval
+from alignment.data import pairs, tokenizer, vocabularies
+from alignment.models import huggingface
+from alignment.runtime import hosts, sharding
+from alignment.runtime.metrics import progress
+from alignment.study import artefacts, graph
+from alignment.study.setting import Setting
+from alignment.types import Batch, UserError
+
+
+def show_batch(built: graph.Study, workdir: Path) -> None:
+  """Prints what the models will see of a few pairs: tokens, lengths and masks."""
+  artefacts.run([built.models["data"]], workdir)
+  if not hosts.is_first():
+    return
+  setting = built.setting
+  dataset = pairs.PairDataset.load(built.models["data"].verified(workdir) / "train")
+  batch = dataset.batch(np.arange(min(3, len(dataset))), **setting.lengths)
+  judge = setting.preference_model(built.setting.config.golden_pm)
+  first, second = (
+    (batch.responses_BxNxT[:, n], batch.lengths_BxN[:, n]) for n in (0, 1)
+  )
+  judged, judged_lengths = judge.assemble(
+    (batch.prompts_BxS, batch.prompt_lengths_B), first, second
+  )
+  for i in range(len(batch.ids_B)):
+    print(f"--- pair {batch.ids_B[i]}")
+    _show(setting, "prompt", batch.prompts_BxS[i], batch.prompt_lengths_B[i])
+    for n, name in enumerate(("preferred", "other")):
+      _show(setting, name, batch.responses_BxNxT[i, n], batch.lengths_BxN[i, n])
+    _show(setting, "judge reads", np.asarray(judged)[i], int(judged_lengths[i]))
+
+
+def _show(setting: Setting, name: str, tokens: np.ndarray, length: int) -> None:
+  """One row: its text, its live tokens, and its mask as runs of 1 and 0."""
+  live = [int(t) for t in tokens[:length]]
+  text = " ".join(setting.vocabulary.decode([t]) or f"[{t}]" for t in live)
+  print(f"{name} ({length} of {len(tokens)} positions)")
+  print(f"  text    {text}")
+  print(f"  tokens  {' '.join(map(str, live))}")
+  print(f"  mask    1 x {length}, 0 x {len(tokens) - length}")
+
+
+def sample(built: graph.Study, workdir: Path) -> None:
+  """Prints a model's responses to given prompts, or to the first of the data."""
+  c, setting = built.setting.config.sample, built.setting
+  artefact = _model(built, workdir, c.model or "golden_policy", "sample.model")
+  model = setting.model(built.roles[artefact.key])
+  params = setting.load_frozen(artefact.verified(workdir), model, c.step or None)
+  for prompt in c.prompts:
+    if not isinstance(prompt, str):
+      raise UserError(f"sample.prompts has {prompt!r}; its entries are texts")
+  prompts = [setting.vocabulary.encode(p) for p in c.prompts]
+  if not prompts:
+    data = built.models["data"].verified(workdir)
+    dataset = pairs.PairDataset.load(data / "train")
+    prompts = [list(dataset.prompts[i][:-1]) for i in range(min(4, len(dataset)))]
+  S, T = setting.config.prompt_length, setting.config.response_length
+  side = setting.config.data.truncate_prompt
+  rows = [tokenizer.fit_prompt(p, S, side) for p in prompts]
+  batch = Batch(
+    prompts_BxS=np.stack([np.pad(r, (0, S - len(r))) for r in rows]).astype(np.int32),
+    prompt_lengths_B=np.array([len(r) for r in rows], np.int32),
+    responses_BxNxT=np.zeros((len(rows), 1, T), np.int32),
+    lengths_BxN=np.zeros((len(rows), 1), np.int32),
+    ref_logps_BxN=np.zeros((len(rows), 1), np.float32),
+    weights_B=np.ones(len(rows), np.float32),
+    ids_B=np.arange(len(rows), dtype=np.int32),
+  )
+  samples = sharding.fetch(
+    policy_eval.sample(
+      model,
+      params,
+      batch,
+      jax.random.key(0),
+      c.responses,
+      T,
+      c.temperature,
+      decoding=setting.decoding,
+    )
+  )
+  if not hosts.is_first():
+    return
+  for i, row in enumerate(rows):
+    print(f"prompt: {setting.vocabulary.decode(row)}")
+    for n in range(c.responses):
+      length = int(samples.lengths_BxN[i, n])
+      tokens = samples.tokens_BxNxT[i, n, :length]
+      cut = "" if bool(samples.ended_BxN[i, n]) else "  [cut off]"
+      print(f"  {n + 1}: {setting.vocabulary.decode(tokens)}{cut}")
+
+
+def export(built: graph.Study, workdir: Path) -> None:
+  """Writes a trained model as a Hugging Face checkpoint."""
+  c, setting = built.setting.config.export, built.setting
+  if not c.directory:
+    raise UserError("export.directory is not set: where should the checkpoint go?")
+  artefact = _model(built, workdir, c.model or "golden_policy", "export.model")
+  model = setting.model(built.roles[artefact.key])
+  params = setting.load(artefact.verified(workdir), model, c.step or None)
+  whole = sharding.fetch(params)
+  hosts.on_first(
+    lambda: huggingface.write(
+      Path(c.directory),
+      model.cfg,
+      whole,
+      c.dtype,
+      about={vocabularies.FINGERPRINT: setting.vocabulary.fingerprint},
+    )
+  )
+  progress(f"{artefact.name}: exported to {c.directory}")
+
+
+def _model(
+  built: graph.Study, workdir: Path, name: str, key: str
+) -> artefacts.Artefact:
+  """The finished model artefact of that name.
+
+  Raises:
+    UserError: if there is none, or it is not made yet.
+  """
+  known = {
+    n: a for n, a in (built.models | built.policies).items() if "role" in a.config
+  }
+  if name not in known:
+    raise UserError(f"{key} '{name}' is no model; there are {', '.join(known)}")
+  if not known[name].is_done(workdir):
+    raise UserError(f"{key} '{name}' is not trained yet: run --stages={name} first")
+  return known[name]
+
+
+# What `--stages` takes besides stages; each looks at the first world.
+LOOKS: dict[str, Callable[[graph.Study, Path], None]] = {
+  "show_batch": show_batch,
+  "sample": sample,
+  "export": export,
+}

@@ -1,0 +1,209 @@
+"""Every key there is, with the paper's values where it gives them.
+
+Not a study to run by itself: `tldr.py`, `helpfulness.py`, `harmlessness.py`,
+`chat_arena.py` set the task; `quickstart.py` and `hh_small.py` are sized for a CPU.
+An unknown key is an error. What a comment calls ours, the paper does not report.
+"""
+
+from ml_collections import ConfigDict
+
+
+def optimizer(**overrides) -> dict:
+  """Adafactor, T5X's default: the paper does not report its optimizer."""
+  return {
+    "name": "adafactor",
+    "b1": 0.9,
+    "b2": 0.95,
+    "epsilon": 1e-8,
+    "weight_decay": 0.0,
+    "decay_rate": 0.8,
+    "multiply_by_parameter_scale": True,
+    "clip_norm": 0.0,
+  } | overrides
+
+
+def role(**overrides) -> dict:
+  """What every trained model has: where it starts and how it trains."""
+  return {
+    "size": "t5_1_1_large",
+    # "scratch", "sft" (the study's own SFT checkpoint of this size), or a directory
+    # with a Hugging Face T5 checkpoint, in which {size} stands for the role's size.
+    "init": "sft",
+    "optimizer": optimizer(),
+    "learning_rate": 1e-5,
+    "warmup_steps": 0,  # 0 is ours, for SFT and policies
+    "decay": False,  # linearly to 0 at the last step; a constant rate is ours
+    "batch_size": 32,  # prompts, each with one pair
+    "microbatches": 1,
+    "steps": 4000,
+    # A loss or gradient that is not finite: "stop" with its batch saved, or "skip" the
+    # update and count it (the metric "skipped"), until all of `log_every` are skipped.
+    "on_non_finite": "stop",
+  } | overrides
+
+
+def preference_model(**overrides) -> dict:
+  """A role that is a preference model.
+
+  The paper trains "until validation accuracy is flat". Here `steps` is fixed and
+  generous, and of `evaluations` equally spaced checkpoints the one is kept that is best
+  on one half of the validation pairs; the other half reports its accuracy.
+  """
+  return role(learning_rate=1e-4, warmup_steps=1000) | {"evaluations": 10} | overrides
+
+
+def policy(**overrides) -> dict:
+  """A role that is a policy trained on a pairwise loss."""
+  return (
+    role()
+    | {
+      "method": "online",  # online, offline
+      # online: who samples. Renewed every so many steps: 1 is online, more is
+      # semi-online, 0 (never) samples from SFT all along. Below a fraction of 1, the
+      # rest of the batch keeps its pair of D_golden.
+      "refresh_every": 1,
+      "on_policy_fraction": 1.0,
+      "record": False,  # keep every pair; what is replayed is recorded anyway
+      # offline: "golden" (D_golden), a name in `datasets`, or "stream": what the online
+      # run of `policy` (with `stream` overriding its keys) learned from, in its order
+      # (replay_window 0), shuffled within windows of k batches, or over all (-1).
+      "dataset": "golden",
+      "replay_window": -1,
+      "stream": {},
+      "loss": "ipo",
+      "loss_options": {},
+      "beta": 0.1,
+      "temperature": 1.0,  # ours: 1 samples the policy itself, as the KL needs
+      "top_p": 1.0,
+      "seed": 0,
+      # Checkpoints that are evaluated, as fractions of `steps` (ours).
+      "evaluate_at": (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+    }
+    | overrides
+  )
+
+
+def get_config() -> ConfigDict:
+  c = ConfigDict()
+  c.task = "base"
+  # A world is its data (if generated), initialisations, SFT, judges and golden policy;
+  # worlds are independent of each other (but for real data, which they share), the runs
+  # within one are not.
+  c.worlds = 1
+  c.first_world = 0
+  c.workers = 1  # processes on this machine, each with its share of the cores
+
+  c.data = {
+    "format": "jsonl",  # jsonl, tfds, toy
+    "path": "",  # jsonl: FILE.jsonl or FILE.jsonl.gz
+    "name": "",  # tfds: one of the builders in alignment/data/datasets
+    "data_dir": "",  # tfds
+    "num_pairs": 0,  # toy: how many to generate; jsonl and tfds: 0 is all
+    "language": {"temperature": 1.0},  # toy: fields of alignment.data.toy.Language
+    "validation_fraction": 0.05,  # of prompts (ours)
+    "truncate_prompt": "left",  # the side that a prompt which is too long loses
+    "long_response": "truncate",  # truncate, drop or error
+    "on_bad_pair": "error",  # error or skip: empty or identical responses
+  }
+  c.vocab = {"kind": "sentencepiece", "path": "", "words": ()}  # or bytes, words
+  # The paper's context 1024 and target 128 are read as tokens, for policies too. A
+  # preference model reads two responses and marks besides; how its 1024 were shared out
+  # is not reported, so no prompt is cut any further here.
+  c.prompt_length = 1024
+  c.response_length = 128
+  c.judge_context_length = 1024 + 2 * 128 + 32
+
+  c.model = {"dtype": "bfloat16", "scan_layers": True, "remat": "full"}
+  c.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+  # Rules put before the model family's own (runtime/sharding.py): for training and
+  # scoring, and for sampling, which lays parameters out anew once per rollout.
+  c.layout = ()
+  c.decode_layout = ()
+
+  # Batches count pairs, and both responses of a pair are targets: 64 pairs are the
+  # paper's batch of 128. Its recipes for XL and XXL are in study.py.
+  c.sft = role(init="", learning_rate=3e-5, batch_size=64)
+  del c.sft["size"]  # an SFT exists for every size that another role starts from
+  # What SFT learns from: () is the study's own data; else entries that each override
+  # keys of `data`, such as {"name": "chatbot_arena"}, and are pooled.
+  c.sft.data = ()
+  c.sft.by_size = {}  # size -> keys of this recipe that differ for it
+  # Steps of both are ours. The golden preference model's start is not reported either:
+  # here the checkpoint that SFT starts from, so no SFT of its size has to be trained.
+  c.golden_pm = preference_model(size="t5_1_1_xxl", batch_size=16, steps=20_000)
+  c.golden_pm.init = c.sft.get_oneway_ref("init")
+  c.proxy_pm = preference_model(batch_size=32, steps=10_000)
+  c.policy = policy()
+  c.golden_policy = policy()
+  # Resampled data sets: D_a-vs-b, a response of each of two models to the prompts of
+  # D_golden, labelled by the golden preference model. Models are "sft",
+  # "golden_policy", and "online@0.2": the online run of `policy`, at a fraction of its
+  # steps that is one of evaluate_at.
+  c.datasets = {}
+  # Each entry is one method's runs: keys of `policy` with a tuple of values each, of
+  # which the product is run; all other keys are as in `policy`. An entry may be a tuple
+  # of such products.
+  c.runs = {
+    "online": {"method": ("online",)},
+    "offline": {
+      "method": ("offline",),
+      "learning_rate": (3e-6, 1e-5, 3e-5),
+      "beta": (0.1, 0.5, 1.0),
+      "steps": (4000, 20_000),
+    },
+  }
+  c.evaluation = {
+    "prompts": 2048,
+    "kl_prompts": 256,
+    "pairs": 256,  # of D_golden, for the policy as a classifier
+    "batch_size": 64,
+    "require_good_judge": True,  # stop if the golden preference model is unusable
+    "stream_steps": 10,  # figure 6: steps of the online stream, and pairs near each
+    "stream_pairs": 64,
+    "best_of": (),  # n of best-of-n from SFT, judged by the proxy: () is none
+  }
+  c.figures = ("figure_01",)  # names in alignment/analysis/figures
+  # --stages=sample, --stages=export: a model by its stage's name; step 0 is its last.
+  c.sample = {"model": "", "step": 0, "prompts": (), "responses": 2, "temperature": 1.0}
+  c.export = {"model": "", "step": 0, "directory": "", "dtype": "float32"}
+  c.notes = ()  # sentences for the report: what a reader must know about this study
+  c.log_every = 50
+  c.save_every = 1000
+  # What has no default here is a mistake, in whatever file. These hold keys of others.
+  c.lock()
+  for free in (c.runs, c.datasets, c.data.language, c.sft.by_size):
+    free.unlock()
+  for role_ in (c.policy, c.golden_policy):
+    role_.loss_options.unlock()
+    role_.stream.unlock()
+  return c
+
+
+# The paper's tasks: their builder in alignment/data/datasets, and the side on which a
+# prompt that is too long is cut. Conversations keep their end; for Chatbot Arena, whose
+# side is not stated, that is ours.
+PAPER_DATA = {
+  "tldr": {"name": "openai_comparisons", "truncate_prompt": "right"},
+  "helpfulness": {"name": "anthropic_helpfulness", "truncate_prompt": "left"},
+  "harmlessness": {"name": "anthropic_harmlessness", "truncate_prompt": "left"},
+  "chat_arena": {"name": "chatbot_arena", "truncate_prompt": "left"},
+}
+
+
+def paper_task(task: str) -> ConfigDict:
+  """One of the paper's four tasks at its own scale.
+
+  SFT pools all four, so their configs share it where `artefacts` of one working
+  directory is a link to that of another.
+  `sft.init`, `vocab.path` and `data.data_dir` are the user's to set.
+  """
+  c = get_config()
+  c.task = task
+  c.data.update({"format": "tfds"} | PAPER_DATA[task])
+  c.sft.data = tuple(PAPER_DATA.values())
+  c.sft.by_size = {
+    "t5_1_1_xl": {"batch_size": 8, "learning_rate": 1e-5, "steps": 8000},
+    "t5_1_1_xxl": {"batch_size": 4, "learning_rate": 1e-5, "steps": 8000},
+  }
+  c.mesh.update({"data": 1, "fsdp": -1})  # 11B parameters fit no single chip
+  return c

@@ -1,0 +1,304 @@
+"""The exact KL against enumeration, and an evaluation against plain counting."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from alignment.core import evaluation, rows, sampling, train_step
+from alignment.data import pairs
+from alignment.models import t5
+from alignment.runtime import sharding
+from alignment.types import UserError
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+MESH = sharding.make_mesh()
+KEY = jax.random.key(7)
+P, Q = tiny.params(0), tiny.params(1)
+
+
+def divergence(params, reference, batch, decoded=None, model=tiny.POLICY):
+  if decoded is None:
+    decoded = np.zeros(batch.responses_BxNxT.shape, np.float32)
+  out = evaluation.divergence(model, params, model, reference, batch, decoded)
+  return jax.tree.map(np.asarray, out)
+
+
+def log_softmax(model, params, batch):
+  logits = np.float64(tiny.logits(model, params, batch))
+  return (
+    logits
+    - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1))[..., None]
+    - logits.max(-1, keepdims=True)
+  )
+
+
+def test_kl_and_entropy_are_the_sums_over_vocabulary_and_tokens():
+  batch = tiny.batch(8)
+  logp, logq = (log_softmax(tiny.POLICY, p, batch)[:, 0] for p in (P, Q))
+  p = np.exp(logp)
+  inside = np.arange(tiny.T) < batch.lengths_BxN[:, :1]
+  out = divergence(P, Q, batch)
+  kl = ((p * (logp - logq)).sum(-1) * inside).sum(-1)
+  entropy = -((p * logp).sum(-1) * inside).sum(-1)
+  np.testing.assert_allclose(out["kl"], kl, rtol=1e-4)
+  np.testing.assert_allclose(out["entropy"], entropy, rtol=1e-4)
+  assert kl.min() > 0.01
+
+
+def test_expected_kl_is_the_kl_between_the_distributions_of_responses():
+  """Over all 85 responses of a vocabulary of 5 and length 3: exact, no sampling."""
+  live, length = 6, 3
+  model = t5.T5(dataclasses.replace(tiny.CFG, live_ids=live))
+  words = range(2, live)
+  every = [
+    (*m, sampling.EOS)
+    for n in range(length)
+    for m in itertools.product(words, repeat=n)
+  ] + list(itertools.product(words, repeat=length))
+  R = len(every)
+  prompt = tiny.batch(1, live=live)
+  batch = jax.tree.map(lambda x: np.repeat(x[:1], R, 0), prompt).replace(
+    responses_BxNxT=np.array([[r + (0,) * (length - len(r))] for r in every], np.int32),
+    lengths_BxN=np.array([[len(r)] for r in every], np.int32),
+  )
+  logp, logq = (
+    np.array([
+      sum(token_logps[t, token] for t, token in enumerate(r))
+      for token_logps, r in zip(log_softmax(model, p, batch)[:, 0], every, strict=True)
+    ])
+    for p in (P, Q)
+  )  # fmt: skip
+  probs = np.exp(logp)
+  assert probs.sum() == pytest.approx(1, abs=1e-5)
+  out = divergence(P, Q, batch, model=model)
+  exact = (probs * (logp - logq)).sum()
+  assert (probs * out["kl"]).sum() == pytest.approx(exact, rel=1e-4)
+  assert (probs * out["entropy"]).sum() == pytest.approx(
+    -(probs * logp).sum(), rel=1e-4
+  )
+  assert exact > 0.1
+
+
+def test_kl_of_a_model_with_itself_is_0_and_otherwise_is_never_negative():
+  batch = tiny.batch(8)
+  np.testing.assert_array_equal(divergence(P, P, batch)["kl"], 0.0)
+  rng = np.random.default_rng(0)
+  near = jax.tree.map(
+    lambda x: x + 1e-4 * rng.normal(size=x.shape).astype(np.float32), P
+  )
+  kl = divergence(P, near, batch)["kl"]
+  assert np.all(kl >= 0) and np.all(kl < 1e-3) and np.any(kl > 0)
+
+
+def test_kl_does_not_depend_on_padding():
+  batch = tiny.batch(8)
+  longer = batch.replace(
+    prompts_BxS=np.pad(batch.prompts_BxS, [(0, 0), (0, 3)], constant_values=9),
+    responses_BxNxT=np.pad(
+      batch.responses_BxNxT, [(0, 0), (0, 0), (0, 4)], constant_values=9
+    ),
+  )
+  ours, theirs = divergence(P, Q, longer), divergence(P, Q, batch)
+  for name in "kl", "entropy":
+    np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, atol=1e-5)
+
+
+@functools.cache
+def evaluator(utility=False):
+  prompts = tiny.batch(11)
+
+  def value(tokens, lengths):
+    inside = np.arange(tokens.shape[1]) < lengths[:, None]
+    return ((tokens == 6) & inside).sum(1) - 0.1 * lengths
+
+  contest = evaluation.Contest(
+    judge=tiny.JUDGE,
+    judge_params=tiny.params(2, tiny.JUDGE.model.cfg),
+    prompts=prompts,
+    opponent=(prompts.responses_BxNxT[:, 0], prompts.lengths_BxN[:, 0]),
+    start=(prompts.responses_BxNxT[:, 1], prompts.lengths_BxN[:, 1]),
+    utility=value,
+    batch_size=4,  # the last batches of 11, 9 and 6 rows are filled up
+    mesh=MESH,
+  )
+  return evaluation.PolicyEvaluation(
+    contest=contest,
+    model=tiny.POLICY,
+    reference_params=Q,
+    pairs=tiny.batch(9, seed=4),
+    kl_prompts=6,
+    key=KEY,
+  )
+
+
+@pytest.fixture(scope="module")
+def evaluated():
+  return evaluator()(P)
+
+
+def test_sampling_and_scoring_agree(evaluated):
+  assert evaluated[0]["decode_vs_score_max_abs_diff"] < 2e-5
+
+
+def test_decode_vs_score_finds_a_wrong_log_probability_of_a_token_but_not_of_padding():
+  batch = tiny.batch(8)
+  exact = np.take_along_axis(
+    log_softmax(tiny.POLICY, P, batch), batch.responses_BxNxT[..., None], -1
+  )[..., 0]
+  inside = np.arange(tiny.T) < batch.lengths_BxN[..., None]
+  decoded = np.where(inside, exact, 99.0).astype(np.float32)
+  assert divergence(P, Q, batch, decoded)["decode_vs_score"].max() < 2e-5
+  decoded[3, 0, batch.lengths_BxN[3, 0] - 1] += 0.25
+  wrong = divergence(P, Q, batch, decoded)["decode_vs_score"]
+  np.testing.assert_allclose(wrong, np.eye(8)[3] * 0.25, atol=1e-4)
+
+
+def test_the_record_is_what_plain_counting_gives(evaluated):
+  record, outcomes = evaluated
+  e = evaluator()
+  samples = jax.tree.map(np.asarray, e.sample(P, 2))
+  tokens, lengths = samples.tokens_BxNxT, samples.lengths_BxN
+  np.testing.assert_array_equal(outcomes["tokens"], tokens[:, 0])
+  np.testing.assert_array_equal(outcomes["lengths"], lengths[:, 0])
+
+  def margins(a, b):
+    both = e.contest.prompts.replace(
+      responses_BxNxT=np.stack([a[0], b[0]], 1), lengths_BxN=np.stack([a[1], b[1]], 1)
+    )
+    prefer = jax.jit(tiny.JUDGE.preference)
+    return np.asarray(prefer(e.contest.judge_params, both))
+
+  mine, second = ((tokens[:, i], lengths[:, i]) for i in (0, 1))
+  wins = margins(mine, e.contest.opponent)
+  expected = (wins > 0) + 0.5 * (wins == 0)
+  np.testing.assert_array_equal(outcomes["golden"], expected)
+  assert record["win_rate"] == pytest.approx(expected.mean())
+  assert record["win_rate_stderr"] == pytest.approx(expected.std(ddof=1) / 11**0.5)
+  scores = margins(mine, e.contest.start)
+  assert record["golden_score"] == pytest.approx(scores.mean(), abs=1e-5)
+  assert record["golden_score_stderr"] == pytest.approx(
+    scores.std(ddof=1) / 11**0.5, rel=1e-4
+  )
+  assert record["response_length"] == pytest.approx(lengths[:, 0].mean())
+  no_eos = [sampling.EOS not in t[:n] for t, n in zip(*mine, strict=True)]
+  assert record["truncation_rate"] == pytest.approx(np.mean(no_eos))
+
+  sampled = e.contest.prompts.replace(responses_BxNxT=tokens, lengths_BxN=lengths)
+  kl = divergence(P, Q, sampled)["kl"][:6]
+  assert record["kl"] == pytest.approx(kl.mean(), rel=1e-4)
+  assert record["kl_stderr"] == pytest.approx(kl.std(ddof=1) / 6**0.5, rel=1e-4)
+
+  score = jax.jit(train_step.score, static_argnums=0)
+  ratios = np.asarray(score(tiny.POLICY, P, e.pairs)) - e.pairs.ref_logps_BxN
+  right = (ratios[:, 0] > ratios[:, 1]).mean()
+  assert record["classification_accuracy"] == pytest.approx(right)
+  assert record["chosen_log_ratio"] == pytest.approx(ratios[:, 0].mean(), rel=1e-4)
+  assert record["rejected_log_ratio"] == pytest.approx(ratios[:, 1].mean(), rel=1e-4)
+
+  both = score(tiny.POLICY, P, sampled), score(tiny.POLICY, Q, sampled)
+  own = (np.asarray(both[0]) - np.asarray(both[1]))[:6]
+  golden = margins(mine, second)[:6]
+  assert np.all(golden != 0)
+  labelled = np.sign(own[:, 0] - own[:, 1]) == np.sign(golden)
+  assert record["self_classification_accuracy"] == pytest.approx(labelled.mean())
+
+  truth = e.contest.utility(*mine)
+  gap, judged = truth - e.contest.utility(*second), margins(mine, second)
+  known = gap != 0
+  agrees = (np.sign(gap) == np.sign(judged)) + 0.5 * (judged == 0)
+  assert agrees[known].mean() != 0.5  # or a wrong sign would not be seen
+  assert record["judge_accuracy_on_policy"] == pytest.approx(agrees[known].mean())
+  assert record["true_utility"] == pytest.approx(truth.mean())
+  beaten = truth - e.contest.utility(*e.contest.opponent)
+  won = (beaten > 0) + 0.5 * (beaten == 0)
+  assert record["true_win_rate"] == pytest.approx(won.mean())
+  np.testing.assert_array_equal(outcomes["truth"], won)
+
+
+def test_the_worst_prompt_decides_how_far_scoring_is_off(monkeypatch):
+  e = evaluator()
+  errors = np.array([0.1, 0.9, 0.2, 0.0, 0.3, 0.1])
+  parts = {"kl": errors, "entropy": errors, "rho": errors, "decode_vs_score": errors}
+  monkeypatch.setattr(evaluation.Contest, "map", lambda *_: parts)
+  samples = sampling.Samples(*[np.zeros((11, 2, tiny.T))] * 4)
+  record = e._divergence(P, samples, np.ones(11))
+  assert record["decode_vs_score_max_abs_diff"] == 0.9
+
+
+def test_equal_log_ratios_classify_nothing(monkeypatch):
+  ratios_Qx2 = np.array([[1.0, 1.0], [2.0, 1.0], [0.0, 0.0], [0.0, 5.0]])
+  monkeypatch.setattr(evaluation.Contest, "map", lambda *_: ratios_Qx2)
+  record = evaluator()._classification(P)
+  assert record["classification_accuracy"] == (0.5 + 1 + 0.5 + 0) / 4
+
+
+def test_the_same_checkpoint_gives_the_same_record(evaluated):
+  again, _ = evaluator()(P)
+  assert again == evaluated[0]
+
+
+def test_a_policy_ties_with_its_own_responses(evaluated):
+  own = evaluated[1]["tokens"], evaluated[1]["lengths"]
+  contest = dataclasses.replace(
+    evaluator().contest, opponent=own, start=own, utility=None
+  )
+  record, outcomes = dataclasses.replace(evaluator(), contest=contest)(P)
+  assert record["win_rate"] == 0.5 and record["golden_score"] == 0
+  assert record["win_rate_stderr"] == 0
+  assert "true_utility" not in record and "truth" not in outcomes
+
+
+def test_agreement_is_over_what_the_truth_decides():
+  margins, truth = np.array([1.0, -2.0, 0.0, 3.0]), np.array([2.0, 1.0, -1.0, 0.0])
+  assert evaluation.agreement(margins, truth) == pytest.approx((1 + 0 + 0.5) / 3)
+  assert np.isnan(evaluation.agreement(margins, 0 * truth))
+
+
+def test_ties_count_half():
+  outcomes = evaluation.outcome(np.array([2.0, 0.0, -0.1]))
+  np.testing.assert_array_equal(outcomes, [1, 0.5, 0])
+
+
+def test_standard_errors_of_pairs_that_share_prompts():
+  values, alone = np.array([1.0, 0.0, 1.0, 1.0, 0.0]), np.arange(5)
+  usual = values.std(ddof=1) / 5**0.5
+  assert evaluation.clustered_stderr(values, 7 - alone) == pytest.approx(usual)
+  # Every pair twice is no more than every pair once.
+  twice = evaluation.clustered_stderr(np.repeat(values, 2), np.repeat(alone, 2))
+  assert twice == pytest.approx(usual)
+
+
+def test_distinct_prompts_are_all_of_them_once_in_an_order_of_the_seed():
+  prompts = [[i % 7, 3] for i in range(40)]
+  one = pairs.Ragged(np.array(prompts, np.int32).ravel(), 2 * np.arange(41))
+  dataset = pairs.PairDataset(one, (one, one))
+  chosen = [rows.distinct_prompts(dataset, 5, seed) for seed in (0, 0, 1)]
+  assert [len(set(c % 7)) for c in chosen] == [5] * 3  # row i has prompt i mod 7
+  assert (chosen[0] == chosen[1]).all() and (chosen[0] != chosen[2]).any()
+  assert len({tuple(sorted(c % 7)) for c in chosen}) == 2
+  assert sorted(rows.distinct_prompts(dataset, 100, 0) % 7) == list(range(7))
+
+
+def test_rows_are_mapped_in_order_in_batches_of_one_shape():
+  shapes = []
+
+  def double(batch):
+    shapes.append(batch.shape)
+    return {"x": 2 * batch}
+
+  out = rows.map_rows(double, lambda i: (10 * i,), np.array([5, 3, 1, 4, 2]), 2, MESH)
+  assert out["x"].tolist() == [100, 60, 20, 80, 40] and shapes == [(2,)] * 3
+
+
+def test_a_batch_that_the_mesh_does_not_divide_is_refused():
+  class Shards:
+    shape = {"data": 2, "fsdp": 2, "tensor": 1}
+
+  with pytest.raises(UserError, match="evaluation.batch_size 6 is not divisible"):
+    rows.map_rows(None, None, np.arange(6), 6, Shards())
