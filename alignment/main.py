@@ -99,22 +99,22 @@ def main(argv: list[str]) -> None:
   if _WORKER.value:
     hosts.die_with_parent()
   hosts.start(processes, _HEARTBEAT.value)
-  from alignment.study import commands, graph
+  from alignment.study import checks, commands, publish, schema
 
-  commands.check_keys(config)
+  schema.check(config)
+  studies = checks.studies(config, workdir)
   if _DRY_RUN.value:
-    commands.dry_run(config, workdir, _STAGES.value)
+    commands.dry_run(studies, workdir, _STAGES.value)
     return
-  graph.build_all(config)  # a bad configuration is one line, not one of every worker
   fellows = [] if _WORKER.value else start_fellows(workers)
   hosts.pass_on_to(fellows)
   try:
-    commands.run(config, workdir, _STAGES.value, lambda: check(fellows))
+    commands.run(studies, workdir, _STAGES.value, lambda: check(fellows))
     for fellow in fellows:
       fellow.wait()
     check(fellows)
     if not _WORKER.value and not _STAGES.value:
-      commands.finish(config, workdir)
+      publish.finish(config, studies, workdir)
   finally:
     for fellow in fellows:
       fellow.terminate()

@@ -7,6 +7,8 @@ An unknown key is an error. What a comment calls ours, the paper does not report
 
 from ml_collections import ConfigDict
 
+from alignment.types import UserError
+
 
 def optimizer(**overrides) -> dict:
   """Adafactor, T5X's default: the paper does not report its optimizer."""
@@ -207,3 +209,31 @@ def paper_task(task: str) -> ConfigDict:
   }
   c.mesh.update({"data": 1, "fsdp": -1})  # 11B parameters fit no single chip
   return c
+
+
+def check(config: ConfigDict) -> None:
+  """Compares a configuration with this one: sections are assigned whole too.
+
+  Sections that are not locked there hold keys that are not ours.
+
+  Raises:
+    UserError: for a key that is not there, and for one that is missing.
+  """
+
+  def compare(given: ConfigDict, known: ConfigDict, prefix: str) -> None:
+    for key in sorted(set(given) - set(known)):
+      raise UserError(
+        f"'{prefix}{key}' is no key of the configuration; all are in "
+        "alignment/study/schema.py"
+      )
+    for key in known:
+      name = prefix + key
+      if key not in given:
+        raise UserError(
+          f"the configuration has no '{name}': update what "
+          "alignment/study/schema.py has, instead of replacing it"
+        )
+      if isinstance(known[key], ConfigDict) and known[key].is_locked:
+        compare(given[key], known[key], name + ".")
+
+  compare(config, get_config(), "")
