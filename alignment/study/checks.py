@@ -234,7 +234,7 @@ def _check_offline(
 
 
 def check_study(study: graph.Study) -> None:
-  """What a world's artefacts cannot be: models, checkpoints, batches on the mesh, files.
+  """What a world's artefacts cannot be: models, checkpoints, batches, files.
 
   Raises:
     UserError: for the first of them.

@@ -71,7 +71,7 @@ class TrainedPolicy(TrainedModel):
 
   @abc.abstractmethod
   def source(self, read: Read, record: Record | None) -> sources.Source:
-    """Where its batches come from; `record` is shown every rollout, if there are any."""
+    """Where its batches come from; `record` is shown every rollout."""
 
   @property
   def refresh_every(self) -> int:
