@@ -95,20 +95,22 @@ def plan(
   several = config.worlds > 1
   for world in range(config.first_world, config.first_world + config.worlds):
     suffix = f"_world{world}" if several else ""
-    here = (*arguments, f"--config.first_world={world}", "--config.worlds=1")
+    world_arguments = (*arguments, f"--config.first_world={world}", "--config.worlds=1")
     stages = f"--stages={','.join(sweep.shared)}"
-    shared.append(Member(f"shared{suffix}", golden, (*here, stages)))
+    shared.append(Member(f"shared{suffix}", golden, (*world_arguments, stages)))
     groups: dict[str, list[str]] = {}
     sizes: dict[str, str] = {}
     for name, (_, recipe) in recipes.runs(config).items():
-      if sweep.by not in recipe:
+      if not hasattr(recipe, sweep.by):
         raise UserError(f"sweep: '{sweep.by}' is no key of policy")
-      group = str(recipe[sweep.by])
+      group = str(getattr(recipe, sweep.by))
       groups.setdefault(group, []).append(f"evaluate_world{world}_{name}")
-      sizes[group] = recipe["size"]
+      sizes[group] = recipe.size
     for group, names in groups.items():
       stages = f"--stages={','.join(names)}"
-      members.append(Member(f"{group}{suffix}", sizes[group], (*here, stages)))
+      members.append(
+        Member(f"{group}{suffix}", sizes[group], (*world_arguments, stages))
+      )
   return shared, members, [Member("figures", golden, tuple(arguments))]
 
 

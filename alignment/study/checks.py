@@ -20,9 +20,11 @@ from alignment.core import losses
 from alignment.data import readers
 from alignment.runtime import sharding
 from alignment.study import graph, recipes
+from alignment.study.artefacts import Artefact, closure
 from alignment.study.recipes import PolicyRecipe, PreferenceRecipe, Recipe
 from alignment.study.setting import Setting
-from alignment.study.stages.models import ImportedModel, TrainedModel
+from alignment.study.stages.data import PairData
+from alignment.study.stages.models import Model, TrainedModel
 from alignment.types import UserError
 
 _LEAST = {  # values that make sense; two prompts, since half of them select
@@ -108,8 +110,6 @@ def _check_data(c: Mapping[str, Any]) -> None:
   if c["format"] not in ("toy", *readers.FORMATS):
     names = ", ".join(["toy", *readers.FORMATS])
     raise UserError(f"data.format '{c['format']}' is unknown; there are {names}")
-  if c["format"] not in ("toy", "tfds") and not c["path"]:
-    raise UserError("data.path is not set: name a file of pairs")
 
 
 def _check_datasets(config: ConfigDict) -> None:
@@ -239,18 +239,17 @@ def check_study(study: graph.Study) -> None:
   Raises:
     UserError: for the first of them.
   """
-  mesh, config = study.setting.mesh, study.config
-  sharding.check_batch(config.evaluation.batch_size, mesh, "evaluation.batch_size")
-  artefacts = graph.closure(study.artefacts().values(), identity=id)
+  check_batches(study)
   size_of: dict[Path, str] = {}
-  for artefact in artefacts:
+  for artefact in _every(study):
+    if isinstance(artefact, PairData):
+      c = artefact.chosen
+      if c["format"] not in ("toy", "tfds") and not c["path"]:
+        raise UserError("data.path is not set: name a file of pairs")
     if isinstance(artefact, TrainedModel):
-      name, recipe = artefact.name, artefact.recipe
-      check_recipe(name, recipe)  # SFT's, which follows from the sizes of others
-      rows = recipe.batch_size // recipe.microbatches
-      sharding.check_batch(rows, mesh, f"{name}: batch_size / microbatches")
+      check_recipe(artefact.name, artefact.recipe)  # SFT's follows from others' sizes
       _ = artefact.objective
-    if isinstance(artefact, TrainedModel | ImportedModel):
+    if isinstance(artefact, Model):
       start = artefact.start
       artefact.model()
       origin = study.setting.models.origin(start)
@@ -258,8 +257,26 @@ def check_study(study: graph.Study) -> None:
         raise UserError(
           f"{origin}: cannot be both {other} and {start.size}; put {{size}} in its path"
         )
-  for artefact in artefacts:
+  for artefact in _every(study):
     _ = artefact.key  # reads what of the data and checkpoints determines numbers
+
+
+def check_batches(study: graph.Study) -> None:
+  """Batches that the mesh does not divide.
+
+  Raises:
+    UserError: for the first of them.
+  """
+  mesh, rows = study.setting.mesh, study.config.evaluation.batch_size
+  sharding.check_batch(rows, mesh, "evaluation.batch_size")
+  for artefact in _every(study):
+    if isinstance(artefact, TrainedModel):
+      where = f"{artefact.name}: batch_size / microbatches"
+      sharding.check_batch(artefact.microbatch, mesh, where)
+
+
+def _every(study: graph.Study) -> list[Artefact]:
+  return closure(study.artefacts().values(), identity=id)
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:

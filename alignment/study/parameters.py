@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh
 
 from alignment.models import huggingface, t5
 from alignment.runtime import checkpoint, sharding
@@ -21,7 +21,7 @@ class Parameters:
   """The parameters of models, laid out over one mesh by one table of rules."""
 
   models: Models
-  mesh: Mesh | AbstractMesh
+  mesh: Mesh
   rules: sharding.Rules
 
   def abstract(self, model: t5.T5) -> Params:

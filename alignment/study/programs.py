@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh
 
 from alignment.models import t5
 from alignment.runtime import sharding
@@ -26,7 +26,7 @@ Pass = tuple[t5.T5Config, int, int, int, int]
 class Work:
   """What an analytic estimate of a program needs to know."""
 
-  kind: str  # train, rollout or forward
+  kind: str  # train, rollout, sample or forward
   passes: tuple[Pass, ...]
   microbatches: int = 1
 
@@ -50,7 +50,7 @@ class Program:
   arguments: tuple[Any, ...]
   held: Mapping[str, Any]
   work: Work
-  mesh: Mesh | AbstractMesh
+  mesh: Mesh
   stages: tuple[str, ...] = ()
 
   def lower(self) -> Any:
@@ -94,7 +94,7 @@ def distinct(programs: Iterable[Program]) -> list[Program]:
 class Shapes:
   """Abstract arrays of a study: of these lengths, laid out over this mesh."""
 
-  mesh: Mesh | AbstractMesh
+  mesh: Mesh
   prompt_length: int
   response_length: int
 

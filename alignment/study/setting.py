@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -33,7 +33,7 @@ class Setting:
   config: ConfigDict
   world: int
   vocabulary: vocabularies.Vocabulary
-  mesh: Mesh | AbstractMesh
+  mesh: Mesh
   models: Models
   language: toy.Language | None  # None where the data is real and the truth unknown
 

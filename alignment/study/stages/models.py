@@ -56,7 +56,7 @@ class Model(Artefact):
       lambda: evaluation.sample,
       (model, *arguments),
       held,
-      Work("rollout", ((model.cfg, rows, S, count, T),)),
+      Work("sample", ((model.cfg, rows, S, count, T),)),
       setting.mesh,
       stages,
     )
