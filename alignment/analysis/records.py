@@ -1,0 +1,96 @@
+"""JSON records as read from files: what their values must be, and one line if not.
+
+A kind says what a value must be and how an error calls it; a schema has one per key.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from alignment.types import UserError
+
+Kind = tuple[str, Callable[[Any], bool]]
+Schema = Mapping[str, Kind]
+
+
+def _is_integer(value: Any) -> bool:
+  is_int = isinstance(value, int) and not isinstance(value, bool)
+  return is_int and abs(value) < 2**63  # or NumPy could not hold it
+
+
+def _is_number(value: Any) -> bool:
+  return _is_integer(value) or isinstance(value, float)
+
+
+STRING: Kind = ("a string", lambda value: isinstance(value, str))
+BOOLEAN: Kind = ("true or false", lambda value: isinstance(value, bool))
+INTEGER: Kind = ("an integer", _is_integer)
+FINITE: Kind = (
+  "a finite number",
+  lambda value: _is_number(value) and math.isfinite(value),
+)
+MEASURED: Kind = (
+  "a number or null",
+  lambda value: value is None or _is_number(value),
+)
+OBJECT: Kind = ("an object", lambda value: isinstance(value, dict))
+# A name that other files are called after: it leads to none elsewhere.
+FILE_NAME: Kind = (
+  "the name of a file",
+  lambda value: isinstance(value, str) and Path(value).name == value != "..",
+)
+
+
+def or_null(kind: Kind) -> Kind:
+  return f"{kind[0]} or null", lambda value: value is None or kind[1](value)
+
+
+def one_of(values: Collection[str]) -> Kind:
+  return " or ".join(values), lambda value: isinstance(value, str) and value in values
+
+
+def list_of(kind: Kind) -> Kind:
+  return (
+    f"a list, each {kind[0]}",
+    lambda value: isinstance(value, list) and all(map(kind[1], value)),
+  )
+
+
+def check(
+  record: Any, schema: Schema, where: str, remedy: str = "evaluate this run again"
+) -> None:
+  """Raises UserError unless `record` is an object with all of the schema's keys.
+
+  Keys that the schema does not have are let be.
+  """
+  if not isinstance(record, dict):
+    raise UserError(f"{where}: not a JSON object; {remedy}")
+  for key, (kind, is_kind) in schema.items():
+    if key not in record:
+      raise UserError(f"{where}: no {key!r}; {remedy}")
+    if not is_kind(record[key]):
+      raise UserError(f"{where}: {key!r} is {record[key]!r}, expected {kind}")
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields ("file:line", the object on it), of which no key is checked yet.
+
+  Raises:
+    UserError: naming file and line, for what is damaged.
+  """
+  try:
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+  except UnicodeDecodeError as error:
+    raise UserError(f"{path}: not UTF-8 ({error.reason}); evaluate again") from error
+  for number, line in enumerate(lines, start=1):
+    where = f"{path}:{number}"
+    try:
+      record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+      raise UserError(
+        f"{where}: not JSON ({error}); delete the line, or evaluate again"
+      ) from error
+    check(record, {}, where)
+    yield where, record
