@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from alignment.runtime.metrics import read_jsonl
 from alignment.types import UserError
 
 Kind = tuple[str, Callable[[Any], bool]]
@@ -24,7 +25,12 @@ def _is_number(value: Any) -> bool:
   return _is_integer(value) or isinstance(value, float)
 
 
-STRING: Kind = ("a string", lambda value: isinstance(value, str))
+def _is_text(value: Any) -> bool:
+  """A string that can be written as UTF-8: JSON may have halves of characters."""
+  return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+STRING: Kind = ("a string", _is_text)
 BOOLEAN: Kind = ("true or false", lambda value: isinstance(value, bool))
 INTEGER: Kind = ("an integer", _is_integer)
 FINITE: Kind = (
@@ -36,10 +42,19 @@ MEASURED: Kind = (
   lambda value: value is None or _is_number(value),
 )
 OBJECT: Kind = ("an object", lambda value: isinstance(value, dict))
+OBJECT_OF_STRINGS: Kind = (
+  "an object of strings",
+  lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
+)
 # A name that other files are called after: it leads to none elsewhere.
 FILE_NAME: Kind = (
   "the name of a file",
-  lambda value: isinstance(value, str) and Path(value).name == value != "..",
+  lambda value: (
+    _is_text(value)
+    and value.isprintable()
+    and Path(value).name == value
+    and value not in ("", "..")
+  ),
 )
 
 
@@ -94,3 +109,16 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
       ) from error
     check(record, {}, where)
     yield where, record
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+  """The rows of a `metrics.jsonl`, numbers by `step`; [] if there is no such file.
+
+  Raises:
+    UserError: naming file, line and key, for what is damaged.
+  """
+  rows = read_jsonl(path)
+  for number, row in enumerate(rows, start=1):
+    schema = {**dict.fromkeys(row, MEASURED), "step": INTEGER}
+    check(row, schema, f"{path}:{number}")
+  return rows

@@ -59,8 +59,8 @@ from alignment.analysis.records import (
   one_of,
   or_null,
   read_lines,
+  read_metrics,
 )
-from alignment.runtime.metrics import read_jsonl
 from alignment.types import UserError
 
 JUDGES = {"golden PM": "golden_ExP", "truth": "truth_ExP"}  # judge -> its outcomes
@@ -251,7 +251,7 @@ def _load_run(path: Path) -> Run:
     kl_E=np.array([record["kl"] for record in records], float),
     wins=wins,
     records=records,
-    metrics=read_jsonl(path.with_name("metrics.jsonl")),
+    metrics=read_metrics(path.with_name("metrics.jsonl")),
   )
 
 
