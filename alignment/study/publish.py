@@ -18,8 +18,8 @@ from typing import Any
 from ml_collections import ConfigDict
 import numpy as np
 
-from alignment import analysis
 from alignment.analysis import runs as runs_lib
+from alignment.analysis.results import redraw
 from alignment.data import pairs
 from alignment.runtime import hosts
 from alignment.runtime.files import read_json, read_npz, write_atomically, write_json
@@ -41,7 +41,7 @@ def finish(config: ConfigDict, studies: Sequence[Study], workdir: Path) -> None:
     UserError: at the end, for figures whose runs the study does not have.
   """
   publish(config, studies, workdir)
-  analysis.redraw(workdir)
+  redraw(workdir)
 
 
 def publish(config: ConfigDict, studies: Sequence[Study], workdir: Path) -> None:
