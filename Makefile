@@ -7,7 +7,7 @@ PYTHON ?= python3
 TORCH = torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST = .venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 ENVIRONMENT = .venv/.installed
 PEERS = .peers/.installed
 

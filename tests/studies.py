@@ -1,7 +1,12 @@
 """The smallest studies that have every stage: seconds, for tests."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
+from alignment.study import checks, commands, publish
+from alignment.study.graph import Study
 from configs import quickstart, study
 
 
@@ -88,3 +93,22 @@ def get_config(which: str = "") -> ConfigDict:
   elif which == "short":
     c.runs = {"online": ({},), "replay": replay}
   return c
+
+
+def graph(config: ConfigDict, workdir: Path = Path("/nowhere")) -> Study:
+  """The graph of the first world, if nothing in it is refused."""
+  return checks.studies(config, workdir)[0]
+
+
+def run(config: ConfigDict, workdir: Path, stages: Sequence[str] = ()) -> None:
+  """As the command line: makes some stages, by default all."""
+  commands.run(checks.studies(config, workdir), workdir, stages)
+
+
+def finish(config: ConfigDict, workdir: Path) -> None:
+  """As the command line, when all is made."""
+  publish.finish(config, checks.studies(config, workdir), workdir)
+
+
+def dry_run(config: ConfigDict, workdir: Path, stages: Sequence[str] = ()) -> None:
+  commands.dry_run(checks.studies(config, workdir), workdir, stages)

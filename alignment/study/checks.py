@@ -190,8 +190,8 @@ def check_policy(name: str, recipe: PolicyRecipe, datasets: Mapping[str, Any]) -
     )
   if not 0 < recipe.beta < math.inf:
     raise UserError(f"{name}: beta is {recipe.beta}; give a number above 0")
-  if recipe.steps < 1 or not recipe.evaluate_at:
-    raise UserError(f"{name}: steps must be at least 1, and evaluate_at not empty")
+  if not recipe.evaluate_at:
+    raise UserError(f"{name}: evaluate_at is empty; give fractions of `steps`")
   for f in recipe.evaluate_at:
     if not isinstance(f, int | float) or not 0 <= f <= 1:
       raise UserError(f"evaluate_at has {f!r}; give fractions of `steps`, 0 to 1")

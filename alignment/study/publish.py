@@ -104,23 +104,25 @@ def _data_statistics(study: Study, workdir: Path) -> list[str]:
 
 def _models(study: Study, workdir: Path) -> list[dict[str, Any]]:
   """One row per trained model of a world."""
-  rows, world = [], f"world{study.world}"
-  for name, artefact in (study.models() | study.policies()).items():
-    if not isinstance(artefact, Model):
-      continue
-    report = read_json(artefact.directory(workdir) / "model.json")
-    init = artefact.start.init
-    parameters = study.setting.parameters.count(artefact.model())
-    rows.append(
-      {
-        "name": name if name.startswith(world) else f"{world}_{name}",
-        "parameters": parameters,
-        "init": init if init in ("scratch", "sft") else "checkpoint",
-        "steps": report["step"],
-        **{key: report.get(key) for key in _ACCURACIES},
-      }
-    )
-  return rows
+  world = f"world{study.world}"
+  return [
+    {"name": name if name.startswith(world) else f"{world}_{name}"}
+    | describe_model(artefact, workdir)
+    for name, artefact in (study.models() | study.policies()).items()
+    if isinstance(artefact, Model)
+  ]
+
+
+def describe_model(artefact: Model, workdir: Path) -> dict[str, Any]:
+  """What the report says of a finished model."""
+  report = read_json(artefact.directory(workdir) / "model.json")
+  init = artefact.start.init
+  return {
+    "parameters": artefact.setting.parameters.count(artefact.model()),
+    "init": init if init in ("scratch", "sft") else "checkpoint",
+    "steps": report["step"],
+    **{key: report.get(key) for key in _ACCURACIES},
+  }
 
 
 _ACCURACIES = (
