@@ -13,11 +13,11 @@ from tests import synthetic
 JUDGE = "golden PM"
 
 
-def certain_run(name, method, rates, kls, world=0, truth=None, **fields):
+def certain_run(name, series, rates, kls, world=0, truth=None, **fields):
   """Each checkpoint wins the same share of every prompt: no evaluation noise."""
   truth_ExP = None if truth is None else synthetic.certain(truth)
   return synthetic.make_run(
-    name, method, synthetic.certain(rates), kls, world=world, truth=truth_ExP, **fields
+    name, series, synthetic.certain(rates), kls, world=world, truth=truth_ExP, **fields
   )
 
 
@@ -36,7 +36,7 @@ def worlds_of_runs(gaps, truth_gaps=None, num_offline=1):
 FIGURE_1 = [
   h
   for h in claims_lib.HYPOTHESES
-  if h.figure == "1" and len(h.of) == 2 and h.of[1].method == "offline"
+  if h.figure == "1" and len(h.groups) == 2 and h.groups[1].series == "offline"
 ]  # peak and equal KL
 AHEAD = (0.1, 0.12, 0.08, 0.11, 0.09, 0.1)
 
@@ -109,9 +109,9 @@ def test_claims_count_runs_and_leave_out_what_has_none():
   claim = claims_of_figure_1(runs)[0]
   assert claim.runs_compared == "1 vs 3" and set(claim.of_all_runs) == {JUDGE, "truth"}
   assert claims_of_figure_1(worlds_of_runs((0.1,)))[0].of_all_runs == {}
-  assert claims_of_figure_1([run for run in runs if run.method == "online"]) == []
+  assert claims_of_figure_1([run for run in runs if run.series == "online"]) == []
   assert claims_of_figure_1([]) == []
-  lacking = [r for r in worlds_of_runs(AHEAD) if (r.world, r.method) != (3, "offline")]
+  lacking = [r for r in worlds_of_runs(AHEAD) if (r.world, r.series) != (3, "offline")]
   claim = claims_of_figure_1(lacking)[0]
   assert claim.reason == "5 worlds: 6 are needed; world 3: no offline run"
 
@@ -130,8 +130,8 @@ def test_a_sweep_is_beaten_only_if_its_best_run_is(of_offline, verdict, reason):
   for world in range(6):
     named = [("on", "online", 0.5), *(("off", "offline", rate) for rate in of_offline)]
     runs += [
-      certain_run(f"{name}{i}", method, [rate, rate], [1, 10], world, [rate, rate])
-      for i, (name, method, rate) in enumerate(named)
+      certain_run(f"{name}{i}", series, [rate, rate], [1, 10], world, [rate, rate])
+      for i, (name, series, rate) in enumerate(named)
     ]
   for claim in claims_of_figure_1(runs):
     assert claim.verdict == verdict and claim.reason.startswith(reason)
@@ -170,15 +170,15 @@ def test_runs_are_counted_as_they_are_compared():
   """Sizes at the settings that all have; the steps of a classifier are one run."""
   runs = [
     certain_run(
-      f"{method}{size}{beta}", method, [rate] * 2, [1, 10], size=size, beta=beta
+      f"{series}{size}{beta}", series, [rate] * 2, [1, 10], size=size, beta=beta
     )
-    for method, rate in (("online", 0.6), ("shuffled", 0.5), ("offline", 0.4))
+    for series, rate in (("online", 0.6), ("shuffled", 0.5), ("offline", 0.4))
     for size, betas in (("nano", (0.1, 0.3)), ("micro", (0.1,)), ("milli", (0.1,)))
     for beta in betas
-    if (method, size) != ("shuffled", "milli")
+    if (series, size) != ("shuffled", "milli")
   ]
   counts = {
-    claim.name[:6] + str(len(claim.methods)): claim.runs_compared
+    claim.name[:6] + str(len(claim.groups)): claim.runs_compared
     for claim in claims_lib.claims(
       runs, resamples=2, classification=synthetic.classification()
     )
@@ -289,9 +289,9 @@ def test_what_holds_in_the_made_up_study_is_found(study_claims):
     found = [v for (f, text), v in verdicts.items() if f == figure and words in text]
     assert found == [verdict], (figure, words, found)
   # Trends with size stay undecided: only what is compared, and where it holds.
-  trends = {(c.methods, c.region) for c in study_claims if c.figure == "11, 14"}
+  trends = {(c.groups, c.region) for c in study_claims if c.figure == "11, 14"}
   online, offline, shuffled = (
-    f"{method} of all sizes" for method in ("online", "offline", "shuffled")
+    f"{series} of all sizes" for series in ("online", "offline", "shuffled")
   )
   assert trends == {
     ((online, shuffled), "< 0"),
