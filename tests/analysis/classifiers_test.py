@@ -35,8 +35,8 @@ def test_correlation_is_within_runs():
   wins_ExP = np.outer([0, 0.5, 1], np.arange(30) < 10)
   rising = {"classification_accuracy": [0.5, 0.6, 0.7]}
   one = synthetic.make_run("r", "online", wins_ExP, [1, 2, 3], measured=rising)
-  found = classifiers.correlation_with_accuracy([one], JUDGE, resamples=20)
-  assert (found.low, found.high) == pytest.approx((1, 1))
+  estimate = classifiers.correlation_with_accuracy([one], JUDGE, resamples=20)
+  assert (estimate.low, estimate.high) == pytest.approx((1, 1))
   constant = [make_run([0.1, 0.2, 0.3])]  # in accuracy
   assert classifiers.correlation_with_accuracy(constant, JUDGE).reason
 
@@ -62,10 +62,10 @@ def test_classifiers_are_compared_at_the_steps_of_both():
     ]
 
   a, b = rows({10: 0.8, 20: 0.7, 30: 0.1}), rows({10: 0.5, 20: 0.5})
-  found = classifiers.accuracy_difference(a, b)
-  assert value(found) == 0.25
+  estimate = classifiers.accuracy_difference(a, b)
+  assert value(estimate) == 0.25
   stderr = math.sqrt(4 * 0.03**2) / 2
-  assert found.high - found.value == pytest.approx(1.96 * stderr, rel=1e-4)
+  assert estimate.high - estimate.value == pytest.approx(1.96 * stderr, rel=1e-4)
   assert classifiers.accuracy_difference(a[2:], b).reason
   trend = classifiers.accuracy_trend(rows({10: 0.8, 20: 0.7, 30: 0.6}))
   assert value(trend) == -0.2

@@ -153,12 +153,12 @@ def test_high_kl_is_the_upper_half_in_log_kl():
   """From 1 to 100 that begins at 10, where half of the KLs is 50.5."""
   a = [certain_run("a", "online", [0.1, 0.5, 0.5, 0.9], [1, 10, 20, 100])]
   b = [certain_run("b", "offline", [0.1, 0.1], [1, 100])]
-  found = gaps.gap_at_equal_kl(a, b, JUDGE, above=0.5)
-  assert found.value == pytest.approx(0.4)
+  estimate = gaps.gap_at_equal_kl(a, b, JUDGE, above=0.5)
+  assert estimate.value == pytest.approx(0.4)
   a = [certain_run("a", "online", [0.1, 0.5, 0.9, 0.9], [1, 5, 20, 100])]
-  found = gaps.gap_at_equal_kl(a, b, JUDGE, above=0.5)
+  estimate = gaps.gap_at_equal_kl(a, b, JUDGE, above=0.5)
   expected = (0.4 * math.log(2) + 0.8 * math.log(5)) / math.log(10)
-  assert found.value == pytest.approx(expected)
+  assert estimate.value == pytest.approx(expected)
 
 
 def test_runs_of_several_worlds_have_no_common_prompts():
@@ -189,16 +189,16 @@ def test_the_end_is_the_largest_kl_of_any_checkpoint():
   """Not the last one of a run that comes back, nor that of the run that ends there."""
   comes_back = make_run([0.2, 0.7, 0.3, 0.6], [1, 2, 9, 3])
   other = make_run([0.5, 0.5], [1, 4])
-  found = gaps.fall_from_peak([comes_back, other], JUDGE, resamples=5)
-  assert value(found) == 0.4
+  estimate = gaps.fall_from_peak([comes_back, other], JUDGE, resamples=5)
+  assert value(estimate) == 0.4
 
 
 def test_a_level_has_noise_of_its_own():
   wins_ExP = np.array([[1.0, 0.0] * 20])
   level = [synthetic.make_run("sft", "sft", wins_ExP, [0.0])]
   runs = [synthetic.make_run("r", "online", np.full((2, 40), 0.5), [1, 2])]
-  found = gaps.peak_above_level(runs, level, JUDGE)
-  assert found.high - found.low > 0.1
+  estimate = gaps.peak_above_level(runs, level, JUDGE)
+  assert estimate.high - estimate.low > 0.1
 
 
 def test_no_fall_is_seen_in_noise_alone():

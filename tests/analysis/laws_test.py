@@ -19,12 +19,12 @@ def test_the_laws_fit_what_they_generate(best_of_n):
 def test_laws_are_recovered(study):
   _, rows = laws_figure.laws(study)
   for series, alpha, beta in (("online", 2, 1), ("best_of_n", 1.5, 0.3)):
-    found = {
+    coefficient = {
       row["kind"]: row["value"]
       for row in rows
       if row["kind"] in ("alpha", "beta") and row["series"] == series
     }
-    assert found == pytest.approx({"alpha": alpha, "beta": beta})
+    assert coefficient == pytest.approx({"alpha": alpha, "beta": beta})
     d, score = np.transpose(
       [
         (row["d"], row["golden_score"])
@@ -52,7 +52,7 @@ def test_laws_have_intervals_over_checkpoints_or_worlds_and_leave_out_sft():
     (runs[:1], "checkpoints", 1),
   ):
     _, rows = laws_figure.laws(chosen)
-    (found,) = (row for row in rows if row["kind"] == "alpha")
-    assert found["interval_over"].startswith(over)
-    assert found["value"] == pytest.approx(alpha, abs=0.1)
-    assert found["low"] < found["value"] < found["high"]
+    (coefficient,) = (row for row in rows if row["kind"] == "alpha")
+    assert coefficient["interval_over"].startswith(over)
+    assert coefficient["value"] == pytest.approx(alpha, abs=0.1)
+    assert coefficient["low"] < coefficient["value"] < coefficient["high"]

@@ -187,8 +187,8 @@ ROW |= {"accuracy": 0.5, "stderr": 0.1, "pairs": 64}
 def test_classification_is_read_in_order(tmp_path):
   assert load_classification(tmp_path) == []
   write_classification(tmp_path, [ROW | {"step": 20}, ROW])
-  found = load_classification(tmp_path)
-  assert [(row.step, row.accuracy, row.pairs) for row in found] == [
+  rows = load_classification(tmp_path)
+  assert [(row.step, row.accuracy, row.pairs) for row in rows] == [
     (10, 0.5, 64),
     (20, 0.5, 64),
   ]

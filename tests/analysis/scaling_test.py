@@ -32,13 +32,13 @@ def test_dials_are_gaps_to_online(study):
   ):
     _, rows = draw(study)
     gaps = {"peak": peak_gap, "equal KL": gap_at_equal_kl}
-    found = [row for row in rows if row["series"] == series]
-    positions = {row["position"] for row in found}
+    placed = [row for row in rows if row["series"] == series]
+    positions = {row["position"] for row in placed}
     runs = {getattr(run, key): run for run in synthetic.chosen(study, series)}
     if series == "semi_online":
       runs["never"] = runs.pop(0)
     assert positions == runs.keys()
-    for row in found:
+    for row in placed:
       run = runs[row["position"]]
       expected = gaps[row["kind"]]([run], [online], row["judge"])
       assert (row["value"], row["low"]) == (expected.value, expected.low)

@@ -105,11 +105,11 @@ def test_one_panel_per_task_and_only_series_of_the_figure():
 
 def test_best_of_n_is_a_line_of_its_evaluations(study):
   _, rows = win_rate.figure_01(study)
-  found = [r for r in rows if (r["kind"], r["judge"]) == ("best_of_n", "truth")]
+  points = [r for r in rows if (r["kind"], r["judge"]) == ("best_of_n", "truth")]
   (run,) = synthetic.chosen(study, "best_of_n")
   above = run.kl_E >= 0.01
-  assert [r["step"] for r in found] == run.steps_E[above].tolist()
-  assert [r["win_rate"] for r in found] == run.win_rates_E("truth")[above].tolist()
+  assert [r["step"] for r in points] == run.steps_E[above].tolist()
+  assert [r["win_rate"] for r in points] == run.win_rates_E("truth")[above].tolist()
 
 
 @pytest.mark.parametrize(
