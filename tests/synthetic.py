@@ -118,6 +118,16 @@ def drawn(rates: Sequence[float], seed: int, prompts: int = 40) -> np.ndarray:
   return (random_ExP < np.array(rates)[:, None]).astype(float)
 
 
+def chosen(runs: Sequence[Run], series: str, **fields: Any) -> list[Run]:
+  """Those of one series with these fields; of the main loss and size by default."""
+  fields = {"loss": "ipo", "size": "micro"} | fields
+  return [
+    run
+    for run in runs
+    if run.series == series and all(getattr(run, k) == v for k, v in fields.items())
+  ]
+
+
 def write(workdir: Path, run: Run) -> Path:
   """The files of one run, as an evaluation writes them; returns their directory."""
   directory = workdir / "runs" / run.name
