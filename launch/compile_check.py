@@ -22,7 +22,7 @@ import jax
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
-from alignment.main import parse_flags
+from alignment.flags import configuration, parse_flags
 from alignment.runtime import sharding
 from alignment.types import UserError
 from launch import fit, hlo, topology
@@ -39,9 +39,7 @@ _ESTIMATE = flags.DEFINE_bool("estimate", False, "Estimate, without compiling.")
 def main(argv: list[str]) -> int:
   if len(argv) > 1:
     raise UserError(f"unexpected argument '{argv[1]}': options start with --")
-  config = flags.FLAGS.config
-  if config is None:
-    raise UserError("--config is required")
+  config = configuration()
   if not _TOPOLOGY.value:
     for generation in topology.GENERATIONS:
       print(proposal(config, generation), flush=True)

@@ -11,22 +11,21 @@ from alignment.data import datasets
 from alignment.runtime.metrics import read_jsonl
 from alignment.study import artefacts, graph, recipes, schema
 from alignment.types import UserError
-from configs import chat_arena, harmlessness, helpfulness, hh_small, quickstart, tldr
-from configs import study as study_config
+from tests import studies
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 ROLES = ("sft", "golden_pm", "proxy_pm", "policy", "golden_policy")
+CONFIGS = Path(__file__).parents[1] / "configs"
 PAPER = {
-  "tldr": tldr,
-  "helpfulness": helpfulness,
-  "harmlessness": harmlessness,
-  "chat_arena": chat_arena,
+  name: studies.document(name)
+  for name in ("tldr", "helpfulness", "harmlessness", "chat_arena")
 }
 TASKS = ("toy", *PAPER)
 MODULES = PAPER | {
-  "hh_small": hh_small, "quickstart": quickstart, "study": study_config
-}  # fmt: skip
+  name: studies.document(name) for name in ("hh_small", "quickstart", "study")
+}
+tldr, study_config = MODULES["tldr"], MODULES["study"]
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +72,7 @@ def tiny(config: ConfigDict, pairs: Path) -> ConfigDict:
 
 
 def test_every_config_is_tested():
-  found = {path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py")}
-  assert found == MODULES.keys() | {"__init__"}
+  assert {path.stem for path in CONFIGS.glob("*.py")} == MODULES.keys()
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -87,7 +85,7 @@ def test_opens_with_command_hardware_and_duration(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_has_no_keys_of_its_own(name):
-  """Every key is declared in base.py; what runs there are is a study's own."""
+  """Every key is declared in schema.py; what runs there are is a study's own."""
 
   def keys(config):
     flat = ConfigDict({**config.to_dict(), "runs": {}, "data": {}, "datasets": {}})

@@ -1,8 +1,18 @@
 """The smallest studies that have every stage: seconds, for tests."""
 
+from types import ModuleType
+
 from ml_collections import ConfigDict
 
-from configs import quickstart, study
+from alignment.study import schema
+
+
+def document(name: str) -> ModuleType:
+  """One of the documents in configs/."""
+  return schema.load(f"../configs/{name}.py", beside=__file__)
+
+
+quickstart, study = document("quickstart"), document("study")
 
 
 def nano(**overrides) -> ConfigDict:

@@ -24,35 +24,6 @@ from alignment.types import UserError
 REPORTED_PROMPTS = 8  # whose responses the report shows side by side
 
 
-def check_keys(config: ConfigDict) -> None:
-  """Compares a configuration with `schema.py`: sections are assigned whole too.
-
-  Sections that are not locked there hold keys that are not ours.
-
-  Raises:
-    UserError: for a key that is not there, and for one that is missing.
-  """
-  from alignment.study import schema
-
-  def compare(given: ConfigDict, known: ConfigDict, prefix: str) -> None:
-    for key in sorted(set(given) - set(known)):
-      raise UserError(
-        f"'{prefix}{key}' is no key of the configuration; all are in "
-        "alignment/study/schema.py"
-      )
-    for key in known:
-      name = prefix + key
-      if key not in given:
-        raise UserError(
-          f"the configuration has no '{name}': update what "
-          "alignment/study/schema.py has, instead of replacing it"
-        )
-      if isinstance(known[key], ConfigDict) and known[key].is_locked:
-        compare(given[key], known[key], name + ".")
-
-  compare(config, schema.get_config(), "")
-
-
 def _studies(config: ConfigDict, workdir: Path) -> list[graph.Study]:
   """The graphs of all worlds, if what is made of them can be kept and drawn.
 

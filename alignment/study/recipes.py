@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from alignment.core import losses
+from alignment.study import schema
 from alignment.types import UserError
 
 
@@ -40,7 +41,7 @@ def runs(config: ConfigDict) -> dict[str, tuple[str, dict[str, Any]]]:
             f"runs.{label}.{key} must be a tuple of values, not {values!r}"
           )
         for value in values:
-          if not _fits(value, config.policy[key]):
+          if not schema.fits(value, config.policy[key]):
             like = plain(config.policy[key])
             raise UserError(f"runs.{label}.{key} has {value!r}; policy's is {like!r}")
       for values in itertools.product(*axes.values()):
@@ -75,18 +76,6 @@ def runs(config: ConfigDict) -> dict[str, tuple[str, dict[str, Any]]]:
 def _has_meaning(key: str, recipe: Mapping[str, Any]) -> bool:
   replays = recipe["method"] == "offline" and recipe["dataset"] == "stream"
   return replays if key == "stream" else key == "method" or key in relevant(recipe)
-
-
-def _fits(value: Any, like: Any) -> bool:
-  """Whether a value is of the kind of a key's own; numbers are finite."""
-  if isinstance(like, bool) or isinstance(value, bool):
-    return isinstance(like, bool) and isinstance(value, bool)
-  if isinstance(like, float):
-    return isinstance(value, int | float) and math.isfinite(value)
-  if isinstance(like, ConfigDict):  # keys of `stream` are checked where it is used
-    return isinstance(value, Mapping)
-  kinds = (tuple, list) if isinstance(like, tuple | list) else type(like)
-  return isinstance(value, kinds)
 
 
 _NOT_IN_NAMES = r"[^\w.+-]"  # they name directories, and Orbax reads [ as a pattern

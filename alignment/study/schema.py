@@ -1,11 +1,36 @@
-"""Every key there is, with the paper's values where it gives them.
+"""Every key of a configuration, with the paper's values where it gives them.
 
-Not a study to run by itself: `tldr.py`, `helpfulness.py`, `harmlessness.py`,
-`chat_arena.py` set the task; `quickstart.py` and `hh_small.py` are sized for a CPU.
-An unknown key is an error. What a comment calls ours, the paper does not report.
+A configuration is what `get_config` of a document returns: a Python file, such as those
+in `configs/`, that starts from `get_config` here or from another document (`load`), and
+sets some of the keys. It is no study by itself: a document sets the task at least.
+
+An unknown key is an error, in a document as on the command line (`check`). What a
+comment calls ours, the paper does not report.
 """
 
+from collections.abc import Iterator, Mapping
+import contextlib
+import math
+from pathlib import Path
+import traceback
+from types import ModuleType
+from typing import Any
+
 from ml_collections import ConfigDict
+
+from alignment.runtime.files import path_option
+from alignment.types import UserError
+
+FILE = "alignment/study/schema.py"  # as errors name this file
+_PATHS = ("path", "data_dir", "directory", "init")  # keys that are paths, wherever
+_KINDS = {  # what errors call the types of values; a bool is an int, too
+  bool: "True or False",
+  int: "a whole number",
+  float: "a number",
+  str: "a text",
+  tuple: "a tuple",
+  ConfigDict: "a dict of names and values",
+}
 
 
 def optimizer(**overrides) -> dict:
@@ -121,7 +146,7 @@ def get_config() -> ConfigDict:
   c.decode_layout = ()
 
   # Batches count pairs, and both responses of a pair are targets: 64 pairs are the
-  # paper's batch of 128. Its recipes for XL and XXL are in study.py.
+  # paper's batch of 128. Its recipes for XL and XXL are in configs/study.py.
   c.sft = role(init="", learning_rate=3e-5, batch_size=64)
   del c.sft["size"]  # an SFT exists for every size that another role starts from
   # What SFT learns from: () is the study's own data; else entries that each override
@@ -169,7 +194,8 @@ def get_config() -> ConfigDict:
   c.notes = ()  # sentences for the report: what a reader must know about this study
   c.log_every = 50
   c.save_every = 1000
-  # What has no default here is a mistake, in whatever file. These hold keys of others.
+  # What has no default here is a mistake, in whatever file. These hold other keys: what
+  # they may be is known where they are used.
   c.lock()
   for free in (c.runs, c.datasets, c.data.language, c.sft.by_size):
     free.unlock()
@@ -207,3 +233,132 @@ def paper_task(task: str) -> ConfigDict:
   }
   c.mesh.update({"data": 1, "fsdp": -1})  # 11B parameters fit no single chip
   return c
+
+
+# --- documents ------------------------------------------------------------------------
+
+
+def load(path: str | Path, beside: str = "") -> ModuleType:
+  """A Python file as a module, such as a document that another one is built on.
+
+  It is run anew by each call, and leaves nothing in sys.modules or on the disk.
+
+  Args:
+    path: the file.
+    beside: a file (a document's `__file__`) from whose directory `path` leads there;
+      without it, the working directory.
+
+  Raises:
+    UserError: if it cannot be read, and for whatever it raises.
+  """
+  path = Path(beside).parent / path
+  module = ModuleType(path.stem)
+  module.__file__ = str(path)
+  try:
+    source = path.read_bytes()
+  except OSError as error:
+    raise UserError(f"{path}: {error.strerror}") from None
+  with mistakes_in(path):
+    exec(compile(source, str(path), "exec"), vars(module))
+  return module
+
+
+@contextlib.contextmanager
+def mistakes_in(path: Path) -> Iterator[None]:
+  """Whatever the code of a user's file raises, as a UserError that names the line."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:  # it is a program: there is nothing that it cannot raise
+    lines = [
+      f"{frame.filename}:{frame.lineno}"
+      for frame in traceback.extract_tb(error.__traceback__)
+      if Path(frame.filename).parent == path.parent  # of the file, or what it loads
+    ]
+    # ConfigDict goes on with the values of the section that lacks a key.
+    reason = str(error).partition(". Other fields present")[0].strip("'\"")
+    if isinstance(error, AttributeError | KeyError):
+      reason += f"; all keys are in {FILE}"
+    where = lines[-1] if lines else path
+    raise UserError(f"{where}: {type(error).__name__}: {reason}") from None
+
+
+# --- what is wrong with a configuration -----------------------------------------------
+
+
+def check(config: ConfigDict) -> None:
+  """Compares a configuration with the keys above: its sections may be assigned whole.
+
+  Raises:
+    UserError: for a key that is not there, for one that is missing, and for a value of
+      another kind.
+  """
+  _compare(config, get_config(), "")
+
+
+def _compare(given: ConfigDict, schema: ConfigDict, prefix: str) -> None:
+  for key in given:
+    if key not in schema:
+      raise UserError(unknown(f"{prefix}{key}"))
+  for key, like in schema.items():
+    name = f"{prefix}{key}"
+    if key not in given:
+      raise UserError(
+        f"the configuration has no '{name}': update what {FILE} has, instead of "
+        "replacing it"
+      )
+    if not fits(given[key], like):
+      raise UserError(f"{name} is {given[key]!r}; give {kind(like)}")
+    if isinstance(like, ConfigDict) and like.is_locked:
+      _compare(given[key], like, f"{name}.")
+
+
+def unknown(name: str) -> str:
+  """What is said of a key that does not exist."""
+  return f"'{name}' is no key of the configuration; all are in {FILE}"
+
+
+def kind(like: Any) -> str:
+  """What values like this one are called."""
+  return next((name for type_, name in _KINDS.items() if isinstance(like, type_)), "")
+
+
+def fits(value: Any, like: Any) -> bool:
+  """Whether a value is of the kind of a key's own; numbers are finite."""
+  if isinstance(like, bool) or isinstance(value, bool):
+    return isinstance(like, bool) and isinstance(value, bool)
+  if isinstance(like, float):
+    return isinstance(value, int | float) and math.isfinite(value)
+  if isinstance(like, ConfigDict):
+    return isinstance(value, Mapping | ConfigDict)
+  return isinstance(value, tuple | list if isinstance(like, tuple) else type(like))
+
+
+# --- paths ----------------------------------------------------------------------------
+
+
+def expand_paths(config: ConfigDict) -> None:
+  """Puts the home directory for `~` in all keys that are paths: no stage does so.
+
+  Raises:
+    UserError: for the home of an unknown user.
+  """
+  _expanded(config, "config")
+
+
+def _expanded(value: Any, name: str) -> Any:
+  """A value of a key of that (dotted) name, with its paths expanded."""
+  if isinstance(value, ConfigDict):
+    for key, below in value.items():
+      expanded = _expanded(below, f"{name}.{key}")
+      if expanded != below:  # others stay what they are: references to other keys
+        value[key] = expanded
+  elif isinstance(value, Mapping):
+    return {key: _expanded(below, f"{name}.{key}") for key, below in value.items()}
+  elif isinstance(value, tuple | list):
+    return tuple(_expanded(below, name) for below in value)
+  elif isinstance(value, str) and value.startswith("~"):
+    is_path = name.rpartition(".")[2] in _PATHS
+    return str(path_option(value, f"--{name}")) if is_path else value
+  return value

@@ -22,9 +22,10 @@ import numpy as np
 from alignment.data import pairs
 from alignment.runtime import metrics
 from alignment.study import artefacts, graph
-from configs import hh_small
+from tests import studies
 
 ROOT = Path(__file__).parents[2]
+hh_small = studies.document("hh_small")
 WORDS = "we could also ask what they would have done before it was so late".split()
 
 

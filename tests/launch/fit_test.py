@@ -5,9 +5,10 @@ from jax.sharding import AbstractMesh
 import pytest
 
 from alignment.runtime import sharding
-from configs import study, tldr
 from launch import fit, placed, programs, topology
 from tests import studies
+
+study, tldr = studies.document("study"), studies.document("tldr")
 
 GIB = 2**30
 
