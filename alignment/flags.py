@@ -23,8 +23,8 @@ _CONFIG = flags.DEFINE_string(
   "config",
   None,
   "The study's configuration: a Python file with get_config(), or FILE:ARGUMENT for "
-  "get_config('ARGUMENT'). --config.KEY=VALUE changes one of its keys, which are all in "
-  f"{schema.FILE}.",
+  "get_config('ARGUMENT'). --config.KEY=VALUE changes one of its keys, which are all "
+  f"in {schema.FILE}.",
 )
 _VALUES = flags.DEFINE_multi_string(
   "config_value", [], "KEY=VALUE: what --config.KEY=VALUE is short for."
@@ -122,7 +122,8 @@ def _set(config: ConfigDict, value: str) -> None:
   try:
     section[key] = _parse(text, like)
   except _ILL_FORMED:
-    raise UserError(f"--config.{name}={text}: give {schema.kind(like)}") from None
+    expected = "a Python value" if like is None else schema.kind(like)
+    raise UserError(f"--config.{name}={text}: give {expected}") from None
 
 
 def _parse(text: str, like: Any) -> Any:

@@ -31,6 +31,11 @@ _KINDS = {  # what errors call the types of values; a bool is an int, too
   tuple: "a tuple",
   ConfigDict: "a dict of names and values",
 }
+_ELEMENTS: dict[str, Any] = {  # what those of tuples are like
+  "vocab.words": "", "figures": "", "notes": "", "sample.prompts": "",
+  "policy.evaluate_at": 0.0, "golden_policy.evaluate_at": 0.0, "evaluation.best_of": 0,
+  "sft.data": ConfigDict(),
+}  # fmt: skip
 
 
 def optimizer(**overrides) -> dict:
@@ -276,12 +281,20 @@ def mistakes_in(path: Path) -> Iterator[None]:
       for frame in traceback.extract_tb(error.__traceback__)
       if Path(frame.filename).parent == path.parent  # of the file, or what it loads
     ]
-    # ConfigDict goes on with the values of the section that lacks a key.
-    reason = str(error).partition(". Other fields present")[0].strip("'\"")
-    if isinstance(error, AttributeError | KeyError):
-      reason += f"; all keys are in {FILE}"
     where = lines[-1] if lines else path
-    raise UserError(f"{where}: {type(error).__name__}: {reason}") from None
+    raise UserError(f"{where}: {type(error).__name__}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+  """An exception's text as a line."""
+  if not isinstance(error, AttributeError | KeyError):
+    return " ".join(str(error).split())
+  while error.args and isinstance(error.args[0], KeyError):  # as ConfigDict wraps them
+    error = error.args[0]
+  text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+  # ConfigDict goes on with all values of the section that lacks the key.
+  text = text.partition(". Other fields present")[0]
+  return f"{' '.join(text.split())}; all keys are in {FILE}"
 
 
 # --- what is wrong with a configuration -----------------------------------------------
@@ -294,7 +307,43 @@ def check(config: ConfigDict) -> None:
     UserError: for a key that is not there, for one that is missing, and for a value of
       another kind.
   """
+  _check_names(config, "the configuration")
   _compare(config, get_config(), "")
+  for name, like in _ELEMENTS.items():
+    for element in config[name]:
+      _expect(f"an element of {name}", element, like)
+  _check_entries(config)
+
+
+def _check_names(section: ConfigDict, name: str) -> None:
+  try:
+    keys = list(section)
+  except TypeError:  # of several types: ConfigDict cannot sort them
+    keys = [None]
+  if not all(isinstance(key, str) for key in keys):
+    raise UserError(f"{name} has a key that is no text")
+  for key, value in section.items():
+    if isinstance(value, ConfigDict):
+      _check_names(value, key)
+
+
+def _check_entries(config: ConfigDict) -> None:
+  """Of the sections whose keys are names that a study gives."""
+  for name, products in config.runs.items():
+    for axes in products if isinstance(products, tuple | list) else (products,):
+      _expect(f"runs.{name}", axes, config.runs)
+  for name, models in config.datasets.items():
+    _expect(f"datasets.{name}", models, ())
+  for size, keys in config.sft.by_size.items():
+    _expect(f"sft.by_size.{size}", keys, config.sft)
+    for key in keys:
+      if key in config.sft:  # others are named where it is used
+        _expect(f"sft.by_size.{size}.{key}", keys[key], config.sft[key])
+
+
+def _expect(name: str, value: Any, like: Any) -> None:
+  if not fits(value, like):
+    raise UserError(f"{name} is {value!r}; give {kind(like)}")
 
 
 def _compare(given: ConfigDict, schema: ConfigDict, prefix: str) -> None:
@@ -308,8 +357,7 @@ def _compare(given: ConfigDict, schema: ConfigDict, prefix: str) -> None:
         f"the configuration has no '{name}': update what {FILE} has, instead of "
         "replacing it"
       )
-    if not fits(given[key], like):
-      raise UserError(f"{name} is {given[key]!r}; give {kind(like)}")
+    _expect(name, given[key], like)
     if isinstance(like, ConfigDict) and like.is_locked:
       _compare(given[key], like, f"{name}.")
 
@@ -321,7 +369,7 @@ def unknown(name: str) -> str:
 
 def kind(like: Any) -> str:
   """What values like this one are called."""
-  return next((name for type_, name in _KINDS.items() if isinstance(like, type_)), "")
+  return next(name for type_, name in _KINDS.items() if isinstance(like, type_))
 
 
 def fits(value: Any, like: Any) -> bool:
