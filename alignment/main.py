@@ -13,18 +13,22 @@ import errno
 import os
 from pathlib import Path
 import re
-import signal
 import subprocess
 import sys
 import traceback
 import warnings
 
+from alignment.runtime import allocator, interrupts
+
+if __name__ == "__main__":  # before imports that take a second
+  interrupts.end_at_once()
+  allocator.keep_memory()
+
 from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from alignment.runtime import allocator, hosts
-from alignment.study import artefacts
+from alignment.runtime import hosts, supervise, workers
 from alignment.types import PREEMPTED_STATUS, Preempted, UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The study's configuration.")
@@ -84,21 +88,22 @@ def main(argv: list[str]) -> None:
     raise UserError(
       f"--workdir: {workdir.absolute()} has brackets, which Orbax expands"
     )
-  workers = config.workers if not (_STAGES.value or _DRY_RUN.value) else 1
+  count = config.workers if not (_STAGES.value or _DRY_RUN.value) else 1
   processes = hosts.configured(
     _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
   )
+  status_pipe = None
   if processes is not None:
-    if workers > 1:
+    if count > 1:
       raise UserError(
-        f"workers={workers} share one host without accelerators; with several "
+        f"workers={count} share one host without accelerators; with several "
         "processes, or on a TPU, set --config.workers=1"
       )
-    hosts.supervise(_HEARTBEAT.value)
-  artefacts.worker_environment(_WORKER.value, workers)
+    status_pipe = supervise.supervise(_HEARTBEAT.value)
+  workers.share_cores(_WORKER.value, count)
   if _WORKER.value:
-    hosts.die_with_parent()
-  hosts.start(processes, _HEARTBEAT.value)
+    supervise.die_with_parent()
+  hosts.start(processes, _HEARTBEAT.value, status_pipe)
   from alignment.study import commands, graph
 
   commands.check_keys(config)
@@ -106,8 +111,7 @@ def main(argv: list[str]) -> None:
     commands.dry_run(config, workdir, _STAGES.value)
     return
   graph.build_all(config)  # a bad configuration is one line, not one of every worker
-  fellows = [] if _WORKER.value else start_fellows(workers)
-  hosts.pass_on_to(fellows)
+  fellows = [] if _WORKER.value else start_fellows(count)
   try:
     commands.run(config, workdir, _STAGES.value, lambda: check(fellows))
     for fellow in fellows:
@@ -123,10 +127,10 @@ def main(argv: list[str]) -> None:
   hosts.end()
 
 
-def start_fellows(workers: int) -> list[subprocess.Popen]:
+def start_fellows(count: int) -> list[subprocess.Popen]:
   """The other workers of this machine: this command again, with an index."""
   command = [sys.executable, "-m", "alignment.main", *sys.argv[1:]]
-  return [subprocess.Popen([*command, f"--worker={i}"]) for i in range(1, workers)]
+  return workers.start([[*command, f"--worker={i}"] for i in range(1, count)])
 
 
 def check(fellows: list[subprocess.Popen]) -> None:
@@ -173,7 +177,6 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def cli() -> None:
-  allocator.keep_memory()
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # or TensorFlow talks of it
   # Orbax tells every step of every save, and raises its errors besides logging them.
@@ -208,8 +211,6 @@ def exit_with_status(program: Callable[[], None]) -> None:
     # Python would fail once more when it flushes at its end.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     line, status = "error: nobody reads this output; the same command resumes", 1
-  except KeyboardInterrupt:
-    line, status = "interrupted; the same command resumes", 128 + signal.SIGINT
   except OSError as error:
     if error.errno not in _OF_THE_DISK:
       hosts.tell_status(1)

@@ -21,7 +21,7 @@ from alignment.core import optim, train_step
 from alignment.core.loop import Learner, Schedule, train
 from alignment.data import sources
 from alignment.models import t5
-from alignment.runtime import checkpoint, hosts, sharding
+from alignment.runtime import checkpoint, hosts, sharding, supervise
 from alignment.runtime.files import write_json
 from alignment.types import UserError
 from tests import quickly, tiny
@@ -103,9 +103,9 @@ def fail_alone() -> None:
 
 
 def work(plan: list) -> None:
-  known = {"train": run, "read": read, "refuse": refuse, "fail_alone": fail_alone}
+  tasks = {"train": run, "read": read, "refuse": refuse, "fail_alone": fail_alone}
   for what, arguments in plan:
-    known[what](**arguments)
+    tasks[what](**arguments)
   hosts.end()
 
 
@@ -117,8 +117,8 @@ if __name__ == "__main__":
 
   def program():
     arguments = hosts.configured(f"127.0.0.1:{port}", int(count), int(index))
-    hosts.supervise(int(heartbeat))
-    hosts.start(arguments, int(heartbeat))
+    status_pipe = supervise.supervise(int(heartbeat))
+    hosts.start(arguments, int(heartbeat), status_pipe)
     work(json.loads(plan))
 
   main.exit_with_status(program)
