@@ -8,20 +8,19 @@ Finished stages are skipped; a killed one resumes. On several hosts the same com
 runs on each (alignment/runtime/hosts.py). SIGTERM saves and exits with status 75.
 """
 
-from collections.abc import Callable
-import errno
-import os
-import signal
-import sys
+from alignment.runtime import allocator, interrupts
+
+if __name__ == "__main__":  # before imports that take a second
+  interrupts.end_at_once()
+  allocator.keep_memory()
 
 from absl import app, flags
-import jax
 
 from alignment.flags import configuration, parse_flags
-from alignment.runtime import allocator, hosts, output, workers
+from alignment.runtime import hosts, output, supervise, workers
+from alignment.runtime.exits import exit_with_status
 from alignment.runtime.files import directory_option
-from alignment.study import artefacts
-from alignment.types import PREEMPTED_STATUS, Preempted, UserError
+from alignment.types import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of artefacts and results.")
 _STAGES = flags.DEFINE_list(
@@ -51,21 +50,6 @@ _HEARTBEAT = flags.DEFINE_integer(
   lower_bound=1,
 )
 
-_OF_THE_DISK = (
-  errno.ENOSPC,
-  errno.EDQUOT,
-  errno.EFBIG,
-  errno.EROFS,
-  errno.EACCES,
-  errno.EPERM,
-  errno.EIO,
-  # Of paths that lead elsewhere than they should.
-  errno.EEXIST,
-  errno.ENOTDIR,
-  errno.EISDIR,
-  errno.ENOTEMPTY,
-)
-
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
@@ -76,7 +60,7 @@ def main(argv: list[str]) -> None:
   workdir = directory_option(_WORKDIR.value, "--workdir")
   count = config.workers if not (_STAGES.value or _DRY_RUN.value) else 1
   start_processes(count)
-  from alignment.study import commands, graph
+  from alignment.study import commands, graph  # after the processes have come together
 
   if _DRY_RUN.value:
     commands.dry_run(config, workdir, _STAGES.value)
@@ -103,58 +87,23 @@ def start_processes(count: int) -> None:
   processes = hosts.configured(
     _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
   )
+  status_pipe = None
   if processes is not None:
     if count > 1:
       raise UserError(
         f"workers={count} share one host without accelerators; with several "
         "processes, or on a TPU, set --config.workers=1"
       )
-    hosts.supervise(_HEARTBEAT.value)
-  artefacts.worker_environment(_WORKER.value, count)
+    status_pipe = supervise.supervise(_HEARTBEAT.value)
+  workers.share_cores(_WORKER.value, count)
   if _WORKER.value:
-    hosts.die_with_parent()
-  hosts.start(processes, _HEARTBEAT.value)
+    supervise.die_with_parent()
+  hosts.start(processes, _HEARTBEAT.value, status_pipe)
 
 
 def cli() -> None:
-  allocator.keep_memory()
   output.prepare()
   exit_with_status(lambda: app.run(main, flags_parser=parse_flags))
-
-
-def exit_with_status(program: Callable[[], None]) -> None:
-  """Runs it; ends with a line and a status instead of an exception of ours."""
-  try:
-    program()
-    return
-  except UserError as error:
-    line, status = f"error: {error}", 1
-  except BrokenPipeError:
-    # Python would fail once more when it flushes at its end.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    line, status = "error: nobody reads this output; the same command resumes", 1
-  except KeyboardInterrupt:
-    line, status = "interrupted; the same command resumes", 128 + signal.SIGINT
-  except OSError as error:
-    if error.errno not in _OF_THE_DISK:
-      hosts.tell_status(1)
-      raise
-    where = f"{error.filename}: " if error.filename else ""
-    line = (
-      f"error: {where}{error.strerror}; what was finished before is intact: mend this, "
-      "then the same command resumes"
-    )
-    status = 1
-  except Preempted as stop:
-    line, status = f"{stop}; run the same command again", PREEMPTED_STATUS
-  except Exception as error:
-    if isinstance(error, jax.errors.JaxRuntimeError) and hosts.count() > 1:
-      hosts.await_verdict(error)
-    hosts.tell_status(1)
-    raise
-  print(line, file=sys.stderr)
-  hosts.end(status)
-  sys.exit(status)
 
 
 if __name__ == "__main__":

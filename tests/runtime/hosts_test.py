@@ -354,7 +354,7 @@ def test_workers_and_processes_do_not_mix(cli, tmp_path):
 
 def test_one_process_decides_for_itself(monkeypatch):
   assert hosts.on_first(lambda: (1, 2)) == (1, 2)
-  monkeypatch.setattr(hosts, "_stopping", False)
+  monkeypatch.setattr(hosts, "_job", hosts._Job())
   hosts.stop_if_preempted("here")
   hosts._stop()
   with pytest.raises(Preempted, match="here: pre-empted"):

@@ -15,7 +15,7 @@ import numpy as np
 
 from alignment.core import evaluation as policy_eval
 from alignment.core import optim, rollout, train_step
-from alignment.core.loop import train
+from alignment.core.loop import Learner, Schedule, train
 from alignment.data import pairs, readers, sources, stream, tokenizer
 from alignment.runtime import checkpoint as checkpoint_lib
 from alignment.runtime import hosts, sharding
@@ -413,18 +413,17 @@ def _offline(
 
 
 def _train(
-  setting, name, role, directory, *, objective, params, source, keep, show, **options
-) -> None:
+  setting, name, role, directory, *, objective, params, source, keep, show,
+  refresh_every=1, before_save=None,
+) -> None:  # fmt: skip
   optimizer = optim.Optimizer(**role["optimizer"])
   mesh, rules, model = setting.mesh, setting.rules, setting.model(role)
-  train(
-    name=name,
-    directory=directory,
+  learner = Learner(
     abstract_state=train_step.abstract_state(model, optimizer, mesh, rules),
     init_state=lambda: train_step.compiled_init(model, optimizer, mesh, rules)(
       params()
     ),
-    train_step=train_step.compiled(
+    step=train_step.compiled(
       objective,
       optimizer,
       role["microbatches"],
@@ -439,11 +438,13 @@ def _train(
       role["steps"] if role["decay"] else 0,
       role.get("beta", 0.0),
     ),
-    source=source,
+  )
+  schedule = Schedule(
     steps=role["steps"],
     keep_params_at=keep,
     log_every=setting.config.log_every,
     save_every=setting.config.save_every,
+    refresh_every=refresh_every,
     show=show,
-    **options,
   )
+  train(name, directory, learner, source, schedule, before_save)
