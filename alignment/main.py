@@ -22,6 +22,7 @@ from alignment.runtime.exits import exit_with_status
 from alignment.runtime.files import directory_option
 from alignment.types import UserError
 
+flags.declare_key_flag("config")  # for --help
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of artefacts and results.")
 _STAGES = flags.DEFINE_list(
   "stages", [], "Some stages by name (and what they need), instead of the whole study."

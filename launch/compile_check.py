@@ -23,12 +23,13 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from alignment.flags import configuration, parse_flags
-from alignment.runtime import sharding
+from alignment.runtime import output, sharding
 from alignment.types import UserError
 from launch import fit, hlo, topology
 from launch.placed import Program
 from launch.programs import programs
 
+flags.declare_key_flag("config")  # for --help
 _TOPOLOGY = flags.DEFINE_string(
   "topology", "", "A slice, such as v5p:2x2x2 or v5e:4x4."
 )
@@ -142,6 +143,7 @@ def gib(size: float) -> str:
 
 
 def cli() -> None:
+  output.any_text()
   jax.config.update("jax_platforms", "cpu")  # where it runs; it compiles for a slice
   try:
     app.run(main, flags_parser=parse_flags)

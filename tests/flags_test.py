@@ -1,7 +1,9 @@
 """Options give the values that are meant, or one line that names what is wrong."""
 
+import importlib
 from pathlib import Path
 
+from absl import flags as absl_flags
 from absl.testing import flagsaver
 import pytest
 
@@ -110,6 +112,13 @@ def test_flags_that_do_not_exist():
   ):
     with pytest.raises(UserError, match=message):
       parsed(*words)
+
+
+@pytest.mark.parametrize("module", ["alignment.main", "launch.compile_check"])
+def test_help_says_how_keys_are_set(module):
+  importlib.import_module(module)
+  text = absl_flags.FLAGS.module_help(module)
+  assert "--config.KEY=VALUE" in text and schema.FILE in text.replace("\n    ", "")
 
 
 def test_a_configuration_cannot_get_further_keys():
