@@ -9,7 +9,8 @@ What the keys are is said in alignment/study/schema.py.
 """
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 from typing import Any
 
 from absl import flags
@@ -47,19 +48,32 @@ def parse_flags(argv: list[str]) -> list[str]:
   Raises:
     UserError: for flags that do not exist, and values that they cannot have.
   """
-  try:
-    values, others = split(argv[1:])
-    ours = [f"--{_VALUES.name}={value}" for value in values]
+  values, others = split(argv[1:])
+  ours = [f"--{_VALUES.name}={value}" for value in values]
+  with _one_line():
     return flags.FLAGS([argv[0], *ours, *others])
-  # The last is of absl's search for a similar name.
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+  """What absl raises, as a UserError."""
+  try:
+    yield
+  # The last two: a file of flags, and absl's search for a similar name.
   except (flags.Error, UnicodeDecodeError, RecursionError) as error:
     raise UserError(f"options: {' '.join(str(error).split())}") from None
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-  """The words of a command line: `--config.KEY=VALUE` as KEY=VALUE, and all others."""
+  """The words of a command line: `--config.KEY=VALUE` as KEY=VALUE, and all others.
+
+  Raises:
+    UserError: for a file of flags (--flagfile) that cannot be read.
+  """
   values, others = [], []
-  rest = iter(flags.FLAGS.read_flags_from_files(list(words), force_gnu=False))
+  with _one_line():
+    words = flags.FLAGS.read_flags_from_files(list(words), force_gnu=False)
+  rest = iter(words)
   for word in rest:
     if not word.startswith(_PREFIXES):
       others.append(word)

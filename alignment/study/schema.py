@@ -261,8 +261,8 @@ def load(path: str | Path, beside: str = "") -> ModuleType:
   module.__file__ = str(path)
   try:
     source = path.read_bytes()
-  except OSError as error:
-    raise UserError(f"{path}: {error.strerror}") from None
+  except (OSError, ValueError) as error:  # the latter for a NUL in its name
+    raise UserError(f"{path}: {getattr(error, 'strerror', error)}") from None
   with mistakes_in(path):
     exec(compile(source, str(path), "exec"), vars(module))
   return module
@@ -287,11 +287,11 @@ def mistakes_in(path: Path) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
   """An exception's text as a line."""
-  if not isinstance(error, AttributeError | KeyError):
-    return " ".join(str(error).split())
   while error.args and isinstance(error.args[0], KeyError):  # as ConfigDict wraps them
     error = error.args[0]
-  text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+  if not isinstance(error, KeyError):
+    return " ".join(str(error).split())
+  text = str(*error.args[:1])  # of a KeyError itself it is the repr
   # ConfigDict goes on with all values of the section that lacks the key.
   text = text.partition(". Other fields present")[0]
   return f"{' '.join(text.split())}; all keys are in {FILE}"
