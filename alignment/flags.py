@@ -136,8 +136,7 @@ def _set(config: ConfigDict, value: str) -> None:
   try:
     section[key] = _parse(text, like)
   except _ILL_FORMED:
-    expected = "a Python value" if like is None else schema.kind(like)
-    raise UserError(f"--config.{name}={text}: give {expected}") from None
+    raise UserError(f"--config.{name}={text}: give {schema.kind(like)}") from None
 
 
 def _parse(text: str, like: Any) -> Any:

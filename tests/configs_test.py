@@ -282,16 +282,3 @@ def test_a_step_of_every_stage_at_the_papers_numerics(pairs, tmp_path):
     built.stages()[evaluated].directory(tmp_path) / "evaluations.jsonl"
   )
   assert row["step"] == 1 and abs(row["kl"]) < 0.1
-
-
-def test_keys_that_are_of_others_may_be_added():
-  c = schema.get_config()
-  c.runs.mine = {"beta": (0.5,)}
-  c.datasets.ours = ("sft", "sft")
-  c.data.language.num_words = 24
-  c.sft.by_size.nano = {"steps": 10}
-  for role in (c.policy, c.golden_policy):
-    role.loss_options.label_smoothing = 0.1
-    role.stream.beta = 0.3
-  with pytest.raises(AttributeError, match="lerning_rate"):
-    c.policy.lerning_rate = 0.1

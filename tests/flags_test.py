@@ -10,7 +10,6 @@ import pytest
 from alignment import flags
 from alignment.study import schema
 from alignment.types import UserError
-from tests import studies
 
 ROOT = Path(__file__).parents[1]
 NANO = f"--config={ROOT}/tests/studies.py"
@@ -147,22 +146,3 @@ def test_home_is_expanded_wherever_a_path_is_asked_for(tmp_path, monkeypatch):
   assert config.sft.by_size.nano.init == str(tmp_path)
   with pytest.raises(UserError, match="--config.vocab.path: '~nobody_here/a' begins w"):
     parsed(NANO, "--config.vocab.path=~nobody_here/a")
-
-
-def test_a_reference_between_keys_stays_one_where_nothing_is_expanded():
-  config = studies.document("tldr").get_config()
-  schema.expand_paths(config)
-  config.sft.init = "T5/{size}"
-  assert config.golden_pm.init == "T5/{size}"
-
-
-def test_a_mistake_in_a_neighbour_is_named_there(tmp_path):
-  (tmp_path / "base.py").write_text("def get_config():\n  return 1 / 0\n")
-  (tmp_path / "own.py").write_text(
-    "from alignment.study import schema\n"
-    "base = schema.load('base.py', beside=__file__)\n"
-    "def get_config():\n  return base.get_config()\n"
-  )
-  with pytest.raises(UserError, match=r"base.py:2: ZeroDivisionError: division by"):
-    parsed(f"--config={tmp_path}/own.py")
-  assert not list(tmp_path.glob("**/*.pyc"))

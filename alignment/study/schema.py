@@ -10,8 +10,8 @@ comment calls ours, the paper does not report.
 
 from collections.abc import Iterator, Mapping
 import contextlib
-import math
 from pathlib import Path
+import sys
 import traceback
 from types import ModuleType
 from typing import Any
@@ -29,6 +29,7 @@ _KINDS = {  # what errors call the types of values; a bool is an int, too
   float: "a number",
   str: "a text",
   tuple: "a tuple",
+  list: "a tuple",
   ConfigDict: "a dict of names and values",
 }
 _ELEMENTS: dict[str, Any] = {  # what those of tuples are like
@@ -368,8 +369,9 @@ def unknown(name: str) -> str:
 
 
 def kind(like: Any) -> str:
-  """What values like this one are called."""
-  return next(name for type_, name in _KINDS.items() if isinstance(like, type_))
+  """What values like this one are called; None is like any."""
+  names = (name for type_, name in _KINDS.items() if isinstance(like, type_))
+  return next(names, "a Python value")
 
 
 def fits(value: Any, like: Any) -> bool:
@@ -377,10 +379,11 @@ def fits(value: Any, like: Any) -> bool:
   if isinstance(like, bool) or isinstance(value, bool):
     return isinstance(like, bool) and isinstance(value, bool)
   if isinstance(like, float):
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
   if isinstance(like, ConfigDict):
     return isinstance(value, Mapping | ConfigDict)
-  return isinstance(value, tuple | list if isinstance(like, tuple) else type(like))
+  kinds = tuple | list if isinstance(like, tuple | list) else type(like)
+  return isinstance(value, kinds)
 
 
 # --- paths ----------------------------------------------------------------------------
