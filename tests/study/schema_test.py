@@ -12,7 +12,8 @@ from tests import studies
   "value, like, expected",
   [
     (1, 2, True), (1.0, 2, False), (True, 2, False), (1, True, False), (None, 2, False),
-    (1, 2.0, True), (float("nan"), 2.0, False), (float("inf"), 2.0, False), (10**400, 2.0, False), ("1", 2.0, False),
+    (1, 2.0, True), (float("nan"), 2.0, False), (float("inf"), 2.0, False),
+    (10**400, 2.0, False), ("1", 2.0, False),
     ("", "a", True), (None, "a", False), ([], (), True), ("ab", (), False),
     ({}, schema.ConfigDict(), True), ((), schema.ConfigDict(), False),
   ],
