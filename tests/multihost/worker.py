@@ -8,6 +8,7 @@ number of processes has written.
 import json
 import os
 from pathlib import Path
+import signal as signals
 import sys
 import time
 import types
@@ -101,8 +102,16 @@ def fail_alone() -> None:
   time.sleep(120)
 
 
+def interrupt_alone() -> None:
+  """One process gets SIGINT while the others are at work."""
+  if jax.process_index() == 1:
+    os.kill(os.getpid(), signals.SIGINT)
+  time.sleep(120)
+
+
 def work(plan: list) -> None:
-  tasks = {"train": run, "read": read, "refuse": refuse, "fail_alone": fail_alone}
+  tasks = {"train": run, "read": read}
+  tasks |= {task.__name__: task for task in (refuse, fail_alone, interrupt_alone)}
   for what, arguments in plan:
     tasks[what](**arguments)
   hosts.end()

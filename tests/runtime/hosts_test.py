@@ -16,7 +16,7 @@ import time
 import numpy as np
 import pytest
 
-from alignment.runtime import hosts, metrics
+from alignment.runtime import hosts, interrupts, metrics
 from alignment.types import PREEMPTED_STATUS, Preempted, UserError
 from tests import quickly
 from tests.multihost import worker
@@ -189,6 +189,12 @@ def test_what_the_first_refuses_all_refuse():
 def test_one_that_fails_alone_says_why_and_takes_the_others_along():
   (other, _), (status, out) = launch(2, [["fail_alone", {}]])
   assert status == 1 and "error: only I cannot read it\n" in out
+  assert other == PREEMPTED_STATUS
+
+
+def test_one_that_is_interrupted_ends_with_its_line_and_takes_the_others_along():
+  (other, _), (status, out) = launch(2, [["interrupt_alone", {}]])
+  assert status == interrupts.STATUS and out.count(interrupts.LINE) == 1
   assert other == PREEMPTED_STATUS
 
 
