@@ -22,14 +22,15 @@ import jax
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
-from alignment.main import parse_flags
-from alignment.runtime import sharding
+from alignment.flags import configuration, parse_flags
+from alignment.runtime import output, sharding
 from alignment.study import checks, estimate
 from alignment.study.programs import Program
 from alignment.types import UserError
 from launch.fit import hlo, propose, topology
 from launch.fit.placed import placed
 
+flags.declare_key_flag("config")  # for --help
 _TOPOLOGY = flags.DEFINE_string(
   "topology", "", "A slice, such as v5p:2x2x2 or v5e:4x4."
 )
@@ -40,9 +41,7 @@ _ESTIMATE = flags.DEFINE_bool("estimate", False, "Estimate, without compiling.")
 def main(argv: list[str]) -> int:
   if len(argv) > 1:
     raise UserError(f"unexpected argument '{argv[1]}': options start with --")
-  config = flags.FLAGS.config
-  if config is None:
-    raise UserError("--config is required")
+  config = configuration()
   if not _TOPOLOGY.value:
     for generation in topology.GENERATIONS:
       print(proposal(config, generation), flush=True)
@@ -148,6 +147,7 @@ def gib(size: float) -> str:
 
 
 def cli() -> None:
+  output.any_text()
   jax.config.update("jax_platforms", "cpu")  # where it runs; it compiles for a slice
   try:
     app.run(main, flags_parser=parse_flags)

@@ -51,10 +51,9 @@ def compile_quickly():
 def cli(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
   """`cli(*arguments)` runs the command line in here: (status, stdout, stderr)."""
   from alignment import main
-  from alignment.runtime import allocator, hosts
+  from alignment.runtime import hosts, output
 
-  monkeypatch.setattr(allocator, "keep_memory", lambda *_: None)
-  monkeypatch.setattr(main, "silence_failed_saves", lambda: None)  # for good
+  monkeypatch.setattr(output, "prepare", lambda: None)  # for good
   monkeypatch.setattr(hosts, "start", lambda *_: None)  # leaves signals alone
 
   def run(*arguments: str) -> tuple[int, str, str]:

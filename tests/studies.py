@@ -2,12 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from alignment.study import checks, commands, publish
+from alignment.study import checks, commands, publish, schema
 from alignment.study.graph import Study
-from configs import quickstart, study
+
+
+def document(name: str) -> ModuleType:
+  """One of the documents in configs/."""
+  return schema.load(f"../configs/{name}.py", beside=__file__)
+
+
+quickstart, study = document("quickstart"), document("study")
 
 
 def nano(**overrides) -> ConfigDict:

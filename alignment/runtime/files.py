@@ -247,10 +247,10 @@ def _verify(directory: Path, key: str, marked_ns: int) -> None:
     raise UserError(
       f"{directory / DONE}: of another artefact ({done.get('key')}){again}"
     )
-  here = _sealed(directory)
-  for name in sorted(done["files"].keys() | here.keys()):
+  present = _sealed(directory)
+  for name in sorted(done["files"].keys() | present.keys()):
     path = directory / name
-    if name not in here:
+    if name not in present:
       raise UserError(f"{path}: missing{again}")
     if name not in done["files"]:
       raise UserError(f"{path}: does not belong to this artefact; remove it")
@@ -261,13 +261,13 @@ def _verify(directory: Path, key: str, marked_ns: int) -> None:
 
 def _sealed(directory: Path) -> dict[str, Path]:
   """The files that a done-marker speaks for, by relative name; hidden ones are not."""
-  found = {}
+  sealed = {}
   for path in sorted(directory.rglob("*")):
     parts = path.relative_to(directory).parts
     hidden = any(part.startswith(".") for part in parts)
     if not hidden and parts[0] not in (*_NOT_SEALED, DONE) and path.is_file():
-      found["/".join(parts)] = path
-  return found
+      sealed["/".join(parts)] = path
+  return sealed
 
 
 def _damaged(path: Path, error: Exception | None = None) -> UserError:

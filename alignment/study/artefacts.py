@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 from pathlib import Path
 import time
 from typing import Any, ClassVar
@@ -184,15 +183,3 @@ def _prepare(artefact: Artefact, workdir: Path) -> list[str] | None:
   }
   write_json(directory / "config.json", described)
   return [directory.name, *inputs.values()]
-
-
-def worker_environment(index: int, workers: int) -> None:
-  """Gives each of several local workers its share of the cores, before JAX starts.
-
-  The first worker starts the others when it has narrowed its own share already, so it
-  leaves all that there were in the environment.
-  """
-  if workers > 1 and hasattr(os, "sched_setaffinity"):
-    here = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-    cores = [int(c) for c in os.environ.setdefault("ALIGNMENT_CORES", here).split(",")]
-    os.sched_setaffinity(0, cores[index::workers] if len(cores) >= workers else cores)

@@ -10,6 +10,7 @@ from alignment.core import evaluation
 from alignment.data import pairs, tokenizer, vocabularies
 from alignment.models import huggingface
 from alignment.runtime import hosts, sharding
+from alignment.runtime.files import directory_option
 from alignment.runtime.metrics import progress
 from alignment.study import artefacts
 from alignment.study.graph import Study
@@ -107,20 +108,21 @@ def export(study: Study, workdir: Path) -> None:
   c, setting = study.setting.config.export, study.setting
   if not c.directory:
     raise UserError("export.directory is not set: where should the checkpoint go?")
+  directory = directory_option(c.directory, "export.directory")
   artefact = _model(study, workdir, c.model or "golden_policy", "export.model")
   model = artefact.model()
   params = setting.parameters.load(artefact.verified(workdir), model, c.step or None)
   whole = sharding.fetch(params)
   hosts.on_first(
     lambda: huggingface.write(
-      Path(c.directory),
+      directory,
       model.cfg,
       whole,
       c.dtype,
       about={vocabularies.FINGERPRINT: setting.vocabulary.fingerprint},
     )
   )
-  progress(f"{artefact.name}: exported to {c.directory}")
+  progress(f"{artefact.name}: exported to {directory}")
 
 
 def _model(study: Study, workdir: Path, name: str, key: str) -> Model:

@@ -9,13 +9,13 @@ them, and `checks.py` says which cannot be.
 from collections.abc import Iterator, Mapping
 import dataclasses
 import itertools
-import math
 import re
 from typing import Any, NamedTuple, Self
 
 from ml_collections import ConfigDict
 
 from alignment.core.optim import Optimizer
+from alignment.study import schema
 from alignment.types import UserError
 
 DATASETS = ("golden", "stream")  # which every study has, besides config.datasets
@@ -174,7 +174,7 @@ def _check_axes(config: ConfigDict, series: str, axes: Mapping[str, Any]) -> Non
     if not isinstance(values, tuple | list) or not values:
       raise UserError(f"runs.{series}.{key} must be a tuple of values, not {values!r}")
     for value in values:
-      if not _fits(value, config.policy[key]):
+      if not schema.fits(value, config.policy[key]):
         like = plain(config.policy[key])
         raise UserError(f"runs.{series}.{key} has {value!r}; policy's is {like!r}")
 
@@ -210,18 +210,6 @@ def _has_meaning(key: str, recipe: PolicyRecipe) -> bool:
   if key in ("replay_window", "stream"):
     return recipe.replays
   return key != "dataset" or not recipe.online
-
-
-def _fits(value: Any, like: Any) -> bool:
-  """Whether a value is of the kind of a key's own; numbers are finite."""
-  if isinstance(like, bool) or isinstance(value, bool):
-    return isinstance(like, bool) and isinstance(value, bool)
-  if isinstance(like, float):
-    return isinstance(value, int | float) and math.isfinite(value)
-  if isinstance(like, ConfigDict):  # keys of `stream` are checked where it is used
-    return isinstance(value, Mapping)
-  kinds = (tuple, list) if isinstance(like, tuple | list) else type(like)
-  return isinstance(value, kinds)
 
 
 # --- what a run leads to --------------------------------------------------------------

@@ -21,10 +21,11 @@ import numpy as np
 
 from alignment.data import pairs
 from alignment.runtime import metrics
-from alignment.study import artefacts, graph
-from configs import hh_small
+from alignment.study import artefacts
+from tests import studies
 
 ROOT = Path(__file__).parents[2]
+hh_small = studies.document("hh_small")
 WORDS = "we could also ask what they would have done before it was so late".split()
 
 
@@ -55,7 +56,7 @@ def load(count: int, scratch: Path) -> dict[str, Any]:
   before = peak()
 
   def index() -> Path:
-    data = graph.build(config, 0).models["data"]
+    data = studies.graph(config).models()["data"]
     artefacts.run([data], scratch)
     rows = pairs.index_for(0, 1, len(pairs.PairDataset.load(train(data))), seed=1)
     assert len(rows) == 1

@@ -6,10 +6,11 @@ import pytest
 
 from alignment.runtime import sharding
 from alignment.study import estimate, programs
-from configs import study, tldr
 from launch.fit import propose, topology
 from launch.fit.placed import placed
 from tests import studies
+
+study, tldr = studies.document("study"), studies.document("tldr")
 
 GIB = 2**30
 

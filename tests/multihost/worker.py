@@ -8,6 +8,7 @@ number of processes has written.
 import json
 import os
 from pathlib import Path
+import signal as signals
 import sys
 import time
 import types
@@ -16,12 +17,11 @@ from unittest import mock
 import jax
 import numpy as np
 
-from alignment import main
 from alignment.core import optim, train_step
 from alignment.core.loop import Learner, Schedule, train
 from alignment.data import sources
 from alignment.models import t5
-from alignment.runtime import checkpoint, hosts, sharding
+from alignment.runtime import checkpoint, exits, hosts, sharding, supervise
 from alignment.runtime.files import write_json
 from alignment.types import UserError
 from tests import quickly, tiny
@@ -102,10 +102,18 @@ def fail_alone() -> None:
   time.sleep(120)
 
 
+def interrupt_alone() -> None:
+  """One process gets SIGINT while the others are at work."""
+  if jax.process_index() == 1:
+    os.kill(os.getpid(), signals.SIGINT)
+  time.sleep(120)
+
+
 def work(plan: list) -> None:
-  known = {"train": run, "read": read, "refuse": refuse, "fail_alone": fail_alone}
+  tasks = {"train": run, "read": read}
+  tasks |= {task.__name__: task for task in (refuse, fail_alone, interrupt_alone)}
   for what, arguments in plan:
-    known[what](**arguments)
+    tasks[what](**arguments)
   hosts.end()
 
 
@@ -117,8 +125,8 @@ if __name__ == "__main__":
 
   def program():
     arguments = hosts.configured(f"127.0.0.1:{port}", int(count), int(index))
-    hosts.supervise(int(heartbeat))
-    hosts.start(arguments, int(heartbeat))
+    status_pipe = supervise.supervise(int(heartbeat))
+    hosts.start(arguments, int(heartbeat), status_pipe)
     work(json.loads(plan))
 
-  main.exit_with_status(program)
+  exits.exit_with_status(program)
