@@ -28,7 +28,7 @@ test: lint  ## install, lint, check types, and run all tests but the slow and th
 slow: $(ENVIRONMENT)  ## the tests that take minutes
 	$(PYTEST) -m slow
 
-soak: $(ENVIRONMENT)  ## kills, interrupts, 100,000 hostile inputs, a million pairs: 80 minutes
+soak: $(ENVIRONMENT)  ## kills, interrupts, hostile inputs, a million pairs: 80 minutes
 	.venv/bin/python -m tests.endurance.soak --kills=50 --seed=0
 	.venv/bin/python -m tests.endurance.interrupts --tries=100 --seed=0
 	.venv/bin/python -m tests.endurance.fuzz --inputs=100000
