@@ -10,7 +10,6 @@ import math
 import re
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from alignment.core import losses
@@ -142,10 +141,12 @@ def check(name: str, recipe: Mapping[str, Any], datasets: Collection[str]) -> No
     UserError: for a loss, a method or a data set that does not exist, and for values
       out of range.
   """
-  loss = losses.bind(recipe["loss"], recipe["loss_options"])
-  if recipe["loss_options"]:  # in range: losses say so when they are called
-    logps = jax.ShapeDtypeStruct((1, losses.get(recipe["loss"]).responses), "float32")
-    jax.eval_shape(loss, logps, logps, 1.0)
+  loss = losses.check(recipe["loss"], recipe["loss_options"])
+  if loss.responses == losses.GROUP:
+    raise UserError(
+      f"{name}: loss '{loss.name}' needs N scored responses of a prompt, and a study "
+      "makes pairs: choose a pairwise loss"
+    )
   method, dataset = recipe["method"], recipe["dataset"]
   if method not in ("online", "offline"):
     raise UserError(f"{name}: method '{method}' is unknown: online or offline")
