@@ -1050,6 +1050,7 @@ def test_keys_of_the_other_method_change_nothing():
     ({"beta": 0.1}, "runs.mine.beta must be a tuple of values, not 0.1"),
     ({"beta": ()}, r"runs.mine.beta must be a tuple of values, not \(\)"),
     ({"loss": ("ipoo",)}, "loss 'ipoo'"),
+    ({"loss": ("rloo",)}, "mine_rloo: loss 'rloo' needs N scored responses"),
     (
       {"method": ("offline",), "dataset": ("stream",), "stream": ({"lr": 1e-3},)},
       "policy.stream has 'lr', which is no key of an online policy",

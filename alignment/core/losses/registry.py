@@ -23,7 +23,7 @@ class Loss:
 
   name: str
   function: LossFn
-  responses: int | str  # 2: preferred and other; 3: and the target; or GROUP
+  responses: Any  # 2: preferred and other; 3: and the target; or GROUP
   reference: bool  # whether the reference's log-probabilities are read
   needs: frozenset[str]  # which of NEEDS it is given
   on_policy: bool  # whether it is right only for samples of the policy as it is now
