@@ -49,7 +49,7 @@ def hyper(
 
 @dataclasses.dataclass(frozen=True)
 class PolicyObjective:
-  """A loss on the policy's summed log-probabilities (losses.py).
+  """A loss on the policy's summed log-probabilities (losses).
 
   Of scored responses, metrics compare the best with the worst.
   """
