@@ -46,7 +46,7 @@ def token_logps(logits_BxNxTxV: Array, responses_BxNxT: Array) -> Array:
 
 def _token_logps_forward(logits_BxNxTxV, responses_BxNxT):
   # Indexing fills with NaN above the vocabulary; below, -1 would be its last id.
-  V = logits_BxNxTxV.shape[-1]  # noqa: N806
+  V = logits_BxNxTxV.shape[-1]
   ids_BxNxT = jnp.where(responses_BxNxT < 0, V, responses_BxNxT)
   chosen_BxNxT = jnp.take_along_axis(logits_BxNxTxV, ids_BxNxT[..., None], axis=-1)[
     ..., 0
@@ -101,7 +101,9 @@ def chunked_token_logps(
   """`token_logps(head(hidden), responses)`, `chunk` positions of T at a time.
 
   Value and gradient (in the hidden states and in whatever `head` closes over) are the
-  plain function's but for the order of sums; BxNxTxV is never stored.
+  plain function's but for the order of sums; BxNxTxV is never stored. Rows may be
+  shared out over devices; a head's gradient is then summed over them once per chunk,
+  so a chunk should be as large as memory allows.
   """
 
   def part(hidden, responses):
@@ -165,16 +167,15 @@ def _in_chunks(
   """
   if chunk < 1:
     raise ValueError(f"a chunk has at least one position, not {chunk}")
-  T = arrays_BxNxT[0].shape[2]  # noqa: N806
+  T = arrays_BxNxT[0].shape[2]
   chunk = min(chunk, T)
   count = -(-T // chunk)
 
   def split(x):
-    # The last chunk is filled up with copies of the last position, of which heads are
-    # known to be finite; what comes of them is cut off below.
-    fill = [(0, 0)] * x.ndim
-    fill[2] = (0, count * chunk - T)
-    x = jnp.pad(x, fill, mode="edge")
+    # The last chunk is filled up with copies of the last position, on which the head
+    # is known to be finite; what comes of them is cut off below.
+    fill = jnp.repeat(x[:, :, -1:], count * chunk - T, axis=2)
+    x = jnp.concatenate([x, fill], axis=2)
     return jnp.moveaxis(x.reshape(*x.shape[:2], count, chunk, *x.shape[3:]), 2, 0)
 
   # Within a loop, XLA cannot merge the second call with the first.

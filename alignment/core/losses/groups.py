@@ -24,7 +24,7 @@ def rloo(
   del ref_logps_BxN
   logps_BxN, scores_BxN, kl_BxN = _group(logps_BxN, scores_BxN, kl_BxN)
   returns_BxN = jax.lax.stop_gradient(scores_BxN - beta * kl_BxN)
-  N = logps_BxN.shape[1]  # noqa: N806
+  N = logps_BxN.shape[1]
   others_BxN = (returns_BxN.sum(axis=1, keepdims=True) - returns_BxN) / (N - 1)
   advantages_BxN = returns_BxN - others_BxN
   return jnp.mean(beta * kl_BxN - advantages_BxN * logps_BxN, axis=1)
