@@ -12,7 +12,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from alignment.analysis import figures
@@ -178,10 +177,12 @@ def check_policy(name: str, recipe: PolicyRecipe, datasets: Mapping[str, Any]) -
     UserError: for a loss, a method or a data set that does not exist, and for values
       out of range.
   """
-  loss = losses.bind(recipe.loss, dict(recipe.loss_options))
-  if recipe.loss_options:  # in range: losses say so when they are called
-    logps = jax.ShapeDtypeStruct((1, losses.get(recipe.loss).responses), "float32")
-    jax.eval_shape(loss, logps, logps, 1.0)
+  loss = losses.check(recipe.loss, dict(recipe.loss_options))
+  if loss.responses == losses.GROUP:
+    raise UserError(
+      f"{name}: loss '{loss.name}' needs N scored responses of a prompt, and a study "
+      "makes pairs: choose a pairwise loss"
+    )
   if recipe.method not in ("online", "offline"):
     raise UserError(f"{name}: method '{recipe.method}' is unknown: online or offline")
   if recipe.init == "scratch":
