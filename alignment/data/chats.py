@@ -134,7 +134,7 @@ def parse_transcript(text: str) -> Conversation | None:
 
 
 class ChatTemplate:
-  """A model's chat template; rendering takes about a tenth of a millisecond.
+  """A model's chat template; rendering is one exchange with a process.
 
   `names` are the special tokens' texts that templates may write (`bos_token`, ...).
   """
@@ -159,7 +159,7 @@ class ChatTemplate:
     Raises:
       UserError: the template fails, or needs more time, memory or text than it may.
     """
-    request = {
+    variables = {
       **self._names,
       "messages": [_with_reasoning(message) for message in conversation.messages],
       "tools": list(conversation.tools) or None,
@@ -167,9 +167,10 @@ class ChatTemplate:
       "add_generation_prompt": as_prompt,
     }
     try:
-      return self._ask(json.dumps(request))
+      request = json.dumps(variables)
     except (TypeError, ValueError, RecursionError) as e:
       raise UserError("a message holds what is not JSON") from e
+    return self._ask(request)
 
   def _render(self, request: str) -> str:
     if self._process is None or self._owner != os.getpid():  # a fork shares no pipes

@@ -56,8 +56,8 @@ class Vocabulary(abc.ABC):
   pad_id: int | None  # may be an ending id: masks come from lengths alone
   unk_id: int | None  # what stands for text that the vocabulary lacks
   dead_ids: tuple[int, ...]  # below `size`, and never generated
-  before_prompt: tuple[int, ...] = ()  # begins every prompt (BOS)
-  after_prompt: tuple[int, ...] = ()  # ends every prompt
+  before_prompt: tuple[int, ...] = ()  # begins a prompt that is a text (BOS)
+  after_prompt: tuple[int, ...] = ()  # ends a prompt that is a text
   judge_markers: JudgeMarkers
 
   @abc.abstractmethod
@@ -101,6 +101,11 @@ class Vocabulary(abc.ABC):
   def unknown(self, ids: Iterable[int]) -> int:
     """How many of the ids stand for text that the vocabulary lacks."""
     return sum(i == self.unk_id for i in ids)
+
+  def lost(self, text: str) -> int:
+    """How many bytes of the text leave no id at all, not even an unknown one."""
+    del text
+    return 0
 
   def prompt(self, prompt: str | Conversation) -> list[int]:
     """All ids of a prompt.

@@ -71,6 +71,10 @@ class HuggingFaceVocabulary(base.Vocabulary):
   def tokens(self) -> Mapping[str, int]:
     return self._ids
 
+  def lost(self, text: str) -> int:
+    data = text.encode(errors="replace")
+    return len(data) - len(data.translate(None, self._missing_bytes))
+
   def files(self) -> Mapping[str, bytes]:
     contents = self._files.contents
     return {
@@ -138,14 +142,26 @@ class HuggingFaceVocabulary(base.Vocabulary):
       UserError: neither A and B nor their like with a space are one token each.
     """
     first_id, second_id = self._letters()
+    start = self.before_prompt
+    shared = start if tuple(self.prompt(_asked())[: len(start)]) == start else ()
     return JudgeMarkers(
       before_first=(),
       before_second=tuple(self._encode(self._marks_around(_ANOTHER))),
       end=tuple(self._encode(self._marks_around(_BETTER))),
       first_id=first_id,
       second_id=second_id,
-      before_prompt=self.before_prompt,
+      before_prompt=shared,
     )
+
+  @functools.cached_property
+  def _missing_bytes(self) -> bytes:
+    """What a byte-level tokenizer without an unknown token passes over in silence."""
+    described = json.loads(self._files.contents[tokenizer_files.TOKENIZER])
+    if self.unk_id is not None or '"ByteLevel"' not in json.dumps(
+      described.get("pre_tokenizer")
+    ):
+      return b""
+    return bytes(b for b in range(256) if _byte_level(b) not in self._ids)
 
   # --- text and ids -------------------------------------------------------------------
 
@@ -175,15 +191,12 @@ class HuggingFaceVocabulary(base.Vocabulary):
     return re.compile("|".join(map(re.escape, longest)) or "(?!)")
 
   def _beginning(self) -> tuple[int, ...]:
-    """What stands before every prompt: the template's, else the tokenizer's BOS."""
+    """The BOS that the tokenizer puts before a text, if any; templates write theirs."""
     bos = self._files.id_of("bos")
-    if self._template is not None:
-      ids = self._encode(self._write(_asked(), as_prompt=True))
-      return (bos,) if bos is not None and ids[:1] == [bos] else ()
     wanted = self._files.config.get("add_bos_token")
     if wanted is None:
       with_special = self._tokenizer.encode(_QUESTION, add_special_tokens=True).ids
-      wanted = bos is not None and with_special[:1] == [bos]
+      wanted = with_special[:1] == [bos]
     return (bos,) if wanted and bos is not None else ()
 
   def _unknown_id(self) -> int | None:
@@ -339,6 +352,12 @@ class HuggingFaceVocabulary(base.Vocabulary):
 
 def _asked() -> Conversation:
   return Conversation(({"role": "user", "content": _QUESTION},))
+
+
+def _byte_level(b: int) -> str:
+  """The character by which byte-level tokenizers spell a byte (GPT-2's table)."""
+  shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+  return chr(b if b in shown else 256 + sum(other not in shown for other in range(b)))
 
 
 def _squeezed(text: str) -> str:
