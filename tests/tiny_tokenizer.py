@@ -9,6 +9,9 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from alignment.data.chats import Conversation
+from alignment.data.vocabularies import HuggingFaceVocabulary
+
 CHATS = Path(__file__).parent / "fixtures" / "chats"
 SPECIAL = (
   "<|endoftext|>", "<bos>", "<eos>", "<pad>", "<|im_start|>", "<|im_end|>", "<|head|>",
@@ -73,3 +76,23 @@ def write(
 def conversations() -> Iterable[list[dict[str, str]]]:
   """Ten that end with a reply, a system message in some."""
   return json.loads((CHATS / "conversations.json").read_text())
+
+
+def assert_renders_as(v: HuggingFaceVocabulary, conversation, expected, end):
+  """Prompt and response, joined, are transformers' rendering of the whole."""
+  *before, reply = conversation
+  text, beyond = end
+  prompt = Conversation(tuple(before))
+  ids, (prompt_text, prompt_ids) = v.prompt(prompt), expected["prompt"]
+  assert v.decode_prompt(ids) == prompt_text
+  assert ids == prompt_ids
+  response = v.response(prompt, reply["content"])
+  whole_text, whole_ids = expected["whole"]
+  assert v.decode_prompt(ids + response) + beyond == whole_text
+  if reply["content"] == reply["content"].lstrip():  # else white space could join
+    assert ids + response + v._encode(beyond) == whole_ids
+  assert v.decode_prompt(response[-1:]) == text
+  assert v.decode(response) == whole_text[len(prompt_text) :].removesuffix(
+    text + beyond
+  )
+  assert [i for i in response if i in v.ending_ids] == [v.eos_id]

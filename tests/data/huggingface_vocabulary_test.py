@@ -48,30 +48,13 @@ def said(*contents: str, system: str = "") -> Conversation:
 # --- as transformers ------------------------------------------------------------------
 
 
-def assert_renders_as(v: HuggingFaceVocabulary, conversation, expected, end):
-  """Prompt and response, joined, are transformers' rendering of the whole."""
-  *before, reply = conversation
-  text, beyond = end
-  prompt = Conversation(tuple(before))
-  ids, (prompt_text, prompt_ids) = v.prompt(prompt), expected["prompt"]
-  assert v.decode_prompt(ids) == prompt_text
-  assert ids == prompt_ids
-  response = v.response(prompt, reply["content"])
-  whole_text, whole_ids = expected["whole"]
-  assert v.decode_prompt(ids + response) + beyond == whole_text
-  assert ids + response + v.encode(beyond) == whole_ids
-  assert v.decode_prompt(response[-1:]) == text
-  assert v.decode(response) == whole_text[len(prompt_text) :].removesuffix(
-    text + beyond
-  )
-  assert [i for i in response if i in v.ending_ids] == [v.eos_id]
-
-
 @pytest.mark.parametrize("name", STORED)
 def test_ten_conversations_as_transformers_writes_them(vocabulary, name):
   conversations = tiny_tokenizer.conversations()
   for conversation, expected in zip(conversations, STORED[name], strict=True):
-    assert_renders_as(vocabulary(name), conversation, expected, ENDS[name])
+    tiny_tokenizer.assert_renders_as(
+      vocabulary(name), conversation, expected, ENDS[name]
+    )
 
 
 def test_one_bos(vocabulary, tmp_path):
@@ -250,18 +233,48 @@ def test_a_template_that_drops_a_part_of_the_reply(tmp_path):
     v.response(said("hi"), "<think>a</think>b")
 
 
-def test_a_template_whose_reply_does_not_follow_its_prompt(tmp_path):
-  template = (
-    "{% for m in messages %}{{ m.role + m.content }}<eos>{% endfor %}"
-    "{% if add_generation_prompt %}assistant<think>{% endif %}"
+OPENS = (  # in the way of DeepSeek R1: old replies are shown without their reasoning
+  "{% for m in messages %}{{ m.role + m.content.split('</think>')[-1] }}<eos>"
+  "{% endfor %}{% if add_generation_prompt %}assistant<think>\n{% endif %}"
+)
+KEEPS = (  # in the way of Qwen 3.5: the reasoning is opened in a prompt, and shown
+  "{% for m in messages %}{{ m.role + m.content }}<eos>{% endfor %}"
+  "{% if add_generation_prompt %}assistant<think>\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [OPENS, KEEPS])
+def test_a_prompt_that_opens_the_reasoning(tmp_path, template):
+  v = written(tmp_path, template)
+  response = v.response(said("hi"), "<think>\na</think>b")
+  assert v.decode(response) == "a</think>b" and response[-1] == v.eos_id
+  joined = v.decode_prompt(v.prompt(said("hi")) + response)
+  assert joined == "userhi<eos>assistant<think>\na</think>b<eos>"
+  error = (
+    "shows the reply that begins with 'b' in another; begin replies with '<think>.n"
   )
-  with pytest.raises(UserError, match="does not begin with its own prompt"):
-    written(tmp_path, template)
+  with pytest.raises(UserError, match=error):
+    v.response(said("hi"), "b")
+
+
+def test_a_prompt_and_a_reply_that_do_not_meet(tmp_path):
+  template = (
+    "{% for m in messages %}{{ m.role + '<think></think>' + m.content }}<eos>"
+    "{% endfor %}{% if add_generation_prompt %}assistant<think>\n{% endif %}"
+  )
+  v = written(tmp_path, template)
+  with pytest.raises(UserError, match="begins with '.na' in another; edit"):
+    v.response(said("hi"), "\na")
 
 
 def test_a_template_that_writes_no_end(tmp_path):
   v = written(tmp_path, "{% for m in messages %}{{ m.content }}\n{% endfor %}")
   assert v.decode_prompt(v.response(said("hi"), "yes")) == "yes\n<eos>"
+
+
+def test_a_template_without_replies(tmp_path):
+  with pytest.raises(UserError, match="does not write replies that are text"):
+    written(tmp_path, "{% for m in messages %}{{ m.role }}{% endfor %}")
 
 
 def test_several_templates_by_name(tmp_path):

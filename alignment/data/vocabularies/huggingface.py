@@ -9,6 +9,7 @@ import json
 import os
 from pathlib import Path
 import re
+from typing import Any
 
 from alignment.data import chats
 from alignment.data.chats import Conversation, Message
@@ -58,6 +59,7 @@ class HuggingFaceVocabulary(base.Vocabulary):
       )
     self._special = self._special_pattern()
     self._end, self._beyond, self.eos_id = self._end_of_turn()
+    self._opening = "" if self._template is None else self._opening_of_reply()
     self.ending_ids = tuple(dict.fromkeys((self.eos_id, *files.ending_ids())))
     self.pad_id = files.id_of("pad")
     self.unk_id = self._unknown_id()
@@ -102,10 +104,7 @@ class HuggingFaceVocabulary(base.Vocabulary):
       return super().response(prompt, space + base.text_of(reply))
     whole = prompt.then(chats.assistant(reply))
     self._check_fields(whole, as_prompt=False)
-    text = self._added(
-      self._write(prompt, as_prompt=True), self._write(whole, as_prompt=False)
-    )
-    self._check_reply(text, reply)
+    text = self._added(prompt, whole, chats.assistant(reply).get("content"))
     ids = self._encode(text.removesuffix(self._beyond))
     return ids if ids[-1:] == [self.eos_id] else [*ids, self.eos_id]
 
@@ -246,25 +245,32 @@ class HuggingFaceVocabulary(base.Vocabulary):
 
     return Conversation(guard(conversation.messages), guard(conversation.tools))
 
-  def _added(self, before: str, whole: str) -> str:
-    """What a reply adds to its prompt."""
-    if whole.startswith(before):
-      return whole[len(before) :]
-    raise UserError(
-      f"{self._files.template_path}: a conversation does not begin with its own prompt"
-      " (the chat template writes a reply's beginning in one way to ask for it and in"
-      " another to show it); edit the template"
-    )
+  def _added(self, prompt: Conversation, whole: Conversation, content: Any) -> str:
+    """What a reply adds to its prompt: its text with the marks around it.
 
-  def _check_reply(self, text: str, reply: str | Message) -> None:
-    """Templates may move a reply's white space and nothing else."""
-    content = chats.assistant(reply).get("content")
-    if isinstance(content, str):
-      if _squeezed(self._as_text(content)) not in _squeezed(text):
+    Raises:
+      UserError: a part of the reply would be lost. Templates may move its white space.
+    """
+    before = self._write(prompt, as_prompt=True)
+    text = self._write(whole, as_prompt=False)
+    content = self._as_text(content) if isinstance(content, str) else ""
+    if text.startswith(before):
+      squeezed = _squeezed(content)
+      start = _squeezed(text).rfind(squeezed)
+      if start < 0 or squeezed and start + len(squeezed) <= len(_squeezed(before)):
         raise UserError(
           f"{self._files.template_path}: the chat template drops a part of the reply"
           f" that begins with {content.strip()[:20]!r}; edit the template"
         )
+      return text[len(before) :]
+    if self._opening and content.startswith(self._opening):
+      return content.removeprefix(self._opening) + self._end
+    advice = f"begin replies with {self._opening!r}, or " if self._opening else ""
+    raise UserError(
+      f"{self._files.template_path}: the chat template asks for a reply in one way and"
+      f" shows the reply that begins with {content[:20]!r} in another; {advice}edit the"
+      " template"
+    )
 
   def _check_fields(self, conversation: Conversation, *, as_prompt: bool) -> None:
     """A field that makes no difference to the text would be lost without a word."""
@@ -279,6 +285,17 @@ class HuggingFaceVocabulary(base.Vocabulary):
           " of a message; take it out of the data, or use a template that renders it"
         )
 
+  def _opening_of_reply(self) -> str:
+    """What stands in a prompt and not in the same place before a finished reply.
+
+    Some templates open the reasoning in a prompt, and later show replies without.
+    """
+    before = self._write(_asked(), as_prompt=True)
+    whole = self._write(_asked().then(chats.assistant(_REPLY)), as_prompt=False)
+    shared = os.path.commonprefix([before, whole])
+    is_next = whole.removeprefix(shared).startswith(_REPLY)
+    return before.removeprefix(shared) if is_next else ""
+
   def _end_of_turn(self) -> tuple[str, str, int]:
     """What is written after a reply, as (its end's text, what follows it, its id).
 
@@ -289,10 +306,12 @@ class HuggingFaceVocabulary(base.Vocabulary):
     after = ""
     if self._template is not None:
       whole = _asked().then(chats.assistant(_REPLY))
-      prompt = self._write(_asked(), as_prompt=True)
-      text = self._added(prompt, self._write(whole, as_prompt=False))
-      self._check_reply(text, _REPLY)
-      after = text.rpartition(_REPLY)[2]
+      _, reply, after = self._write(whole, as_prompt=False).rpartition(_REPLY)
+      if not reply:
+        raise UserError(
+          f"{self._files.template_path}: the chat template does not write replies that"
+          " are text; use one that does"
+        )
     if mark := self._special.search(after):
       end = self._ids[mark[0]]
       return after[: mark.end()], after[mark.end() :], end

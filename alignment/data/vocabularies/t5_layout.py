@@ -191,6 +191,9 @@ class WordVocabulary(T5Layout):
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(list(self._SPECIAL))
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+      single="$A </s>", special_tokens=[("</s>", EOS_ID)]
+    )
     config = _tokenizer_config("PreTrainedTokenizerFast")
     return {"tokenizer.json": tokenizer.to_str().encode(), **config}
 
