@@ -6,7 +6,7 @@ bounded, in a process of its own (`template_worker.py`). All others read a trans
 in Anthropic's layout: "\n\nHuman: ...\n\nAssistant: ...".
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import json
@@ -30,6 +30,10 @@ MAX_SOURCE = 1_000_000  # characters of a template
 MAX_BYTES = 2**30  # of the process that renders
 
 Message = Mapping[str, Any]
+Reply = str | Message | Sequence[Message]  # of one message
+# What a message may say beside its content. Other fields (who rated it, when, ...) say
+# nothing to a model; the reader of the data names them.
+_MEANINGFUL = (*REASONING, "tool_calls", "function_call", "tools")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,33 +47,40 @@ class Conversation:
     return dataclasses.replace(self, messages=(*self.messages, *messages))
 
 
-def assistant(reply: str | Message) -> Message:
-  """A reply as a message."""
-  return {"role": "assistant", "content": reply} if isinstance(reply, str) else reply
+def assistant(reply: Reply) -> Message:
+  """A reply as a message.
+
+  Raises:
+    UserError: it is not one message of the assistant's.
+  """
+  if isinstance(reply, str):
+    return {"role": "assistant", "content": reply}
+  messages = [reply] if isinstance(reply, Mapping) else list(reply)
+  if [message.get("role") for message in messages] != ["assistant"]:
+    raise UserError("a reply must be one message of role 'assistant'")
+  return messages[0]
 
 
-def extra_fields(conversation: Conversation) -> list[str]:
-  """What the messages have beside role and content, sorted; empty fields do not count.
+def hidden_fields(conversation: Conversation) -> list[str]:
+  """What is said beside roles and contents, by field, sorted; empty ones do not count.
 
-  `tools` counts too. A reply without them is another reply, so who renders a
-  conversation must render these or refuse it.
+  A reply without them is another reply, so who writes a conversation must write these
+  or refuse it.
   """
   fields = {
     field
     for message in conversation.messages
-    for field, value in message.items()
-    if field not in ("role", "content") and value not in (None, "", [], {}, ())
+    for field in _MEANINGFUL
+    if message.get(field) not in (None, "", [], {}, ())
   }
   return sorted(fields | ({"tools"} if conversation.tools else set()))
 
 
 def without(conversation: Conversation, field: str) -> Conversation:
   """The conversation as if it had no such field."""
-  if field == "tools":
-    return dataclasses.replace(conversation, tools=())
   names = REASONING if field in REASONING else (field,)
-  return dataclasses.replace(
-    conversation,
+  return Conversation(
+    tools=() if field == "tools" else conversation.tools,
     messages=tuple(
       {key: value for key, value in message.items() if key not in names}
       for message in conversation.messages
@@ -86,7 +97,7 @@ def transcript(conversation: Conversation) -> str:
   Raises:
     UserError: the layout has no place for a message or for one of its fields.
   """
-  if fields := extra_fields(conversation):
+  if fields := hidden_fields(conversation):
     raise UserError(
       f"field '{fields[0]}' of a message has no place in a transcript; use a vocabulary"
       " with a chat template that renders it, or take it out of the data"

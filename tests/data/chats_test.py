@@ -51,7 +51,7 @@ def test_what_is_no_transcript(text):
     ([message("user", "a"), message("system", "b"), message("user", "c")], "before"),
     ([message("tool", "a"), message("user", "c")], "role 'tool' has no place"),
     ([{"role": "user", "content": None}], "must be text"),
-    ([{"role": "user", "content": "a", "name": "b"}], "field 'name'"),
+    ([{"role": "user", "content": "a", "thinking": "b"}], "field 'thinking'"),
   ],
 )
 def test_what_a_transcript_cannot_hold(messages, error):

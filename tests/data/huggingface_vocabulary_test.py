@@ -192,6 +192,19 @@ def test_plain_text_is_taken_as_it_is(vocabulary):
     assert v.decode_prompt(response[:-1]) == " short" and response[-1] == v.eos_id
 
 
+def test_a_text_that_is_a_transcript_is_a_conversation(vocabulary):
+  text = "Be kind.\n\nHuman: hi\n\nAssistant: yes\n\nHuman: go on\n\nAssistant:"
+  conversation = said("hi", "yes", "go on", system="Be kind.")
+  for name in (None, "chatml"):
+    v = vocabulary(name)
+    assert v.prompt(text) == v.prompt(conversation)
+    assert v.response(text, "Hello") == v.response(conversation, "Hello")
+    for limit in (len(v.prompt(text)) - 1, 45):
+      assert v.fit_prompt(text, limit, "left") == v.fit_prompt(
+        conversation, limit, "left"
+      )
+
+
 # --- what a template leaves out -------------------------------------------------------
 
 
@@ -214,9 +227,13 @@ def test_fields_are_rendered_or_refused(vocabulary):
       vocabulary(name).response(said("Lights on."), thought)
   with pytest.raises(UserError, match="field 'tool_calls' .*chat template alone"):
     vocabulary(None).response(said("Lights on."), reply)
-  assert vocabulary("chatml").response(
-    said("hi"), {"role": "assistant", "content": "b", "tool_calls": None}
-  )
+  v = vocabulary("chatml")
+  plain = {"role": "assistant", "content": "b", "tool_calls": None, "name": "x"}
+  assert v.response(said("hi"), plain) == v.response(said("hi"), "b")
+  assert v.response(said("hi"), (plain,)) == v.response(said("hi"), "b")
+  for reply in ((plain, plain), (), {"role": "user", "content": "b"}):
+    with pytest.raises(UserError, match="one message of role 'assistant'"):
+      v.response(said("hi"), reply)
 
 
 def written(tmp_path, template: str) -> HuggingFaceVocabulary:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import dataclasses
 
 from alignment.data import chats
-from alignment.data.chats import Conversation, Message
+from alignment.data.chats import Conversation, Reply
 from alignment.types import UserError
 
 
@@ -116,7 +116,7 @@ class Vocabulary(abc.ABC):
     text = prompt if isinstance(prompt, str) else chats.transcript(prompt)
     return [*self.before_prompt, *self.encode(text), *self.after_prompt]
 
-  def response(self, prompt: str | Conversation, reply: str | Message) -> list[int]:
+  def response(self, prompt: str | Conversation, reply: Reply) -> list[int]:
     """The ids of a reply to `prompt`, with `eos_id` at the end.
 
     Raises:
@@ -150,15 +150,18 @@ class Vocabulary(abc.ABC):
       yield i
 
 
-def text_of(reply: str | Message) -> str:
-  """A reply's text, where it is nothing but text."""
-  if isinstance(reply, str):
-    return reply
-  if fields := chats.extra_fields(Conversation((reply,))):
+def text_of(reply: Reply) -> str:
+  """A reply's text, where it is nothing but text.
+
+  Raises:
+    UserError: it is not.
+  """
+  message = chats.assistant(reply)
+  if fields := chats.hidden_fields(Conversation((message,))):
     raise UserError(
       f"field '{fields[0]}' of a message can be read by a chat template alone; use a"
       " vocabulary that has one, or take it out of the data"
     )
-  if not isinstance(reply.get("content"), str):
+  if not isinstance(message.get("content"), str):
     raise UserError("a reply's content must be text where there is no chat template")
-  return reply["content"]
+  return message["content"]

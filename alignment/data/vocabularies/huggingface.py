@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from alignment.data import chats
-from alignment.data.chats import Conversation, Message
+from alignment.data.chats import Conversation, Reply
 from alignment.data.vocabularies import base, tokenizer_files
 from alignment.data.vocabularies.base import FittedPrompt, JudgeMarkers
 from alignment.types import UserError
@@ -32,7 +32,8 @@ class HuggingFaceVocabulary(base.Vocabulary):
   """A tokenizer as its model was trained with it.
 
   Conversations are written by the directory's chat template; without one, as
-  transcripts. What the data hold is text: a special token's spelling in it becomes the
+  transcripts. A text that is exactly a transcript is a conversation. What the data hold
+  is text: a special token's spelling in it becomes the
   ids of its letters.
 
   A response ends with the id that the template writes after a reply; what follows that
@@ -91,20 +92,23 @@ class HuggingFaceVocabulary(base.Vocabulary):
     return self._text(list(self._checked(ids)))
 
   def prompt(self, prompt: str | Conversation) -> list[int]:
+    prompt = _conversation(prompt)
     if isinstance(prompt, str) or self._template is None:
       return super().prompt(prompt)
     self._check_fields(prompt, as_prompt=True)
     return self._encode(self._write(prompt, as_prompt=True))
 
-  def response(self, prompt: str | Conversation, reply: str | Message) -> list[int]:
+  def response(self, prompt: str | Conversation, reply: Reply) -> list[int]:
+    prompt = _conversation(prompt)
     if isinstance(prompt, str):
       return super().response(prompt, reply)
     if self._template is None:
       space = " " if self._reply_space else ""
       return super().response(prompt, space + base.text_of(reply))
-    whole = prompt.then(chats.assistant(reply))
+    message = chats.assistant(reply)
+    whole = prompt.then(message)
     self._check_fields(whole, as_prompt=False)
-    text = self._added(prompt, whole, chats.assistant(reply).get("content"))
+    text = self._added(prompt, whole, message.get("content"))
     ids = self._encode(text.removesuffix(self._beyond))
     return ids if ids[-1:] == [self.eos_id] else [*ids, self.eos_id]
 
@@ -116,6 +120,7 @@ class HuggingFaceVocabulary(base.Vocabulary):
     System messages stay, and so does the last turn; where that alone is too long, its
     text is cut on `side`, within the marks.
     """
+    prompt = _conversation(prompt)
     if isinstance(prompt, str):
       return super().fit_prompt(prompt, limit, side)
     ids = self.prompt(prompt)
@@ -239,9 +244,9 @@ class HuggingFaceVocabulary(base.Vocabulary):
         return self._as_text(value)
       if isinstance(value, Mapping):
         return {key: guard(item) for key, item in value.items()}
-      return (
-        [guard(item) for item in value] if isinstance(value, (list, tuple)) else value
-      )
+      if isinstance(value, (list, tuple)):
+        return tuple(guard(item) for item in value)
+      return value
 
     return Conversation(guard(conversation.messages), guard(conversation.tools))
 
@@ -274,7 +279,7 @@ class HuggingFaceVocabulary(base.Vocabulary):
 
   def _check_fields(self, conversation: Conversation, *, as_prompt: bool) -> None:
     """A field that makes no difference to the text would be lost without a word."""
-    for field in chats.extra_fields(conversation):
+    for field in chats.hidden_fields(conversation):
       text, without = (
         self._write(c, as_prompt=as_prompt)
         for c in (conversation, chats.without(conversation, field))
@@ -377,6 +382,10 @@ def _byte_level(b: int) -> str:
   """The character by which byte-level tokenizers spell a byte (GPT-2's table)."""
   shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
   return chr(b if b in shown else 256 + sum(other not in shown for other in range(b)))
+
+
+def _conversation(prompt: str | Conversation) -> str | Conversation:
+  return chats.parse_transcript(prompt) or prompt if isinstance(prompt, str) else prompt
 
 
 def _squeezed(text: str) -> str:
