@@ -13,6 +13,7 @@ SECTIONS = ("Args", "Attributes", "Raises", "Returns", "Yields")
 _SECTION = re.compile(rf"({'|'.join(SECTIONS)}):$")
 _ITEM = re.compile(r"(\*?\*?[\w.,/ *]+):\s+(.*)$")  # "name: what it is"
 _CODE = re.compile(r"`([^`\n]+)`")
+_STRONG = re.compile(r"\*\*([^*\n]+)\*\*")
 _BULLET = re.compile(r"[-*] ")
 
 
@@ -98,11 +99,18 @@ def _margin(line: str) -> int:
 
 
 def _text(line: str) -> str:
-  """Prose on one line: `code` as a literal, all else escaped."""
+  """Prose on one line: `code` and **emphasis** as such, all else escaped."""
   parts = _CODE.split(line)
   for i, part in enumerate(parts):
-    parts[i] = f"\\ ``{part}``\\ " if i % 2 else _escaped(part)
+    parts[i] = f"\\ ``{part}``\\ " if i % 2 else _emphasised(part)
   return "".join(parts).strip()
+
+
+def _emphasised(text: str) -> str:
+  parts = _STRONG.split(text)
+  for i, part in enumerate(parts):
+    parts[i] = f"\\ **{_escaped(part)}**\\ " if i % 2 else _escaped(part)
+  return "".join(parts)
 
 
 def _escaped(text: str) -> str:

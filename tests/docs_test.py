@@ -190,6 +190,14 @@ def test_files_that_are_named_exist(page):
     assert name in tests or (ROOT / name).exists(), name
 
 
+def test_the_readme_has_every_room_and_where_to_start_in_it():
+  row = re.compile(r"^\| `([\w/]+/)` \|[^|]*\| `([\w.]+)` \|$", re.MULTILINE)
+  rooms = dict(row.findall((ROOT / "README.md").read_text()))
+  assert all((ROOT / room / start).exists() for room, start in rooms.items())
+  packages = {path.parent for path in ROOT.glob("alignment/*/__init__.py")}
+  assert packages <= {ROOT / room for room in rooms}
+
+
 def test_the_contents_list_every_page():
   pages = {page.stem for page in ROOT.glob("docs/*.md")} - {"index"}
   index = (ROOT / "docs/index.md").read_text()
