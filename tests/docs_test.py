@@ -103,12 +103,19 @@ def test_the_readme_adds_a_loss_and_a_data_set_from_outside_the_package(reader, 
 
 
 def commands(page: Path) -> list[list[str]]:
-  """A page's commands, as words; bucket is a name that a bucket may have."""
-  text = "\n".join(text for _, text in blocks(page, "sh")).replace("BUCKET", "bucket")
-  lines = text.replace("\\\n", " ").split("\n")
+  """A page's commands, as words; bucket is a name that a bucket may have.
+
+  They are all lines of its shell blocks, and of others and of its prose what begins as
+  commands of this repository do.
+  """
+  ours = ("make ", "python -m ")
+  lines = [x for x in re.findall("`([^`\n]+)`", prose(page)) if x.startswith(ours)]
+  for language in ("sh", ""):
+    for _, block in blocks(page, language):
+      joined = block.replace("\\\n", " ").replace("BUCKET", "bucket").split("\n")
+      lines += [x for x in joined if language or x.startswith(ours)]
   words = [shlex.split(line, comments=True) for line in lines]
-  inline = re.findall(r"`((?:make|python -m) [^`]+)`", prose(page))
-  return [line for line in words if line] + [shlex.split(line) for line in inline]
+  return [line for line in words if line]
 
 
 def check_study(words: list[str], module: str, cli, tmp_path: Path) -> None:
@@ -191,7 +198,7 @@ def test_files_that_are_named_exist(page):
 
 
 def test_the_readme_has_every_room_and_where_to_start_in_it():
-  row = re.compile(r"^\| `([\w/]+/)` \|[^|]*\| `([\w.]+)` \|$", re.MULTILINE)
+  row = re.compile(r"^\| `([\w/]+/)` \|[^|]*\| `([\w./]+)` \|$", re.MULTILINE)
   rooms = dict(row.findall((ROOT / "README.md").read_text()))
   assert all((ROOT / room / start).exists() for room, start in rooms.items())
   packages = {path.parent for path in ROOT.glob("alignment/*/__init__.py")}
