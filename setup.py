@@ -51,6 +51,12 @@ EXTRAS_REQUIRE = {
     "transformers>=5.23,<6",  # T5 in PyTorch
     "trl>=1.16,<1.17",  # the tests call private methods of its DPOTrainer
   ],
+  "docs": [  # `make docs`, in the way of Flax and Optax
+    "myst-parser>=5.2,<6",  # pages in Markdown
+    "sphinx>=9,<9.1",  # 9.1 needs Python 3.12
+    "sphinx-book-theme>=1.4,<2",
+    "sphinx-copybutton>=0.5.2,<0.6",
+  ],
   "cuda": ["jax[cuda12]"],
   "tpu": ["jax[tpu]"],
 }
