@@ -11,7 +11,8 @@ from absl import flags
 from absl.testing import flagsaver
 import pytest
 
-from alignment.core import losses
+from alignment.core import evaluation
+from alignment.core.losses import registry
 from alignment.data import datasets, readers
 from launch import sweep, tpu
 from tests import synthetic
@@ -56,8 +57,9 @@ def reader(tmp_path, monkeypatch):
   rows = [f"p{i},a{i},b" for i in range(200)]
   (tmp_path / "pairs.csv").write_text("\n".join(["prompt,better,worse", *rows]) + "\n")
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(losses, "PAIRWISE", dict(losses.PAIRWISE))
+  monkeypatch.setattr(registry, "LOSSES", dict(registry.LOSSES))
   monkeypatch.setattr(readers, "FORMATS", dict(readers.FORMATS))
+  monkeypatch.setattr(evaluation, "COLUMNS", dict(evaluation.COLUMNS))
   return tmp_path
 
 
@@ -74,7 +76,8 @@ def test_python_blocks_run_page_by_page(page, reader, cli):
 
 def test_the_readme_adds_a_loss_and_a_data_set_from_outside_the_package(reader, cli):
   added = [text for _, text in blocks(ROOT / "README.md", "python")]
-  document = ["from configs import quickstart", *added]
+  document = ["from alignment.study import schema", *added]
+  document += [f"quickstart = schema.load({str(ROOT / 'configs/quickstart.py')!r})"]
   document += ["def get_config():", "  return quickstart.get_config()"]
   (reader / "mine.py").write_text("\n".join(document))
   study = [
@@ -91,7 +94,7 @@ def test_the_readme_adds_a_loss_and_a_data_set_from_outside_the_package(reader, 
   status, out, told = cli(*study, "--dry_run")
   assert (status, told) == (0, "")
   assert "offline_cubic" in out
-  del losses.PAIRWISE["cubic"]  # as in a new process
+  del registry.LOSSES["cubic"]  # as in a new process
   status, _, told = cli(*study, "--stages=data")
   assert status == 0, told
   statistics = next(reader.glob("new/artefacts/data*/statistics.json")).read_text()

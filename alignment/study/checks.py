@@ -14,8 +14,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from alignment.analysis import figures
-from alignment.core import losses
+from alignment.analysis import figures, runs
+from alignment.core import evaluation, losses
 from alignment.data import readers
 from alignment.runtime import sharding
 from alignment.study import graph, recipes
@@ -81,6 +81,8 @@ def check_config(config: ConfigDict) -> None:
 def _check_evaluation(c: ConfigDict) -> None:
   if c.kl_prompts > c.prompts:
     raise UserError("evaluation.kl_prompts are more than evaluation.prompts")
+  for name in sorted(evaluation.COLUMNS.keys() & runs.KEYS):
+    raise UserError(f"evaluation column '{name}': records have one of this name")
   if len(set(c.best_of)) < len(c.best_of):
     raise UserError("evaluation.best_of has a number twice")
   for n in c.best_of:

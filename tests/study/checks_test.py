@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from alignment.core import evaluation
 from alignment.models import huggingface, t5
 from alignment.types import UserError
 from tests import studies, synthetic, tiny
@@ -188,3 +189,16 @@ def test_unknown_key_of_pooled_data():
   config.sft.data = ({"nam": "chatbot_arena"},)
   with pytest.raises(UserError, match="sft.data has 'nam', which is no key of data"):
     studies.graph(config)
+
+
+def test_a_column_of_ones_own_has_a_name_of_its_own(monkeypatch):
+  monkeypatch.setattr(evaluation, "COLUMNS", {"win_rate": len})
+  with pytest.raises(UserError, match="column 'win_rate': records have one of this"):
+    studies.graph(studies.nano())
+
+
+def test_a_column_of_ones_own_makes_evaluations_anew(monkeypatch):
+  plain = studies.graph(studies.nano()).evaluations()["world0_online_ipo"]
+  monkeypatch.setattr(evaluation, "COLUMNS", {"words": len})
+  other = studies.graph(studies.nano()).evaluations()["world0_online_ipo"]
+  assert plain.key != other.key and plain.policy.key == other.policy.key
