@@ -72,6 +72,7 @@ class DecoderConfig:
   local: tuple[bool, ...] = (False,)  # layers that see only a window, repeated
   window: int = 0  # tokens that a local layer's query sees, itself among them
   local_rope: Rope | None = None  # of local layers, where it differs
+  max_positions: int = 8192  # that it was trained on: exported, not enforced
   dtype: str = "float32"
   scan_layers: bool = False
   remat: str = "none"

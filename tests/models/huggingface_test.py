@@ -242,12 +242,16 @@ def test_config_of_earlier_transformers(copy, name, tied):
     ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj is 'gated-silu', only "),
     ({"dense_act_fn": "gelu"}, "dense_act_fn is 'gelu', only 'relu' is implemented"),
     ({"is_gated_act": True}, "is_gated_act is True, only False is implemented"),
-    ({"model_type": "umt5"}, "model_type is 'umt5', only 't5' is implemented"),
+    ({"model_type": "umt5"}, "model_type is 'umt5', only 't5' or 'gpt_neox' or 'l"),
+    ({"model_type": "absent"}, "model_type is None, expected one of t5, gpt_neox, "),
     ({"is_encoder_decoder": False}, "is_encoder_decoder is False, only True"),
     ({"decoder_start_token_id": 2}, "decoder_start_token_id is 2, only 0"),
     ({"pad_token_id": 3}, "pad_token_id is 3, only 0 is implemented"),
     ({"eos_token_id": 2}, "eos_token_id is 2, only 1 is implemented"),
-    ({"quantization_config": {"bits": 8}}, "quantization_config is {'bits': 8}, only "),
+    (
+      {"quantization_config": {"bits": 8}},
+      "its weights are quantised ({'bits': 8}); convert it",
+    ),
     ({"scale_decoder_outputs": "yes"}, "scale_decoder_outputs is 'yes', only True or"),
     ({"d_kv": "absent"}, "d_kv is None, expected an integer from 1"),
     ({"num_layers": "absent"}, "num_layers is None, expected an integer from 1"),
@@ -310,6 +314,7 @@ def test_tensor_faults(copy, changes, where, complaint):
 def test_untied_needs_its_head(copy):
   directory = copy("t5_1_1")
   edit_tensors(directory, {"lm_head.weight": None})
+  edit_config(directory, tie_word_embeddings=False)
   assert "tensor 'lm_head.weight' is missing" in error_of(read, directory)
 
 
@@ -325,7 +330,7 @@ def test_no_weights(copy):
   directory = copy()
   (directory / WEIGHTS).unlink()
   message = error_of(read, directory)
-  assert message == f"{directory}: has neither {WEIGHTS} nor {INDEX}; convert it first"
+  assert message == f"{directory}: has neither {WEIGHTS} nor {INDEX}"
 
 
 def test_missing_directory(tmp_path):
@@ -407,7 +412,7 @@ def test_write_faults(tmp_path, monkeypatch):
   def disk_full(*args, **kwargs):
     raise OSError("No space left on device")
 
-  monkeypatch.setattr(huggingface, "_write_json", disk_full)
+  monkeypatch.setattr(huggingface, "write_json", disk_full)
   message = error_of(huggingface.write, tmp_path / "b", cfg, params)
   assert message == f"{tmp_path / 'b'}: cannot be written (No space left on device)"
   assert [path.name for path in tmp_path.iterdir()] == ["file"]
