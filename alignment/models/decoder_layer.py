@@ -64,8 +64,7 @@ class Positions:
     To be called in each layer: kept from one to the next, they would take memory.
     """
     whole, local = self._windows
-    window = self._windows[kind] if isinstance(kind, int) else None
-    window = jnp.where(kind == 1, local, whole) if window is None else window
+    window = jnp.where(kind == 1, local, whole)  # a constant, if `kind` is an int
     biases = []
     for keys_BxS in self._blocks:
       distance_BxTxS = self._query_BxT[:, :, None] - keys_BxS[:, None, :]
@@ -153,7 +152,8 @@ def _attend(cfg: DecoderConfig, query_BxHxNxGxTxK: Array, blocks, biases) -> Arr
     scores.append(score + bias)
   tops = [score.max(axis=-1, keepdims=True) for score in scores]
   top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
-  mixed, total = 0.0, 0.0
+  mixed: Array = 0.0
+  total: Array = 0.0
   for (_, values), score in zip(blocks, scores, strict=True):
     weights = jnp.exp(score - top)
     total = total + weights.sum(axis=-1, keepdims=True)

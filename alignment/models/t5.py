@@ -197,8 +197,8 @@ class T5:
     params: Params,
     prompts_BxS: Array,
     lengths_B: Array,
-    cross_keys_values: bool = False,
     for_decoding: bool = False,
+    cross_keys_values: bool = False,  # until all callers use the other name
   ) -> Context:
     """Encodes right-padded prompts."""
     cross_keys_values |= for_decoding

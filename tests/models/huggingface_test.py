@@ -133,6 +133,16 @@ def test_dead_ids_are_suppressed_when_transformers_generates(tmp_path):
   assert not (tmp_path / "b" / "generation_config.json").exists()
 
 
+def test_an_export_has_its_tokenizer_and_the_mode_of_any_file(tmp_path):
+  cfg = huggingface.read_config(ROOT / "original")
+  params = huggingface.read_params(ROOT / "original", cfg)
+  huggingface.write(tmp_path / "out", cfg, params, tokenizer={"spiece.model": b"x"})
+  (tmp_path / "plain").touch()
+  mode = (tmp_path / "plain").stat().st_mode
+  assert {path.stat().st_mode for path in (tmp_path / "out").iterdir()} == {mode}
+  assert (tmp_path / "out" / "spiece.model").read_bytes() == b"x"
+
+
 def test_choices_of_the_reader():
   cfg = huggingface.read_config(ROOT / "t5_1_1", live_ids=60, dtype="bfloat16")
   assert (cfg.live_ids, cfg.dtype, cfg.vocab_rows) == (60, "bfloat16", 64)
@@ -309,6 +319,29 @@ def test_tensor_faults(copy, changes, where, complaint):
   edit_tensors(directory, changes)
   message = error_of(read, directory)
   assert message.startswith(f"{directory / where}: tensor {complaint}")
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_tied_without_scaled_logits(copy, tmp_path, scan_layers):
+  """What transformers 5 writes for a model made from a T5 1.1 configuration."""
+  directory = copy("t5_1_1")
+  tensors = load_file(directory / WEIGHTS)
+  edit_tensors(directory, {"lm_head.weight": None})
+  cfg = huggingface.read_config(directory, scan_layers=scan_layers)
+  assert cfg.tied and not cfg.scale_logits
+  params = huggingface.read_params(directory, cfg)
+  inputs = np.full((1, 4), 3), np.array([4]), np.full((1, 1, 3), 5)
+  logits, _ = compute(t5.T5(cfg), params, *inputs)
+  untied = {**params, "head": {"kernel": tensors["shared.weight"].T}}
+  same = t5.T5(dataclasses.replace(cfg, tied=False))
+  np.testing.assert_allclose(compute(same, untied, *inputs)[0], logits, atol=1e-5)
+  huggingface.write(tmp_path / "out", cfg, params)
+  assert huggingface.read_config(tmp_path / "out", scan_layers=scan_layers) == cfg
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    huggingface.read_params(tmp_path / "out", cfg),
+    params,
+  )
 
 
 def test_untied_needs_its_head(copy):

@@ -90,7 +90,7 @@ def _parse(path: Path, entries: dict[str, Any]) -> DecoderConfig:
   )
 
 
-def shape(settings: Settings) -> dict[str, int]:
+def shape(settings: Settings) -> dict[str, Any]:
   """The sizes that all families' files call the same.
 
   Raises:

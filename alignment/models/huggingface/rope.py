@@ -14,7 +14,11 @@ _LLAMA_3 = {  # Rope's field -> the files'
   "high_freq_factor": "high_freq_factor",
   "original_length": "original_max_position_embeddings",
 }
-_FIELDS = {"default": {}, "linear": {"factor": "factor"}, "llama3": _LLAMA_3}
+_FIELDS: dict[str, dict[str, str]] = {
+  "default": {},
+  "linear": {"factor": "factor"},
+  "llama3": _LLAMA_3,
+}
 
 
 def parse_ropes(settings: Settings) -> tuple[Rope, Rope | None]:
@@ -58,7 +62,9 @@ def parse_rope(settings: Settings, given: Any, theta: float) -> Rope:
     raise UserError(
       f"{settings.path}: RoPE type '{kind}' is not implemented; only {choices} are"
     )
-  values = {field: own.number(key) for field, key in _FIELDS[kind].items()}
+  values: dict[str, Any] = {
+    field: own.number(key) for field, key in _FIELDS[kind].items()
+  }
   if "original_length" in values:
     values["original_length"] = own.integer("original_max_position_embeddings")
   return Rope(own.number("rope_theta"), kind, **values)

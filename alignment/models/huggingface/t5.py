@@ -68,7 +68,7 @@ def _parse(path: Path, entries: dict[str, Any]) -> t5.T5Config:
   tied, scaled = _head(settings)
   defaults = _DEFAULTS | {"num_decoder_layers": settings.get("num_layers")}
   settings = Settings(path, entries, defaults)
-  sizes = {
+  sizes: dict[str, Any] = {
     field: settings.integer(key, MAX_LAYERS if key.endswith("layers") else MAX_SIZE)
     for field, key in _SIZES.items()
   }
