@@ -62,6 +62,30 @@ def _project_bwd(residuals, g):
 project.defvjp(_project_fwd, _project_bwd)
 
 
+@jax.custom_vjp
+def project_onto(x: Array, rows: Array) -> Array:
+  """[..., I] with each of the rows [O, I] -> float32 [..., O]: a head that is a table.
+
+  `project(x, rows.T)` has a gradient that XLA:CPU refuses in bfloat16.
+  """
+  return _dot(x, rows.astype(x.dtype), ((x.ndim - 1,), (1,)))
+
+
+def _project_onto_fwd(x, rows):
+  return project_onto(x, rows), (x, rows)
+
+
+def _project_onto_bwd(residuals, g):
+  x, rows = residuals
+  g = g.astype(x.dtype)
+  batch = tuple(range(x.ndim - 1))
+  dx = _dot(g, rows.astype(x.dtype), ((g.ndim - 1,), (0,))).astype(x.dtype)
+  return dx, _dot(g, x, (batch, batch)).astype(rows.dtype)
+
+
+project_onto.defvjp(_project_onto_fwd, _project_onto_bwd)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(subscripts: str, a: Array, b: Array) -> Array:
   """An einsum of two arrays of one dtype with a float32 result.

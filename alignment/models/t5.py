@@ -19,13 +19,21 @@ import jax
 import jax.numpy as jnp
 
 from alignment.models import layers as lib
+from alignment.models.protocol import Costs
+from alignment.models.sizes import T5 as SIZES
+from alignment.models.stacks import (
+  REMAT,
+  rematerialised,
+  stack_layers,
+  unstack_layers,
+)
 from alignment.runtime import sharding
 from alignment.types import Array, Params, UserError
 
 PAD = 0  # also the decoder's start token
 
 
-_CHOICES = {"dtype": ("float32", "bfloat16"), "remat": ("none", "dots", "full")}
+_CHOICES = {"dtype": ("float32", "bfloat16"), "remat": REMAT}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +50,7 @@ class T5Config:
   live_ids: int = 0  # ids in [1, live_ids) have probability; 0: all rows, pad included
   gated: bool = True
   tied: bool = False
+  scale_logits: bool = True  # by d_model^-0.5 where the head is tied
   buckets: int = 32
   max_distance: int = 128
   norm_epsilon: float = 1e-6
@@ -54,38 +63,6 @@ class T5Config:
       if getattr(self, key) not in known:
         given = getattr(self, key)
         raise UserError(f"model.{key} is '{given}'; use {' or '.join(known)}")
-
-
-_1_1 = {"gated": True, "tied": False}
-_1_0 = {"gated": False, "tied": True}
-SIZES: dict[str, dict[str, Any]] = {
-  # name: d_model, d_ff, d_kv, heads, layers (encoder, decoder)
-  name: dict(
-    zip(
-      ("d_model", "d_ff", "d_kv", "num_heads", "encoder_layers", "decoder_layers"),
-      shape,
-      strict=True,
-    )
-  )
-  | kind
-  for name, shape, kind in (
-    ("nano", (48, 96, 16, 3, 1, 2), _1_1),
-    ("micro", (64, 128, 16, 4, 2, 2), _1_1),
-    ("milli", (64, 128, 16, 4, 3, 2), _1_1),
-    ("tiny", (128, 256, 32, 4, 2, 2), _1_1),
-    ("mini", (256, 512, 64, 4, 4, 4), _1_1),
-    ("t5_1_1_small", (512, 1024, 64, 6, 8, 8), _1_1),
-    ("t5_1_1_base", (768, 2048, 64, 12, 12, 12), _1_1),
-    ("t5_1_1_large", (1024, 2816, 64, 16, 24, 24), _1_1),
-    ("t5_1_1_xl", (2048, 5120, 64, 32, 24, 24), _1_1),
-    ("t5_1_1_xxl", (4096, 10240, 64, 64, 24, 24), _1_1),
-    ("t5_small", (512, 2048, 64, 8, 6, 6), _1_0),
-    ("t5_base", (768, 3072, 64, 12, 12, 12), _1_0),
-    ("t5_large", (1024, 4096, 64, 16, 24, 24), _1_0),
-    ("t5_3b", (1024, 16384, 128, 32, 24, 24), _1_0),
-    ("t5_11b", (1024, 65536, 128, 128, 24, 24), _1_0),
-  )
-}
 
 
 def config(size: str, **overrides) -> T5Config:
@@ -163,6 +140,11 @@ class Context(struct.PyTreeNode):
   # training computes them inside the layer, where rematerialisation can drop them.
   cross: Any = None
 
+  @property
+  def start_B(self) -> Array:  # noqa: N802
+    """The token that every response starts with."""
+    return jnp.full(self.mask_BxS.shape[:1], PAD, jnp.int32)
+
 
 @dataclasses.dataclass(frozen=True)
 class T5:
@@ -215,9 +197,11 @@ class T5:
     params: Params,
     prompts_BxS: Array,
     lengths_B: Array,
-    cross_keys_values: bool = False,
+    for_decoding: bool = False,
+    cross_keys_values: bool = False,  # until all callers use the other name
   ) -> Context:
     """Encodes right-padded prompts."""
+    cross_keys_values |= for_decoding
     S = prompts_BxS.shape[1]
     mask_BxS = jnp.arange(S)[None, :] < lengths_B[:, None]
     positions = jnp.arange(S)
@@ -236,8 +220,8 @@ class T5:
     cross = self._cross(params, encoded) if cross_keys_values else None
     return Context(encoded, mask_BxS, cross)
 
-  def logits(self, params: Params, context: Context, responses_BxNxT: Array) -> Array:
-    """Teacher forcing: float32 BxNxTxV, position t predicting token t."""
+  def hidden(self, params: Params, context: Context, responses_BxNxT: Array) -> Array:
+    """Teacher forcing: BxNxTxD, from which position t predicts token t."""
     T = responses_BxNxT.shape[2]
     inputs_BxNxT = jnp.pad(
       responses_BxNxT[:, :, :-1], ((0, 0), (0, 0), (1, 0)), constant_values=PAD
@@ -258,10 +242,29 @@ class T5:
 
     x = self._embed(params, inputs_BxNxT)
     x, _ = self._run(body, x, decoder["layers"], context.cross)
-    return self._head(params, self._norm(decoder, sharding.by_rows(x)))
+    return self._norm(decoder, sharding.by_rows(x))
 
-  def init_cache(self, params: Params, num_rows: int, max_length: int) -> Any:
-    """Empty keys and values for `num_rows` = B*N responses (layers as a list)."""
+  def logits(
+    self, params: Params, hidden: Any, responses_BxNxT: Array | None = None
+  ) -> Array:
+    """The head alone: [..., D] -> float32 [..., V]; dead ids get the same -1e9.
+
+    Until all callers use `hidden`, also of a context and responses.
+    """
+    if responses_BxNxT is not None:
+      hidden = self.hidden(params, hidden, responses_BxNxT)
+    return self._head(params, hidden)
+
+  def init_cache(self, params: Params, context: Any, *sizes: int) -> Any:
+    """Empty keys and values (layers as a list); sizes are `num_samples, max_length`.
+
+    Until all callers give a context, also of `num_rows` = B*N and the length alone.
+    """
+    *num_samples, max_length = sizes
+    if num_samples:
+      num_rows = context.mask_BxS.shape[0] * num_samples[0]
+    else:
+      num_rows = context
     shape = (num_rows, self.cfg.num_heads, max_length, self.cfg.d_kv)
     values = jnp.zeros(shape, jnp.dtype(self.cfg.dtype))
     return [(values.swapaxes(2, 3), values) for _ in params["decoder"]["layers"]]
@@ -303,6 +306,10 @@ class T5:
     logits_BxNx1xV = self._head(params, self._norm(decoder, x))
     return logits_BxNx1xV[:, :, 0], new_cache
 
+  def cast_for_reading(self, params: Params) -> Params:
+    """Kernels and embedding in the dtype that they are cast to at every use."""
+    return self.frozen(params)
+
   def frozen(self, params: Params) -> Params:
     """Parameters of a model that is only read: kernels and embedding in its dtype.
 
@@ -319,6 +326,37 @@ class T5:
     """
     factors = ("kernel", "embedding") if self.cfg.tied else ("kernel",)
     return with_layers_as_list(self._cast(params, factors), self.cfg)
+
+  def layout_rules(self, tensor: int, decoding: bool = False) -> sharding.Rules:
+    """Heads over `tensor`, everything over `fsdp` but in decoding."""
+    if self.cfg.num_heads % tensor:
+      raise UserError(
+        f"{self.cfg.num_heads} attention heads are not divisible by mesh axis 'tensor' "
+        f"of size {tensor}"
+      )
+    return sharding.T5_DECODE_RULES if decoding else sharding.T5_RULES
+
+  def costs(self, S: int, N: int, T: int, tensor: int = 1) -> Costs:  # noqa: N803
+    """Of a prompt of S tokens with N responses of T; see `protocol.Costs`."""
+    cfg = self.cfg
+    D, F, V, H = cfg.d_model, cfg.d_ff, cfg.vocab_rows, cfg.num_heads * cfg.d_kv
+    tokens, width = N * T, jnp.dtype(cfg.dtype).itemsize
+    mlp = 2 * (3 if cfg.gated else 2) * D * F
+    encoder = S * cfg.encoder_layers * (8 * D * H + mlp + 4 * S * H)
+    decoder = tokens * (12 * D * H + mlp + 4 * T * H + 4 * S * H) + S * 4 * D * H
+    each = D if cfg.remat == "full" else 6 * D + 3 * F / tensor
+    saved = (cfg.encoder_layers * S + cfg.decoder_layers * tokens) * each * width
+    if cfg.remat == "none":
+      saved += cfg.encoder_layers * cfg.num_heads / tensor * S * S * (4 + width)
+    return Costs(
+      flops=encoder + cfg.decoder_layers * decoder + tokens * 2 * D * V,
+      saved=saved,
+      scores=cfg.num_heads / tensor * S * S,
+      layer=S * (4 * D + 3 * F / tensor) * width,
+      logits=tokens * V / tensor,
+      cache=cfg.decoder_layers * (S + tokens) * H / tensor * 2 * width,
+      kernels=(8 * D * H + mlp // 2) / tensor * width,
+    )
 
   def _cast(self, params: Params, endings: tuple[str, ...]) -> Params:
     def cast(path, p: Array) -> Array:
@@ -342,11 +380,7 @@ class T5:
 
   def _run(self, body: Callable, carry: Any, layer_params: Any, *extra: Any):
     """Folds `body(carry, params or (params, extra...))` over the layers."""
-    if self.cfg.remat == "full":
-      body = jax.checkpoint(body)
-    elif self.cfg.remat == "dots":
-      policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-      body = jax.checkpoint(body, policy=policy)
+    body = rematerialised(body, self.cfg.remat)
     if not isinstance(layer_params, list):
       return jax.lax.scan(
         body, carry, (layer_params, *extra) if extra else layer_params
@@ -380,7 +414,8 @@ class T5:
     """Float32 logits. Dead ids get the same -1e9 in every use of the model."""
     cfg = self.cfg
     if cfg.tied:
-      logits = lib.project(x * cfg.d_model**-0.5, params["embedding"].T)
+      x = x * cfg.d_model**-0.5 if cfg.scale_logits else x
+      logits = lib.project(x, params["embedding"].T)
     else:
       logits = lib.project(x, params["head"]["kernel"])
     if not cfg.live_ids:
@@ -392,16 +427,6 @@ class T5:
 
 def _mask_bias(mask_BxS: Array) -> Array:
   return jnp.where(mask_BxS, 0.0, lib.NEGATIVE)[:, None, None, :]
-
-
-def stack_layers(params: list[Params]) -> Params:
-  """A list of per-layer trees -> one tree with a leading layer axis."""
-  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-
-
-def unstack_layers(params: Params, num_layers: int) -> list[Params]:
-  """One tree with a leading layer axis -> a list of per-layer trees."""
-  return [jax.tree.map(lambda p, i=i: p[i], params) for i in range(num_layers)]
 
 
 def with_layers_as_list(params: Params, cfg: T5Config) -> Params:

@@ -133,6 +133,16 @@ def test_dead_ids_are_suppressed_when_transformers_generates(tmp_path):
   assert not (tmp_path / "b" / "generation_config.json").exists()
 
 
+def test_an_export_has_its_tokenizer_and_the_mode_of_any_file(tmp_path):
+  cfg = huggingface.read_config(ROOT / "original")
+  params = huggingface.read_params(ROOT / "original", cfg)
+  huggingface.write(tmp_path / "out", cfg, params, tokenizer={"spiece.model": b"x"})
+  (tmp_path / "plain").touch()
+  mode = (tmp_path / "plain").stat().st_mode
+  assert {path.stat().st_mode for path in (tmp_path / "out").iterdir()} == {mode}
+  assert (tmp_path / "out" / "spiece.model").read_bytes() == b"x"
+
+
 def test_choices_of_the_reader():
   cfg = huggingface.read_config(ROOT / "t5_1_1", live_ids=60, dtype="bfloat16")
   assert (cfg.live_ids, cfg.dtype, cfg.vocab_rows) == (60, "bfloat16", 64)
@@ -242,12 +252,16 @@ def test_config_of_earlier_transformers(copy, name, tied):
     ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj is 'gated-silu', only "),
     ({"dense_act_fn": "gelu"}, "dense_act_fn is 'gelu', only 'relu' is implemented"),
     ({"is_gated_act": True}, "is_gated_act is True, only False is implemented"),
-    ({"model_type": "umt5"}, "model_type is 'umt5', only 't5' is implemented"),
+    ({"model_type": "umt5"}, "model_type is 'umt5', only 't5' or 'gpt_neox' or 'l"),
+    ({"model_type": "absent"}, "model_type is None, expected one of t5, gpt_neox, "),
     ({"is_encoder_decoder": False}, "is_encoder_decoder is False, only True"),
     ({"decoder_start_token_id": 2}, "decoder_start_token_id is 2, only 0"),
     ({"pad_token_id": 3}, "pad_token_id is 3, only 0 is implemented"),
     ({"eos_token_id": 2}, "eos_token_id is 2, only 1 is implemented"),
-    ({"quantization_config": {"bits": 8}}, "quantization_config is {'bits': 8}, only "),
+    (
+      {"quantization_config": {"bits": 8}},
+      "its weights are quantised ({'bits': 8}); convert it",
+    ),
     ({"scale_decoder_outputs": "yes"}, "scale_decoder_outputs is 'yes', only True or"),
     ({"d_kv": "absent"}, "d_kv is None, expected an integer from 1"),
     ({"num_layers": "absent"}, "num_layers is None, expected an integer from 1"),
@@ -307,9 +321,33 @@ def test_tensor_faults(copy, changes, where, complaint):
   assert message.startswith(f"{directory / where}: tensor {complaint}")
 
 
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_tied_without_scaled_logits(copy, tmp_path, scan_layers):
+  """What transformers 5 writes for a model made from a T5 1.1 configuration."""
+  directory = copy("t5_1_1")
+  tensors = load_file(directory / WEIGHTS)
+  edit_tensors(directory, {"lm_head.weight": None})
+  cfg = huggingface.read_config(directory, scan_layers=scan_layers)
+  assert cfg.tied and not cfg.scale_logits
+  params = huggingface.read_params(directory, cfg)
+  inputs = np.full((1, 4), 3), np.array([4]), np.full((1, 1, 3), 5)
+  logits, _ = compute(t5.T5(cfg), params, *inputs)
+  untied = {**params, "head": {"kernel": tensors["shared.weight"].T}}
+  same = t5.T5(dataclasses.replace(cfg, tied=False))
+  np.testing.assert_allclose(compute(same, untied, *inputs)[0], logits, atol=1e-5)
+  huggingface.write(tmp_path / "out", cfg, params)
+  assert huggingface.read_config(tmp_path / "out", scan_layers=scan_layers) == cfg
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    huggingface.read_params(tmp_path / "out", cfg),
+    params,
+  )
+
+
 def test_untied_needs_its_head(copy):
   directory = copy("t5_1_1")
   edit_tensors(directory, {"lm_head.weight": None})
+  edit_config(directory, tie_word_embeddings=False)
   assert "tensor 'lm_head.weight' is missing" in error_of(read, directory)
 
 
@@ -325,7 +363,7 @@ def test_no_weights(copy):
   directory = copy()
   (directory / WEIGHTS).unlink()
   message = error_of(read, directory)
-  assert message == f"{directory}: has neither {WEIGHTS} nor {INDEX}; convert it first"
+  assert message == f"{directory}: has neither {WEIGHTS} nor {INDEX}"
 
 
 def test_missing_directory(tmp_path):
@@ -407,7 +445,7 @@ def test_write_faults(tmp_path, monkeypatch):
   def disk_full(*args, **kwargs):
     raise OSError("No space left on device")
 
-  monkeypatch.setattr(huggingface, "_write_json", disk_full)
+  monkeypatch.setattr(huggingface, "write_json", disk_full)
   message = error_of(huggingface.write, tmp_path / "b", cfg, params)
   assert message == f"{tmp_path / 'b'}: cannot be written (No space left on device)"
   assert [path.name for path in tmp_path.iterdir()] == ["file"]

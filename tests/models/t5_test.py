@@ -91,6 +91,37 @@ def test_precomputed_cross_attention_is_the_same(cfg):
   close(forward(t5.T5(cfg), random_params(cfg), *INPUTS, True), reference())
 
 
+@functools.partial(jax.jit, compiler_options=tiny.FAST)
+def by_protocol(params):
+  """Teacher-forced logits, and the first ones of decoding."""
+  context = MODEL.prepare(params, PROMPTS_BxS, LENGTHS_B, for_decoding=True)
+  logits = MODEL.logits(params, MODEL.hidden(params, context, RESPONSES_BxNxT))
+  cache = MODEL.init_cache(params, context, N, T)
+  start_BxN = jnp.broadcast_to(context.start_B[:, None], (B, N))
+  first, _ = MODEL.decode_step(params, context, cache, start_BxN, jnp.int32(0))
+  return logits, first
+
+
+def test_what_all_families_have_in_common():
+  logits, first = by_protocol(random_params())
+  close(logits, reference())
+  close(first, reference()[:, :, 0])
+
+
+def test_costs():
+  """As derived by hand for T5 1.1 small, 128 tokens and two responses of 64."""
+  model = t5.T5(t5.config("t5_1_1_small", dtype="bfloat16", remat="full"))
+  D, F, H, V, S_, NT, T_ = 512, 1024, 384, 32128, 128, 128, 64
+  encoder = S_ * 8 * (8 * D * H + 6 * D * F + 4 * S_ * H)
+  decoder = NT * (12 * D * H + 6 * D * F + 4 * T_ * H + 4 * S_ * H) + S_ * 4 * D * H
+  costs = model.costs(S_, 2, T_)
+  assert costs.flops == encoder + 8 * decoder + NT * 2 * D * V
+  assert costs.cache == 8 * (S_ + NT) * H * 2 * 2
+  assert costs.saved == 8 * (S_ + NT) * D * 2
+  assert costs.logits == NT * V
+  assert model.costs(S_, 2, T_, tensor=2).scores == costs.scores / 2 == 3 * S_ * S_
+
+
 def test_responses_together_are_responses_one_by_one():
   for n in range(N):
     one = forward(

@@ -2,7 +2,6 @@
 
 import random
 
-from huggingface_test import assert_agrees_with_transformers
 from make_t5_fixtures import expected, make_model, random_config
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ import torch
 import transformers
 
 from alignment.models import huggingface
+from tests.models.huggingface_test import assert_agrees_with_transformers
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
