@@ -31,7 +31,7 @@ from alignment.types import UserError
 MEASURES = ("train_step", "online_step", "generation", "scoring")
 N = 2  # responses per prompt
 
-_SIZE = flags.DEFINE_string("size", "t5_1_1_small", "A name in t5.SIZES.")
+_SIZE = flags.DEFINE_string("size", "t5_1_1_small", "A name in models/registry.py.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of products.")
 _PROMPTS = flags.DEFINE_integer("prompts", 8, "Prompts per batch.", lower_bound=1)
 _PROMPT_LENGTH = flags.DEFINE_integer("prompt_length", 128, "Tokens.", lower_bound=1)
@@ -54,10 +54,11 @@ class Case:
   optimizer: str = "adafactor"
   scan_layers: bool = False
 
-  def config(self) -> Any:
-    from alignment.models import t5
+  def model(self) -> Any:
+    from alignment.models import registry
 
-    return t5.config(self.size, dtype=self.dtype, scan_layers=self.scan_layers)
+    cfg = registry.config(self.size, dtype=self.dtype, scan_layers=self.scan_layers)
+    return registry.model(cfg)
 
   def judge_length(self) -> int:
     """The preference model's input: a prompt, two responses and four markers."""
@@ -67,31 +68,16 @@ class Case:
 def flops(case: Case) -> dict[str, int]:
   """Floating-point operations of each measurement, as matrix products need them.
 
-  A product of [m, k] and [k, n] counts 2mkn; nothing else is counted. One forward pass
-  over B prompts of S tokens with N responses of T tokens each:
-
-    encoder   B S  Le (8 D H + 2 M D F + 4 S H)
-    decoder   B NT Ld (12 D H + 2 M D F + 4 T H + 4 S H) + B S Ld 4 D H + B NT 2 D V
-
-  with H = heads x width, M = 3 matrices of a gated MLP or 2. The causal mask is not
-  subtracted. A backward pass counts as two forward passes; recomputation, as none.
-  Sampling needs what scoring does, the judge two forward passes (one per order) over
-  its longer input with one decoder token, and an IPO step scores with the reference.
+  As the model counts them (`costs`): a product of [m, k] and [k, n] is 2mkn, nothing
+  else is counted, and the causal mask is not subtracted. A backward pass counts as two
+  forward passes; recomputation, as none. Sampling needs what scoring does, the judge
+  two forward passes (one per order) over its longer input with one token after it, and
+  an IPO step scores with the reference.
   """
-  cfg = case.config()
-  D, V, H = cfg.d_model, cfg.vocab_rows, cfg.num_heads * cfg.d_kv
-  mlp = 2 * (3 if cfg.gated else 2) * D * cfg.d_ff
-
-  def forward(S: int, responses: int) -> int:  # noqa: N803
-    """`responses`: tokens of all of a prompt's responses, each at most T long."""
-    T = min(case.response_length, responses)
-    encoder = S * cfg.encoder_layers * (8 * D * H + mlp + 4 * S * H)
-    decoder = responses * (12 * D * H + mlp + 4 * T * H + 4 * S * H) + S * 4 * D * H
-    head = responses * 2 * D * V
-    return case.prompts * (encoder + cfg.decoder_layers * decoder + head)
-
-  scoring = forward(case.prompt_length, N * case.response_length)
-  judging = 2 * forward(case.judge_length(), 1)
+  model = case.model()
+  length = case.prompt_length, N, case.response_length
+  scoring = case.prompts * model.costs(*length).flops
+  judging = 2 * case.prompts * model.costs(case.judge_length(), 1, 1).flops
   return {
     "train_step": 4 * scoring,
     "online_step": scoring + judging + 4 * scoring,
@@ -114,14 +100,14 @@ def programs(case: Case, params: Any = None) -> dict[str, Callable[[], Any]]:
   import jax.numpy as jnp
 
   from alignment import types
-  from alignment.core import judges, optim, rollout, train_step
+  from alignment.core import judges, optim, rollout, sampling, scoring, train_step
   from alignment.data import vocabularies
-  from alignment.models import t5
   from alignment.runtime import sharding
 
-  model = t5.T5(case.config())
+  model = case.model()
   B, S, T = case.prompts, case.prompt_length, case.response_length
-  mesh, rules = sharding.make_mesh(), sharding.T5_RULES
+  mesh = sharding.make_mesh()
+  rules = model.layout_rules(mesh.shape["tensor"])
   sharding.check_batch(B, mesh, "prompts")
   if params is None:
     key = jax.random.key(0)
@@ -144,20 +130,18 @@ def programs(case: Case, params: Any = None) -> dict[str, Callable[[], Any]]:
   )
   markers = vocabularies.JudgeMarkers((2,), (3,), (4, 1), first_id=5, second_id=6)
   preference_model = judges.PreferenceModel(model, markers, case.judge_length(), "left")
-  roller = rollout.Roller(model, model, preference_model, stop_at_eos=False)
-  roll = rollout.compiled(roller, mesh)
-  score = jax.jit(functools.partial(train_step.score, model))
+  sampler = sampling.Sampler(model, ending_ids=())  # responses have full length
+  roll = rollout.compiled(rollout.Roller(sampler, model, preference_model), mesh)
+  score = jax.jit(functools.partial(scoring.score, model))
   generate = jax.jit(
-    functools.partial(
-      rollout.generate, model, num_samples=N, max_length=T, stop_at_eos=False
-    )
+    functools.partial(sampling.generate, sampler, num_samples=N, max_length=T)
   )
   step = train_step.compiled(
     train_step.PolicyObjective(model, "ipo"), optimizer, 1, mesh, rules, model
   )
   params = jax.device_put(params, layout)
   # As the study holds models that are only read.
-  freeze = jax.jit(model.frozen, out_shardings=layout)
+  freeze = jax.jit(model.cast_for_reading, out_shardings=layout)
   reference = freeze(params)
   copy = jax.jit(lambda p: jax.tree.map(jnp.copy, p), out_shardings=layout)
   # The state is donated to every step: it lives here, as in a training loop.

@@ -19,6 +19,8 @@ CFG = t5.T5Config(
   vocab_rows=20, live_ids=LIVE, buckets=4, max_distance=4,
 )  # fmt: skip
 POLICY = t5.T5(CFG)
+EOS = 1
+SAMPLER = sampling.Sampler(POLICY, ending_ids=(EOS,))
 MARKERS = vocabularies.JudgeMarkers((12, 13), (14,), (15, 1), first_id=16, second_id=17)
 JUDGE = judges.PreferenceModel(
   t5.T5(dataclasses.replace(CFG, live_ids=0)), MARKERS, 18, "left"
@@ -46,7 +48,7 @@ def batch(rows: int, seed: int = 0, responses: int = 2, live: int = LIVE) -> Bat
   last_BxN = lengths_BxN - 1
   ended_BxN = (lengths_BxN < T) | (rng.random((rows, responses)) < 0.5)
   at_end = (np.arange(T) == last_BxN[..., None]) & ended_BxN[..., None]
-  tokens_BxNxT = np.where(at_end, sampling.EOS, tokens_BxNxT)
+  tokens_BxNxT = np.where(at_end, EOS, tokens_BxNxT)
   tokens_BxNxT *= np.arange(T) <= last_BxN[..., None]
   prompt_lengths_B = rng.integers(1, S + 1, rows).astype(np.int32)
   prompts_BxS = rng.integers(2, live, (rows, S)).astype(np.int32)
@@ -72,7 +74,7 @@ FAST = {  # compiles in half the time, see quickly.py
 def logits(model: t5.T5, params: Params, batch: Batch) -> Array:
   """Teacher-forced logits of a batch's responses, BxNxTxV."""
   context = model.prepare(params, batch.prompts_BxS, batch.prompt_lengths_B)
-  return model.logits(params, context, batch.responses_BxNxT)
+  return model.logits(params, model.hidden(params, context, batch.responses_BxNxT))
 
 
 def boundary_distance(logits_V: np.ndarray, draw: float) -> float:

@@ -14,12 +14,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from alignment.core import logprobs, rollout, sampling
+from alignment.core import logprobs, sampling, scoring
 from alignment.core.judges import PreferenceModel
 from alignment.core.rows import map_rows
-from alignment.core.train_step import score
-from alignment.models import t5
-from alignment.runtime import sharding
+from alignment.models.protocol import Model
 from alignment.types import Array, Batch, Params
 
 Responses = tuple[np.ndarray, np.ndarray]  # tokens_PxT, lengths_P
@@ -40,38 +38,24 @@ def column(function: Column) -> Column:
   return function
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7), static_argnames="decoding")
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
 def sample(
-  model: t5.T5,
+  sampler: sampling.Sampler,
   params: Params,
   prompts: Batch,
   key: Array,
   num_samples: int,
   max_length: int,
-  temperature: float = 1.0,
-  top_p: float = 1.0,
-  *,
-  decoding: sharding.Layout | None = None,
 ) -> sampling.Samples:
   """Responses to the prompts of a batch, a function of (key, prompt id, sample)."""
-  return rollout.generate(
-    model,
-    params,
-    prompts,
-    key,
-    num_samples,
-    max_length,
-    temperature,
-    top_p,
-    decoding=decoding,
-  )
+  return sampling.generate(sampler, params, prompts, key, num_samples, max_length)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def divergence(
-  model: t5.T5,
+  model: Model,
   params: Params,
-  reference: t5.T5,
+  reference: Model,
   reference_params: Params,
   batch: Batch,
   decoded_logps_BxNxT: Array,
@@ -84,30 +68,28 @@ def divergence(
   sampler's log-probability of a token and the teacher-forced one: a permanent check
   that what was sampled is what is scored.
   """
-  prompt = batch.prompts_BxS, batch.prompt_lengths_B
   responses_Bx2xT, lengths_Bx2 = batch.responses_BxNxT, batch.lengths_BxN
-  policy = model.logits(params, model.prepare(params, *prompt), responses_Bx2xT)
-  context = reference.prepare(reference_params, *prompt)
-  other = reference.logits(reference_params, context, responses_Bx2xT)
+  policy = scoring.Predictions.of(model, params, batch)
+  other = scoring.Predictions.of(reference, reference_params, batch)
   logps_Bx2xT, other_Bx2xT = (
-    logprobs.token_logps(logits, responses_Bx2xT) for logits in (policy, other)
+    predictions.token_logps(responses_Bx2xT) for predictions in (policy, other)
   )
   ratios_Bx2 = logprobs.sequence_logps(logps_Bx2xT - other_Bx2xT, lengths_Bx2)
   inside_Bx2xT = logprobs.length_mask(lengths_Bx2, responses_Bx2xT.shape[2])
   error_Bx2xT = jnp.abs(logps_Bx2xT - decoded_logps_BxNxT)
-  first = policy[:, :1], other[:, :1], lengths_Bx2[:, :1]
+  first, lengths_Bx1 = policy.first(1), lengths_Bx2[:, :1]
   return {
-    "kl": logprobs.exact_kl(*first)[:, 0],
-    "entropy": logprobs.entropy(first[0], first[2])[:, 0],
+    "kl": first.kl(other.first(1), lengths_Bx1)[:, 0],
+    "entropy": first.entropy(lengths_Bx1)[:, 0],
     "rho": ratios_Bx2[:, 0] - ratios_Bx2[:, -1],
     "decode_vs_score": jnp.max(jnp.where(inside_Bx2xT, error_Bx2xT, 0.0), axis=(1, 2)),
   }
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def log_ratios(model: t5.T5, params: Params, batch: Batch) -> Array:
+def log_ratios(model: Model, params: Params, batch: Batch) -> Array:
   """log pi(y|x) - log pi_ref(y|x) of a data set's pairs: float32 BxN."""
-  return score(model, params, batch) - batch.ref_logps_BxN
+  return scoring.score(model, params, batch) - batch.ref_logps_BxN
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -212,16 +194,18 @@ class PolicyEvaluation:
       the policy is read as a classifier.
     kl_prompts: how many of the prompts the KL is estimated on.
     key: for sampling; the same for every checkpoint.
-    decoding: layout of the parameters while they sample; None: as they are given.
   """
 
   contest: Contest
-  model: t5.T5
+  sampler: sampling.Sampler
   reference_params: Params
   pairs: Batch
   kl_prompts: int
   key: Array
-  decoding: sharding.Layout | None = None
+
+  @property
+  def model(self) -> Model:
+    return self.sampler.model
 
   def __call__(self, params: Params) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """-> (the checkpoint's record, per-prompt outcomes by judge and its responses)."""
@@ -244,9 +228,7 @@ class PolicyEvaluation:
     prompts = self.contest.prompts
     T = prompts.responses_BxNxT.shape[2]
     return self.contest.map(
-      lambda batch: sample(
-        self.model, params, batch, self.key, num_samples, T, decoding=self.decoding
-      ),
+      lambda batch: sample(self.sampler, params, batch, self.key, num_samples, T),
       prompts,
     )
 

@@ -1,7 +1,7 @@
 """The preference model: reads a prompt and both responses, and says which is better.
 
 r(x, y1, y2) = sigmoid(logit_A - logit_B) of two vocabulary ids after one decoder step
-(App. A), so any T5 checkpoint initialises it. Its input is assembled from tokens,
+(App. A), so any checkpoint initialises it. Its input is assembled from tokens,
 inside jit, by one function that training, relabelling and judging all call: nothing is
 ever turned into text and tokenised again.
 """
@@ -11,7 +11,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from alignment.data.vocabularies import JudgeMarkers
-from alignment.models import t5
+from alignment.models.protocol import Model
 from alignment.types import Array, Batch, Params, UserError
 
 
@@ -19,7 +19,7 @@ from alignment.types import Array, Batch, Params, UserError
 class PreferenceModel:
   """A T5 with what it needs to compare two responses; hashable, for jit."""
 
-  model: t5.T5
+  model: Model
   markers: JudgeMarkers
   context_length: int  # tokens of the assembled input; the prompt is cut to fit
   truncate_prompt: str  # the side it loses: "left" (HH) or "right" (TL;DR)
@@ -50,7 +50,8 @@ class PreferenceModel:
     )
     context = self.model.prepare(params, tokens_BxC, lengths_B)
     one_step = jnp.zeros((tokens_BxC.shape[0], 1, 1), jnp.int32)
-    logits_BxV = self.model.logits(params, context, one_step)[:, 0, 0]
+    hidden_Bx1x1xD = self.model.hidden(params, context, one_step)
+    logits_BxV = self.model.logits(params, hidden_Bx1x1xD)[:, 0, 0]
     return logits_BxV[:, self.markers.first_id] - logits_BxV[:, self.markers.second_id]
 
   def assemble(self, prompt, first, second) -> tuple[Array, Array]:
@@ -111,7 +112,8 @@ def assemble(
 
   Each of `prompt`, `first`, `second` is (tokens, lengths). There are no padding holes
   between the parts. A prompt that does not fit loses its left or its right side
-  (`truncate_prompt`); responses are always whole.
+  (`truncate_prompt`), but not what every prompt begins with (`before_prompt`).
+  Responses are always whole.
   """
   B = prompt[0].shape[0]
 
@@ -136,7 +138,10 @@ def assemble(
   for tokens, lengths_B, skipped_B in parts:
     offset_BxC = column_BxC - start_B[:, None]
     inside_BxC = (offset_BxC >= 0) & (offset_BxC < lengths_B[:, None])
-    source_BxC = jnp.clip(offset_BxC + skipped_B[:, None], 0, tokens.shape[1] - 1)
+    from_BxC = offset_BxC + skipped_B[:, None]
+    if tokens is prompt[0] and (kept := len(markers.before_prompt)):
+      from_BxC = jnp.where(offset_BxC < kept, offset_BxC, from_BxC)
+    source_BxC = jnp.clip(from_BxC, 0, tokens.shape[1] - 1)
     picked_BxC = jnp.take_along_axis(tokens, source_BxC, axis=1)
     output_BxC = jnp.where(inside_BxC, picked_BxC, output_BxC)
     start_B = start_B + lengths_B

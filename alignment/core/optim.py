@@ -14,6 +14,8 @@ import optax
 from alignment.runtime.sharding import path_name
 from alignment.types import Array, Params, UserError
 
+STACKS = ("encoder", "decoder", "layers")  # what a model's stacks of layers are called
+
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
@@ -59,8 +61,8 @@ class Optimizer:
       )
     else:
       raise UserError(f"optimizer.name '{self.name}' is unknown: adafactor or adamw")
-    # Encoder and decoder apart: they need not have the same number of layers.
-    rules = {"encoder": per_layer(rule), "decoder": per_layer(rule), "whole": rule}
+    # Each stack apart: they need not have the same number of layers.
+    rules = {stack: per_layer(rule) for stack in STACKS} | {"whole": rule}
     rule = optax.partition(rules, _stacked_or_whole)
     if self.clip_norm:
       rule = optax.chain(optax.clip_by_global_norm(self.clip_norm), rule)
@@ -93,7 +95,7 @@ def _stacked_or_whole(params: Params) -> Params:
     if "layers" in names:
       at = names.index("layers")
       if not names[at + 1].isdigit():  # not a list of layers
-        return names[at - 1]
+        return names[max(at - 1, 0)]
     return "whole"
 
   return jax.tree_util.tree_map_with_path(label, params)

@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from alignment.core import sampling
+from alignment.core import sampling, scoring
 from alignment.core.judges import PreferenceModel
-from alignment.core.train_step import score
-from alignment.models import t5
+from alignment.models.protocol import Model
 from alignment.runtime import sharding
 from alignment.types import Array, Batch, Params
 
@@ -39,47 +38,9 @@ class Rollout(struct.PyTreeNode):
 class Roller:
   """What a rollout computes with; hashable, for jit."""
 
-  policy: t5.T5
-  reference: t5.T5
+  sampler: sampling.Sampler
+  reference: Model
   judge: PreferenceModel
-  temperature: float = 1.0
-  top_p: float = 1.0
-  stop_at_eos: bool = True  # False: every response has full length, to measure speed
-  decoding: sharding.Layout | None = None  # of the sampler's parameters; None: as given
-
-
-def generate(
-  model: t5.T5,
-  params: Params,
-  prompts: Batch,
-  key: Array,
-  num_samples: int,
-  max_length: int,
-  temperature: float = 1.0,
-  top_p: float = 1.0,
-  stop_at_eos: bool = True,
-  decoding: sharding.Layout | None = None,
-) -> sampling.Samples:
-  """`num_samples` responses to each prompt, drawn with the rows' own keys.
-
-  Parameters are cast, and laid out as `decoding` says, once for all tokens.
-  """
-  params = model.for_decoding(params)
-  if decoding is not None:
-    params = decoding.constrain(params)
-  context = model.prepare(
-    params, prompts.prompts_BxS, prompts.prompt_lengths_B, cross_keys_values=True
-  )
-  draws = sampling.uniforms(key, prompts.ids_B, num_samples, max_length)
-  return sampling.sample(
-    model,
-    params,
-    context,
-    draws,
-    temperature=temperature,
-    top_p=top_p,
-    stop_at_eos=stop_at_eos,
-  )
 
 
 @functools.cache
@@ -116,18 +77,7 @@ def rollout(
     key: for this step; rows fold their ids into it.
   """
   T = prompts.responses_BxNxT.shape[2]
-  samples = generate(
-    roller.policy,
-    policy_params,
-    prompts,
-    key,
-    num_samples=SAMPLES,
-    max_length=T,
-    temperature=roller.temperature,
-    top_p=roller.top_p,
-    stop_at_eos=roller.stop_at_eos,
-    decoding=roller.decoding,
-  )
+  samples = sampling.generate(roller.sampler, policy_params, prompts, key, SAMPLES, T)
   sampled = prompts.replace(
     responses_BxNxT=samples.tokens_BxNxT, lengths_BxN=samples.lengths_BxN
   )
@@ -147,7 +97,8 @@ def rollout(
       [order(samples.lengths_BxN), prompts.lengths_BxN[:, 2:]], axis=1
     ),
   )
-  batch = batch.replace(ref_logps_BxN=score(roller.reference, reference_params, batch))
+  ref_logps_BxN = scoring.score(roller.reference, reference_params, batch)
+  batch = batch.replace(ref_logps_BxN=ref_logps_BxN)
   logps_Bx2 = jnp.sum(samples.logps_BxNxT, axis=2)
   return Rollout(
     batch=batch,

@@ -6,16 +6,18 @@ the row's place in it or the number of devices, and two runs can differ in a tok
 where rounding moves a boundary of the distribution across the draw: a near-tie.
 """
 
+import dataclasses
 from typing import Any
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 
-from alignment.models import t5
-from alignment.types import Array, Params
+from alignment.models.protocol import Model
+from alignment.runtime import sharding
+from alignment.types import Array, Batch, Params
 
-EOS = 1
+FILLER = 0  # what stands after the end of a response, which masks leave out
 
 
 class Samples(struct.PyTreeNode):
@@ -104,27 +106,60 @@ def choose(logits: Array, draws: Array, temperature: float, top_p: float) -> Arr
   return inverse_cdf(weights, draws)
 
 
-def sample(
-  model: t5.T5,
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+  """How a model samples; hashable, for jit.
+
+  Attributes:
+    model: what samples.
+    ending_ids: any of these ends a response; () never does (for measuring speed).
+    temperature: 1 for the model's own distribution, which the KL needs; 0 is greedy.
+    top_p: nucleus sampling, where below 1.
+    decoding: layout of the parameters while they sample; None: as they are given.
+  """
+
+  model: Model
+  ending_ids: tuple[int, ...]
+  temperature: float = 1.0
+  top_p: float = 1.0
+  decoding: sharding.Layout | None = None
+
+
+def generate(
+  sampler: Sampler,
   params: Params,
-  context: t5.Context,
-  draws_BxNxT: Array,
-  *,
-  temperature: float = 1.0,
-  top_p: float = 1.0,
-  stop_at_eos: bool = True,
+  prompts: Batch,
+  key: Array,
+  num_samples: int,
+  max_length: int,
+) -> Samples:
+  """`num_samples` responses to each prompt, drawn with the rows' own keys.
+
+  Parameters are cast, and laid out for decoding, once for all tokens.
+  """
+  model = sampler.model
+  params = model.for_decoding(params)
+  if sampler.decoding is not None:
+    params = sampler.decoding.constrain(params)
+  context = model.prepare(
+    params, prompts.prompts_BxS, prompts.prompt_lengths_B, for_decoding=True
+  )
+  draws = uniforms(key, prompts.ids_B, num_samples, max_length)
+  return sample(sampler, params, context, draws)
+
+
+def sample(
+  sampler: Sampler, params: Params, context: Any, draws_BxNxT: Array
 ) -> Samples:
   """Samples N responses of at most T tokens to every prompt of `context`.
 
   Args:
-    model: the policy.
-    params: its parameters, layers as a list (`t5.with_layers_as_list`).
-    context: `model.prepare(..., cross_keys_values=True)`: done once, for all N.
+    sampler: the model, and how it samples.
+    params: from `for_decoding`.
+    context: `model.prepare(..., for_decoding=True)`: done once, for all N.
     draws_BxNxT: from `uniforms`.
-    temperature: 1 for the policy's own distribution, which the KL needs; 0 is greedy.
-    top_p: nucleus sampling, where below 1.
-    stop_at_eos: False never ends a response (for measuring speed).
   """
+  model = sampler.model
   B, N, T = draws_BxNxT.shape
 
   def unfinished(state):
@@ -136,10 +171,10 @@ def sample(
       params, context, state["cache"], state["last_BxN"], t
     )
     draws_BxN = jax.lax.dynamic_index_in_dim(draws_BxNxT, t, 2, keepdims=False)
-    token_BxN = choose(logits_BxNxV, draws_BxN, temperature, top_p)
+    token_BxN = choose(logits_BxNxV, draws_BxN, sampler.temperature, sampler.top_p)
     picked_BxN = jnp.take_along_axis(logits_BxNxV, token_BxN[..., None], -1)[..., 0]
     logp_BxN = picked_BxN - jax.nn.logsumexp(logits_BxNxV, axis=-1)
-    token_BxN = jnp.where(done_BxN, t5.PAD, token_BxN)
+    token_BxN = jnp.where(done_BxN, FILLER, token_BxN)
     logp_BxN = jnp.where(done_BxN, 0.0, logp_BxN)
     put = jax.lax.dynamic_update_index_in_dim
     return {
@@ -149,7 +184,7 @@ def sample(
       "tokens_BxNxT": put(state["tokens_BxNxT"], token_BxN, t, 2),
       "logps_BxNxT": put(state["logps_BxNxT"], logp_BxN, t, 2),
       "lengths_BxN": state["lengths_BxN"] + ~done_BxN,
-      "done_BxN": done_BxN | ((token_BxN == EOS) & stop_at_eos),
+      "done_BxN": done_BxN | _ends(token_BxN, sampler.ending_ids),
     }
 
   state = jax.lax.while_loop(
@@ -157,9 +192,9 @@ def sample(
     step,
     {
       "t": jnp.int32(0),
-      "cache": model.init_cache(params, B * N, T),
-      "last_BxN": jnp.full((B, N), t5.PAD, jnp.int32),
-      "tokens_BxNxT": jnp.full((B, N, T), t5.PAD, jnp.int32),
+      "cache": model.init_cache(params, context, N, T),
+      "last_BxN": jnp.broadcast_to(context.start_B[:, None], (B, N)),
+      "tokens_BxNxT": jnp.full((B, N, T), FILLER, jnp.int32),
       "logps_BxNxT": jnp.zeros((B, N, T), jnp.float32),
       "lengths_BxN": jnp.zeros((B, N), jnp.int32),
       "done_BxN": jnp.zeros((B, N), bool),
@@ -168,3 +203,11 @@ def sample(
   return Samples(
     state["tokens_BxNxT"], state["lengths_BxN"], state["logps_BxNxT"], state["done_BxN"]
   )
+
+
+def _ends(token_BxN: Array, ending_ids: tuple[int, ...]) -> Array:
+  """bool BxN: the token ends its response."""
+  ends_BxN = jnp.zeros(token_BxN.shape, bool)
+  for ending_id in ending_ids:
+    ends_BxN |= token_BxN == ending_id
+  return ends_BxN

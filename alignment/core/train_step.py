@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import optax
 
-from alignment.core import judges, logprobs, losses, optim
-from alignment.models import t5
+from alignment.core import judges, losses, optim, scoring
+from alignment.models.protocol import Model
 from alignment.runtime import sharding
 from alignment.types import Array, Batch, Params, ScoredBatch, SumWeight, UserError
 
@@ -54,12 +54,12 @@ class PolicyObjective:
   Of scored responses, metrics compare the best with the worst.
   """
 
-  model: t5.T5
+  model: Model
   loss: str
   loss_options: tuple[tuple[str, float], ...] = ()
 
   def __call__(self, params: Params, batch: Batch, beta: Array) -> dict[str, SumWeight]:
-    logps_BxN = score(self.model, params, batch)
+    logps_BxN = scoring.score(self.model, params, batch)
     weights_B, total = batch.weights_B, batch.weights_B.sum()
     loss = losses.get(self.loss)
     bound = losses.bind(self.loss, dict(self.loss_options))
@@ -108,11 +108,12 @@ def best_and_worst(values_BxN: Array, scores_BxN: Array) -> Array:
 class SupervisedObjective:
   """Cross-entropy on every response of the batch (both of a pair), per token."""
 
-  model: t5.T5
+  model: Model
 
   def __call__(self, params: Params, batch: Batch, beta: Array) -> dict[str, SumWeight]:
     del beta
-    loss_B, tokens_B = losses.sft(score(self.model, params, batch), batch.lengths_BxN)
+    logps_BxN = scoring.score(self.model, params, batch)
+    loss_B, tokens_B = losses.sft(logps_BxN, batch.lengths_BxN)
     return {
       "loss": (
         jnp.sum(loss_B * batch.weights_B),
@@ -140,14 +141,6 @@ class PreferenceObjective:
     }
 
 
-def score(model: t5.T5, params: Params, batch: Batch) -> Array:
-  """log pi(y|x), summed over each response's tokens: float32 BxN."""
-  context = model.prepare(params, batch.prompts_BxS, batch.prompt_lengths_B)
-  logits_BxNxTxV = model.logits(params, context, batch.responses_BxNxT)
-  logps_BxNxT = logprobs.token_logps(logits_BxNxTxV, batch.responses_BxNxT)
-  return logprobs.sequence_logps(logps_BxNxT, batch.lengths_BxN)
-
-
 def init_state(params: Params, optimizer: optim.Optimizer) -> TrainState:
   """A state at step 0 for given parameters."""
   return TrainState(jnp.int32(0), params, optimizer.transform().init(params))
@@ -166,7 +159,7 @@ def state_shardings(
 
 @functools.cache
 def abstract_state(
-  model: t5.T5, optimizer: optim.Optimizer, mesh: Mesh, rules: sharding.Rules
+  model: Model, optimizer: optim.Optimizer, mesh: Mesh, rules: sharding.Rules
 ) -> TrainState:
   """Shapes, dtypes and layout of a model's training state, of which none is made."""
   shapes = jax.eval_shape(
@@ -177,7 +170,7 @@ def abstract_state(
 
 @functools.cache
 def compiled_init(
-  model: t5.T5, optimizer: optim.Optimizer, mesh: Mesh, rules: sharding.Rules
+  model: Model, optimizer: optim.Optimizer, mesh: Mesh, rules: sharding.Rules
 ) -> Callable[[Params], TrainState]:
   """The jitted `init_state`; donates the parameters, which are no second set so."""
   abstract = abstract_state(model, optimizer, mesh, rules)
@@ -195,7 +188,7 @@ def compiled(
   microbatches: int,
   mesh: Mesh,
   rules: sharding.Rules,
-  model: t5.T5,
+  model: Model,
   skip_non_finite: bool = False,
 ) -> Callable[[TrainState, Batch, Hyper], tuple[TrainState, dict[str, SumWeight]]]:
   """The jitted step with explicit shardings, the state donated.

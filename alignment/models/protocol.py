@@ -60,6 +60,8 @@ class Context(Protocol):
 class Model(Protocol):
   """A model as pure functions of its parameters, one pytree; hashable, for jit."""
 
+  def __hash__(self) -> int: ...
+
   @property
   def cfg(self) -> Any:
     """Its `Config`, which `dataclasses.replace` changes."""

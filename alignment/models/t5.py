@@ -36,6 +36,25 @@ PAD = 0  # also the decoder's start token
 _CHOICES = {"dtype": ("float32", "bfloat16"), "remat": REMAT}
 
 
+# How parameters lie on the mesh: runtime/sharding.py.
+RULES: sharding.Rules = (
+  (r"embedding$", ("tensor", "fsdp")),
+  (r"head/kernel$", ("fsdp", "tensor")),
+  (r"(query|key|value)/kernel$", ("fsdp", "tensor")),
+  (r"out/kernel$", ("tensor", "fsdp")),
+  (r"(gate|up)/kernel$", ("fsdp", "tensor")),
+  (r"down/kernel$", ("tensor", "fsdp")),
+  (r"position$", (None, "tensor")),
+  (r"scale$", (None,)),
+)
+
+# Decoding a token does not pay for gathering a parameter: nothing is split over fsdp.
+DECODE_RULES: sharding.Rules = tuple(
+  (pattern, tuple(None if axis == "fsdp" else axis for axis in axes))
+  for pattern, axes in RULES
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class T5Config:
   """Shape and numerics of a T5; named sizes are in `SIZES`."""
@@ -48,6 +67,7 @@ class T5Config:
   decoder_layers: int
   vocab_rows: int = 32128
   live_ids: int = 0  # ids in [1, live_ids) have probability; 0: all rows, pad included
+  dead_ids: tuple[int, ...] = ()  # of those, the ones that have none
   gated: bool = True
   tied: bool = False
   scale_logits: bool = True  # by d_model^-0.5 where the head is tied
@@ -198,10 +218,8 @@ class T5:
     prompts_BxS: Array,
     lengths_B: Array,
     for_decoding: bool = False,
-    cross_keys_values: bool = False,  # until all callers use the other name
   ) -> Context:
     """Encodes right-padded prompts."""
-    cross_keys_values |= for_decoding
     S = prompts_BxS.shape[1]
     mask_BxS = jnp.arange(S)[None, :] < lengths_B[:, None]
     positions = jnp.arange(S)
@@ -217,7 +235,7 @@ class T5:
     x = self._embed(params, prompts_BxS)
     x, _ = self._run(body, x, params["encoder"]["layers"])
     encoded = self._norm(params["encoder"], sharding.by_rows(x))
-    cross = self._cross(params, encoded) if cross_keys_values else None
+    cross = self._cross(params, encoded) if for_decoding else None
     return Context(encoded, mask_BxS, cross)
 
   def hidden(self, params: Params, context: Context, responses_BxNxT: Array) -> Array:
@@ -244,27 +262,15 @@ class T5:
     x, _ = self._run(body, x, decoder["layers"], context.cross)
     return self._norm(decoder, sharding.by_rows(x))
 
-  def logits(
-    self, params: Params, hidden: Any, responses_BxNxT: Array | None = None
-  ) -> Array:
-    """The head alone: [..., D] -> float32 [..., V]; dead ids get the same -1e9.
-
-    Until all callers use `hidden`, also of a context and responses.
-    """
-    if responses_BxNxT is not None:
-      hidden = self.hidden(params, hidden, responses_BxNxT)
+  def logits(self, params: Params, hidden: Array) -> Array:
+    """The head alone: [..., D] -> float32 [..., V]; dead ids get the same -1e9."""
     return self._head(params, hidden)
 
-  def init_cache(self, params: Params, context: Any, *sizes: int) -> Any:
-    """Empty keys and values (layers as a list); sizes are `num_samples, max_length`.
-
-    Until all callers give a context, also of `num_rows` = B*N and the length alone.
-    """
-    *num_samples, max_length = sizes
-    if num_samples:
-      num_rows = context.mask_BxS.shape[0] * num_samples[0]
-    else:
-      num_rows = context
+  def init_cache(
+    self, params: Params, context: Context, num_samples: int, max_length: int
+  ) -> Any:
+    """Empty keys and values (layers as a list)."""
+    num_rows = context.mask_BxS.shape[0] * num_samples
     shape = (num_rows, self.cfg.num_heads, max_length, self.cfg.d_kv)
     values = jnp.zeros(shape, jnp.dtype(self.cfg.dtype))
     return [(values.swapaxes(2, 3), values) for _ in params["decoder"]["layers"]]
@@ -307,10 +313,6 @@ class T5:
     return logits_BxNx1xV[:, :, 0], new_cache
 
   def cast_for_reading(self, params: Params) -> Params:
-    """Kernels and embedding in the dtype that they are cast to at every use."""
-    return self.frozen(params)
-
-  def frozen(self, params: Params) -> Params:
     """Parameters of a model that is only read: kernels and embedding in its dtype.
 
     They are cast to it wherever they are used, so nothing computed changes, and a
@@ -334,7 +336,7 @@ class T5:
         f"{self.cfg.num_heads} attention heads are not divisible by mesh axis 'tensor' "
         f"of size {tensor}"
       )
-    return sharding.T5_DECODE_RULES if decoding else sharding.T5_RULES
+    return DECODE_RULES if decoding else RULES
 
   def costs(self, S: int, N: int, T: int, tensor: int = 1) -> Costs:  # noqa: N803
     """Of a prompt of S tokens with N responses of T; see `protocol.Costs`."""
@@ -422,6 +424,8 @@ class T5:
       return logits
     ids_V = jnp.arange(cfg.vocab_rows)
     live_V = (ids_V != PAD) & (ids_V < cfg.live_ids)
+    for dead in set(cfg.dead_ids) - {PAD}:
+      live_V &= ids_V != dead
     return jnp.where(live_V.reshape((1,) * (x.ndim - 1) + (-1,)), logits, lib.NEGATIVE)
 
 

@@ -20,27 +20,10 @@ import numpy as np
 from alignment.types import Array, UserError
 
 AXES = ("data", "fsdp", "tensor")
-Rules = tuple[tuple[str, tuple[Any, ...]], ...]
-
 # The first pattern found in a parameter's path decides. A spec names the mesh axes of
 # the trailing dimensions, each an axis, a tuple of axes or None; a leading layer axis
-# of stacked layers is never sharded.
-T5_RULES: Rules = (
-  (r"embedding$", ("tensor", "fsdp")),
-  (r"head/kernel$", ("fsdp", "tensor")),
-  (r"(query|key|value)/kernel$", ("fsdp", "tensor")),
-  (r"out/kernel$", ("tensor", "fsdp")),
-  (r"(gate|up)/kernel$", ("fsdp", "tensor")),
-  (r"down/kernel$", ("tensor", "fsdp")),
-  (r"position$", (None, "tensor")),
-  (r"scale$", (None,)),
-)
-
-# Decoding a token does not pay for gathering a parameter: nothing is split over fsdp.
-T5_DECODE_RULES: Rules = tuple(
-  (pattern, tuple(None if axis == "fsdp" else axis for axis in axes))
-  for pattern, axes in T5_RULES
-)
+# of stacked layers is never sharded. The rules belong to the model families.
+Rules = tuple[tuple[str, tuple[Any, ...]], ...]
 
 
 def mesh_shape(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:

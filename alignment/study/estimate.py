@@ -2,14 +2,19 @@
 
 Arguments and what is alive besides are exact. Temporaries are a model of what the
 compiler keeps: gradients and casts of the parameters, activations that
-rematerialisation saves, and the working set of the largest layer.
+rematerialisation saves, and the working set of the largest layer. What a pass over a
+model costs, the model says (`costs`).
 """
 
 import dataclasses
 from typing import Any
 
-from alignment.models import t5
-from alignment.study.programs import Program, device_bytes
+import jax
+import jax.numpy as jnp
+
+from alignment.core import scoring
+from alignment.runtime.sharding import path_name
+from alignment.study.programs import Pass, Program, device_bytes
 
 SCORES = 1.5  # copies of a layer's attention scores alive at once, forward
 SCORES_BACKWARD = 10.0  # and with its backward pass
@@ -30,31 +35,9 @@ class Memory:
 
 def estimate(program: Program) -> Memory:
   """What a program is likely to need on each device of its mesh."""
-  shape, work = program.mesh.shape, program.work
-  rows, tensor = shape["data"] * shape["fsdp"], shape["tensor"]
-  saved, working = 0.0, 0.0
-  for cfg, B, S, N, T in work.passes:
-    b, width = B / rows, _width(cfg)
-    if work.kind == "train":
-      tokens = cfg.encoder_layers * S + cfg.decoder_layers * N * T
-      full = cfg.remat == "full"
-      # Kept per layer: its input; without rematerialisation all that it computes.
-      each = cfg.d_model if full else 6 * cfg.d_model + 3 * cfg.d_ff / tensor
-      saved += b * tokens * each * width
-      if cfg.remat == "none":
-        saved += cfg.encoder_layers * b * cfg.num_heads / tensor * S * S * (4 + width)
-    copies = SCORES_BACKWARD if work.kind == "train" else SCORES
-    scores = copies * b * cfg.num_heads / tensor * S * S * 4
-    mlp = b * S * (4 * cfg.d_model + 3 * cfg.d_ff / tensor) * width
-    logits = (
-      (3 if work.kind == "train" else 2) * b * N * T * cfg.vocab_rows / tensor * 4
-    )
-    cache = 0.0
-    if work.kind in ("rollout", "sample") and T > 1:
-      inner = cfg.num_heads * cfg.d_kv / tensor
-      cache = cfg.decoder_layers * b * (S + N * T) * inner * 2 * width
-    layers = 2 * _layer_kernels(cfg) / tensor * width  # gathered, and the next one
-    working = max(working, scores + mlp + logits + cache + layers)
+  passes = program.work.passes
+  saved = sum(_saved(program, one) for one in passes)
+  working = max(_working_set(program, one) for one in passes)
   return Memory(
     program.argument_bytes,
     int(saved + working + _copies(program)),
@@ -62,39 +45,57 @@ def estimate(program: Program) -> Memory:
   )
 
 
+def _saved(program: Program, one: Pass) -> float:
+  """Bytes that a pass keeps for its backward pass."""
+  if program.work.kind != "train":
+    return 0.0
+  model, B, S, N, T = one
+  shape = program.mesh.shape
+  costs = model.costs(S, N, T, shape["tensor"])
+  return B / (shape["data"] * shape["fsdp"]) * costs.saved
+
+
+def _working_set(program: Program, one: Pass) -> float:
+  """Bytes of the layer, and the logits, that are being computed."""
+  model, B, S, N, T = one
+  shape, kind = program.mesh.shape, program.work.kind
+  rows, tensor, train = shape["data"] * shape["fsdp"], shape["tensor"], kind == "train"
+  costs, b = model.costs(S, N, T, tensor), B / rows
+  scores = (SCORES_BACKWARD if train else SCORES) * b * costs.scores * 4
+  logits = b * costs.logits
+  if (V := model.cfg.vocab_rows) > scoring.WHOLE:  # made a few positions at a time
+    logits = min(logits, max(scoring.CHUNK, B * N * V) / (rows * tensor))
+  sampling = kind in ("rollout", "sample") and T > 1
+  return (
+    scores
+    + b * costs.layer
+    + (3 if train else 2) * logits * 4
+    + (b * costs.cache if sampling else 0.0)
+    + 2 * costs.kernels  # gathered, and the next layer's
+  )
+
+
 def _copies(program: Program) -> float:
   """Gradients and casts of parameters."""
-  state_or_params = program.arguments[0]
-  cfg = program.work.passes[0][0]
-  half = _width(cfg) / 4
+  model = program.work.passes[0][0]
+  half = jnp.dtype(model.cfg.dtype).itemsize / 4
   if program.work.kind == "train":
-    masters = device_bytes(state_or_params.params)
+    masters = device_bytes(program.arguments[0].params)
     # Casts of stacked kernels leave the loop over layers, all at once.
     cast = half * masters if half < 1 else 0.0
     # 4: as one compiled program has it (the 11B golden PM, 2 microbatches, v5e:4x4).
     return masters * (4.0 if program.work.microbatches > 1 else 1.0) + cast
   if program.work.kind in ("rollout", "sample"):
-    policy = next(a for a in program.arguments if not isinstance(a, t5.T5))
+    policy = next(a for a in program.arguments if device_bytes(a))
     # Decoding has a copy of its own, of single layers, in the compute dtype.
-    is_cast = _a_kernel(policy).dtype != program.work.passes[0][0].dtype
+    is_cast = _kernel_dtype(policy) != model.cfg.dtype
     return device_bytes(policy) * (half if is_cast else 1.0)
   return 0.0
 
 
-def _a_kernel(params: Any) -> Any:
-  layers = params["decoder"]["layers"]
-  layer = layers[0] if isinstance(layers, list) else layers
-  return layer["mlp"]["down"]["kernel"]
-
-
-def _width(cfg: t5.T5Config) -> int:
-  return 2 if cfg.dtype == "bfloat16" else 4
-
-
-def _layer_kernels(cfg: t5.T5Config) -> int:
-  """Parameters of a decoder layer."""
-  inner = cfg.num_heads * cfg.d_kv
-  return 8 * cfg.d_model * inner + (3 if cfg.gated else 2) * cfg.d_model * cfg.d_ff
+def _kernel_dtype(params: Any) -> Any:
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  return next(leaf.dtype for path, leaf in leaves if path_name(path).endswith("kernel"))
 
 
 def flops(program: Program) -> float:
@@ -103,16 +104,7 @@ def flops(program: Program) -> float:
   A product of [m, k] and [k, n] counts 2mkn; a backward pass as two forward passes.
   """
   forward = sum(
-    rows * forward_flops(cfg, S, N * T, T) for cfg, rows, S, N, T in program.work.passes
+    B * model.costs(S, N, T).flops for model, B, S, N, T in program.work.passes
   )
   times = 3 if program.work.kind == "train" else 1
   return times * program.work.microbatches * forward
-
-
-def forward_flops(cfg: t5.T5Config, S: int, tokens: int, T: int) -> int:  # noqa: N803
-  """One prompt of S tokens, with responses of T tokens each and `tokens` together."""
-  D, V, H = cfg.d_model, cfg.vocab_rows, cfg.num_heads * cfg.d_kv
-  mlp = 2 * (3 if cfg.gated else 2) * D * cfg.d_ff
-  encoder = S * cfg.encoder_layers * (8 * D * H + mlp + 4 * S * H)
-  decoder = tokens * (12 * D * H + mlp + 4 * T * H + 4 * S * H) + S * 4 * D * H
-  return encoder + cfg.decoder_layers * decoder + tokens * 2 * D * V

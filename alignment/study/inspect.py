@@ -80,17 +80,9 @@ def sample(study: Study, workdir: Path) -> None:
     weights_B=np.ones(len(rows), np.float32),
     ids_B=np.arange(len(rows), dtype=np.int32),
   )
+  sampler = setting.sampler(artefact.start, c.temperature)
   samples = sharding.fetch(
-    evaluation.sample(
-      model,
-      params,
-      batch,
-      jax.random.key(0),
-      c.responses,
-      T,
-      c.temperature,
-      decoding=setting.decoding,
-    )
+    evaluation.sample(sampler, params, batch, jax.random.key(0), c.responses, T)
   )
   if not hosts.is_first():
     return

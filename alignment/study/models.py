@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from alignment.core import judges
 from alignment.data import vocabularies
-from alignment.models import huggingface, t5
+from alignment.models import huggingface, registry
+from alignment.models.protocol import Model
 from alignment.study.recipes import PreferenceRecipe, Start
 from alignment.types import UserError
 
@@ -40,20 +41,23 @@ class Models:
       at_hand=at_hand,
     )
 
-  def model(self, start: Start) -> t5.T5:
+  def model(self, start: Start) -> Model:
     """Of a named size, or as the checkpoint it starts from.
 
     Raises:
       UserError: for an unknown size, a checkpoint that cannot be read, or one that was
         trained with another vocabulary.
     """
-    numerics = {**self.numerics, "live_ids": self.vocabulary.size}
+    vocabulary = self.vocabulary
+    chosen = self.numerics | {
+      "live_ids": vocabulary.size, "dead_ids": vocabulary.dead_ids
+    }  # fmt: skip
     origin = self.origin(start)
     if origin is not None:
-      vocabularies.check_checkpoint(origin, self.vocabulary)
-      return t5.T5(huggingface.read_config(origin, **numerics))
-    rows = -(-self.vocabulary.size // 128) * 128  # T5 rounds 32,100 ids up to 32,128
-    return t5.T5(t5.config(start.size, vocab_rows=rows, **numerics))
+      vocabularies.check_checkpoint(origin, vocabulary)
+      return registry.model(huggingface.read_config(origin, **chosen))
+    rows = -(-vocabulary.size // 128) * 128  # as T5 rounds 32,100 ids up to 32,128
+    return registry.model(registry.config(start.size, vocab_rows=rows, **chosen))
 
   def origin(self, start: Start) -> Path | None:
     """The Hugging Face checkpoint a model goes back to, through the SFT or not.

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from alignment.models import huggingface, t5
+from alignment.models import huggingface
+from alignment.models.protocol import Model
 from alignment.runtime import checkpoint, sharding
 from alignment.runtime.files import read_json
 from alignment.study.models import Models
@@ -18,29 +19,33 @@ from alignment.types import Params
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Parameters:
-  """The parameters of models, laid out over one mesh by one table of rules."""
+  """The parameters of models, laid out over one mesh."""
 
   models: Models
   mesh: Mesh
-  rules: sharding.Rules
+  own_rules: sharding.Rules  # put before the families' own
 
-  def abstract(self, model: t5.T5) -> Params:
+  def rules(self, model: Model) -> sharding.Rules:
+    """How a model's parameters lie while they are trained or score."""
+    return self.own_rules + model.layout_rules(self.mesh.shape["tensor"])
+
+  def abstract(self, model: Model) -> Params:
     """Shapes, dtypes and layout of a model's parameters."""
-    return _abstract(model, self.mesh, self.rules)
+    return _abstract(model, self.mesh, self.rules(model))
 
-  def abstract_fixed(self, model: t5.T5) -> Params:
+  def abstract_fixed(self, model: Model) -> Params:
     """The same of a model that is only read."""
-    return _abstract_fixed(model, self.mesh, self.rules)
+    return _abstract_fixed(model, self.mesh, self.rules(model))
 
-  def count(self, model: t5.T5) -> int:
+  def count(self, model: Model) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(self.abstract(model)))
 
-  def load(self, directory: Path, model: t5.T5, step: int | None = None) -> Params:
+  def load(self, directory: Path, model: Model, step: int | None = None) -> Params:
     """Parameters of a finished model artefact: those it settled on, or of `step`."""
     return _restore(directory, self.abstract(model), step)
 
   def load_fixed(
-    self, directory: Path, model: t5.T5, step: int | None = None
+    self, directory: Path, model: Model, step: int | None = None
   ) -> Params:
     """The same for a model that is only read: a reference, a judge, an opponent."""
     return _restore(directory, self.abstract_fixed(model), step)
@@ -53,7 +58,7 @@ class Parameters:
     origin = self.models.origin(start)
     if origin is None:
       return sharding.init_sharded(
-        model.init, jax.random.key(seed), mesh=self.mesh, rules=self.rules
+        model.init, jax.random.key(seed), mesh=self.mesh, rules=self.rules(model)
       )
     return jax.tree.map(
       lambda p, a: jax.make_array_from_callback(p.shape, a.sharding, p.__getitem__),
@@ -69,13 +74,13 @@ def _restore(directory: Path, abstract: Params, step: int | None) -> Params:
 
 
 @functools.cache  # tracing `init` takes longer than many a step of a small model
-def _abstract(model: t5.T5, mesh: Any, rules: sharding.Rules) -> Params:
+def _abstract(model: Model, mesh: Any, rules: sharding.Rules) -> Params:
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   return sharding.with_layout(shapes, sharding.shardings(shapes, mesh, rules))
 
 
 @functools.cache
-def _abstract_fixed(model: t5.T5, mesh: Any, rules: sharding.Rules) -> Params:
+def _abstract_fixed(model: Model, mesh: Any, rules: sharding.Rules) -> Params:
   params = _abstract(model, mesh, rules)
-  shapes = jax.eval_shape(model.frozen, params)
+  shapes = jax.eval_shape(model.cast_for_reading, params)
   return sharding.with_layout(shapes, jax.tree.map(lambda p: p.sharding, params))

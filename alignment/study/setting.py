@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from alignment.core import judges
+from alignment.core import judges, sampling
 from alignment.core.rows import map_rows
 from alignment.data import pairs, toy, vocabularies
-from alignment.models import t5
+from alignment.models.protocol import Model
 from alignment.runtime import sharding
 from alignment.study.models import Models
 from alignment.study.parameters import Parameters
@@ -59,14 +59,22 @@ class Setting:
   @functools.cached_property
   def parameters(self) -> Parameters:
     """Shapes and layout of models' parameters, and their checkpoints."""
-    rules = sharding.rules(self.config.layout) + sharding.T5_RULES
-    return Parameters(self.models, self.mesh, rules)
+    return Parameters(self.models, self.mesh, sharding.rules(self.config.layout))
 
-  @functools.cached_property
-  def decoding(self) -> sharding.Layout:
-    """Where parameters lie while they sample."""
-    own = sharding.rules(self.config.decode_layout)
-    return sharding.Layout(self.mesh, own + sharding.T5_DECODE_RULES)
+  def sampler(
+    self, start: Start, temperature: float = 1.0, top_p: float = 1.0
+  ) -> sampling.Sampler:
+    """How a model samples, its parameters laid out for decoding meanwhile."""
+    model, tensor = self.model(start), self.mesh.shape["tensor"]
+    rules = sharding.rules(self.config.decode_layout)
+    rules += model.layout_rules(tensor, decoding=True)
+    return sampling.Sampler(
+      model,
+      self.vocabulary.ending_ids,
+      temperature,
+      top_p,
+      sharding.Layout(self.mesh, rules),
+    )
 
   @functools.cached_property
   def shapes(self) -> Shapes:
@@ -79,7 +87,7 @@ class Setting:
     c = self.config
     return {"prompt_length": c.prompt_length, "response_length": c.response_length}
 
-  def model(self, start: Start) -> t5.T5:
+  def model(self, start: Start) -> Model:
     return self.models.model(start)
 
   def judge(self, recipe: PreferenceRecipe) -> judges.PreferenceModel:

@@ -10,6 +10,8 @@ import math
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
+from alignment.models import registry
+from alignment.models.protocol import Model
 from alignment.runtime import sharding
 from alignment.study.artefacts import closure
 from alignment.study.checks import check_batches
@@ -84,8 +86,8 @@ def suggest(program: Program, config: ConfigDict, topology: Topology) -> list[st
   def fits(remat: str | None = None, k: int = 1, accumulate: int = 1) -> bool:
     """With another rematerialisation, or 1/k of the rows at a time."""
     passes = tuple(
-      (dataclasses.replace(cfg, remat=remat or cfg.remat), rows // k, S, N, T)
-      for cfg, rows, S, N, T in work.passes
+      (with_remat(model, remat or model.cfg.remat), rows // k, S, N, T)
+      for model, rows, S, N, T in work.passes
     )
     changed = Work(work.kind, passes, work.microbatches * accumulate)
     needed = estimate(dataclasses.replace(program, work=changed)).total
@@ -116,3 +118,8 @@ def suggest(program: Program, config: ConfigDict, topology: Topology) -> list[st
 def _powers_of_2(limit: int) -> list[int]:
   """2, 4, ... up to a limit."""
   return [2**i for i in range(1, limit.bit_length()) if 2**i <= limit]
+
+
+def with_remat(model: Model, remat: str) -> Model:
+  """The model with another rematerialisation."""
+  return registry.model(dataclasses.replace(model.cfg, remat=remat))

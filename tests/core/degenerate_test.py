@@ -11,10 +11,18 @@ import pytest
 
 from alignment.analysis import claims
 from alignment.core import evaluation as policy_eval
-from alignment.core import judges, logprobs, losses, rollout, sampling, train_step
+from alignment.core import (
+  judges,
+  logprobs,
+  losses,
+  rollout,
+  sampling,
+  scoring,
+  train_step,
+)
 from alignment.runtime import sharding
 from alignment.study.stages import evaluate as eval_stages
-from alignment.study.stages import train
+from alignment.study.stages import judging
 from alignment.types import UserError
 from tests import synthetic, tiny
 
@@ -64,10 +72,10 @@ def trains(batch, loss="ipo"):
 
 def test_a_judge_that_always_says_a_prefers_nothing():
   """Both orders cancel, so every pair is a tie: a coin orders it, and it wins half."""
-  out = rolled(rollout.Roller(tiny.POLICY, tiny.POLICY, ALWAYS_A), tiny.params(0))
+  out = rolled(rollout.Roller(tiny.SAMPLER, tiny.POLICY, ALWAYS_A), tiny.params(0))
   np.testing.assert_array_equal(out.margins_B, 0)
   informed = rolled(
-    rollout.Roller(tiny.POLICY, tiny.POLICY, tiny.JUDGE), tiny.params(0)
+    rollout.Roller(tiny.SAMPLER, tiny.POLICY, tiny.JUDGE), tiny.params(0)
   )
   # The same samples in another order: the coin's, which is neither always A nor B.
   same = (out.batch.responses_BxNxT == informed.batch.responses_BxNxT).all((1, 2))
@@ -90,7 +98,7 @@ def test_a_judge_that_always_says_a_learns_from_both_orders():
 def test_a_golden_judge_at_chance_stops_the_study():
   report = {"validation_accuracy": 0.5, "validation_stderr": 0.0, "train_accuracy": 0.5}
   with pytest.raises(UserError, match="accuracy 0.500 .* is not above 0.6: use more"):
-    train.check_judge(0, report)
+    judging.check_judge(0, report)
 
 
 # --- policies that end at once, or never ---
@@ -102,7 +110,7 @@ class Biased(type(tiny.POLICY)):
   bias = 0.0
 
   def _biased(self, logits):
-    return logits.at[..., sampling.EOS].add(self.bias)
+    return logits.at[..., tiny.EOS].add(self.bias)
 
   def logits(self, *args):
     return self._biased(super().logits(*args))
@@ -110,6 +118,10 @@ class Biased(type(tiny.POLICY)):
   def decode_step(self, *args, **kwargs):
     logits, cache = super().decode_step(*args, **kwargs)
     return self._biased(logits), cache
+
+
+def roller_of(model):
+  return rollout.Roller(sampling.Sampler(model, (tiny.EOS,)), tiny.POLICY, tiny.JUDGE)
 
 
 class EndsAtOnce(Biased):
@@ -122,9 +134,9 @@ class NeverEnds(Biased):
 
 def test_empty_responses_are_ties_that_train():
   model = EndsAtOnce(tiny.CFG)
-  out = rolled(rollout.Roller(model, tiny.POLICY, tiny.JUDGE), tiny.params(0))
+  out = rolled(roller_of(model), tiny.params(0))
   np.testing.assert_array_equal(out.batch.lengths_BxN, 1)  # EOS and nothing before it
-  assert (out.batch.responses_BxNxT[..., 0] == sampling.EOS).all()
+  assert (out.batch.responses_BxNxT[..., 0] == tiny.EOS).all()
   assert out.ended_Bx2.all()
   np.testing.assert_array_equal(out.margins_B, 0)  # identical responses
   metrics = trains(out.batch)
@@ -134,16 +146,16 @@ def test_empty_responses_are_ties_that_train():
 def test_a_response_of_no_tokens_scores_zero_and_trains():
   batch = tiny.batch(4)
   empty = batch.replace(lengths_BxN=np.zeros_like(batch.lengths_BxN))
-  logps = train_step.score(tiny.POLICY, tiny.params(0), empty)
+  logps = scoring.score(tiny.POLICY, tiny.params(0), empty)
   np.testing.assert_array_equal(logps, 0)
   trains(empty)
 
 
 def test_what_never_ends_is_cut_off_without_an_eos():
   model = NeverEnds(tiny.CFG)
-  out = rolled(rollout.Roller(model, tiny.POLICY, tiny.JUDGE), tiny.params(0))
+  out = rolled(roller_of(model), tiny.params(0))
   np.testing.assert_array_equal(out.batch.lengths_BxN, tiny.T)
-  assert not (out.batch.responses_BxNxT == sampling.EOS).any()
+  assert not (out.batch.responses_BxNxT == tiny.EOS).any()
   assert not out.ended_Bx2.any()
   trains(out.batch)
 

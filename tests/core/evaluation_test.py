@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from alignment.core import evaluation, rows, sampling, train_step
+from alignment.core import evaluation, rows, sampling, scoring
 from alignment.data import pairs
 from alignment.models import t5
 from alignment.runtime import sharding
@@ -57,9 +57,7 @@ def test_expected_kl_is_the_kl_between_the_distributions_of_responses():
   model = t5.T5(dataclasses.replace(tiny.CFG, live_ids=live))
   words = range(2, live)
   every = [
-    (*m, sampling.EOS)
-    for n in range(length)
-    for m in itertools.product(words, repeat=n)
+    (*m, tiny.EOS) for n in range(length) for m in itertools.product(words, repeat=n)
   ] + list(itertools.product(words, repeat=length))
   R = len(every)
   prompt = tiny.batch(1, live=live)
@@ -129,7 +127,7 @@ def evaluator(utility=False):
   )
   return evaluation.PolicyEvaluation(
     contest=contest,
-    model=tiny.POLICY,
+    sampler=tiny.SAMPLER,
     reference_params=Q,
     pairs=tiny.batch(9, seed=4),
     kl_prompts=6,
@@ -186,7 +184,7 @@ def test_the_record_is_what_plain_counting_gives(evaluated):
     scores.std(ddof=1) / 11**0.5, rel=1e-4
   )
   assert record["response_length"] == pytest.approx(lengths[:, 0].mean())
-  no_eos = [sampling.EOS not in t[:n] for t, n in zip(*mine, strict=True)]
+  no_eos = [tiny.EOS not in t[:n] for t, n in zip(*mine, strict=True)]
   assert record["truncation_rate"] == pytest.approx(np.mean(no_eos))
 
   sampled = e.contest.prompts.replace(responses_BxNxT=tokens, lengths_BxN=lengths)
@@ -194,7 +192,7 @@ def test_the_record_is_what_plain_counting_gives(evaluated):
   assert record["kl"] == pytest.approx(kl.mean(), rel=1e-4)
   assert record["kl_stderr"] == pytest.approx(kl.std(ddof=1) / 6**0.5, rel=1e-4)
 
-  score = jax.jit(train_step.score, static_argnums=0)
+  score = jax.jit(scoring.score, static_argnums=0)
   ratios = np.asarray(score(tiny.POLICY, P, e.pairs)) - e.pairs.ref_logps_BxN
   right = (ratios[:, 0] > ratios[:, 1]).mean()
   assert record["classification_accuracy"] == pytest.approx(right)

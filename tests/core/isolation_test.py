@@ -35,7 +35,7 @@ show("draws", draw(key, ids, 2, 16))
 coins = jax.jit(rollout.second_first, out_shardings=rows)
 show("coins", coins(jax.device_put(np.zeros(24, np.float32), rows), key, ids))
 init = sharding.init_sharded(
-  tiny.POLICY.init, key, mesh=mesh, rules=sharding.T5_RULES
+  tiny.POLICY.init, key, mesh=mesh, rules=t5.RULES
 )
 show("initial parameters", init)
 """

@@ -142,7 +142,8 @@ def test_margin_is_half_the_difference_of_two_answers(params, batch):
     tokens, lengths = assemble(parts, 18, "left")
     model = tiny.JUDGE.model
     step = jnp.zeros((16, 1, 1), jnp.int32)
-    return model.logits(params, model.prepare(params, tokens, lengths), step)[:, 0, 0]
+    context = model.prepare(params, tokens, lengths)
+    return model.logits(params, model.hidden(params, context, step))[:, 0, 0]
 
   prompt, first, second = parts(batch)
   forward = answer(params, [prompt, first, second])
@@ -160,3 +161,16 @@ def test_check_says_how_long_the_context_must_be():
   short = dataclasses.replace(tiny.JUDGE, context_length=needed - 1)
   with pytest.raises(UserError, match=f"judge_context_length {needed - 1}.*{needed}$"):
     short.check(tiny.S, tiny.T)
+
+
+def test_what_begins_every_prompt_stays_when_its_left_side_is_cut(batch):
+  """As a tokenizer's BOS: not lost, and not written twice."""
+  begun = dataclasses.replace(tiny.MARKERS, before_prompt=(2, 3))
+  tokens = np.array([[2, 3, 4, 5, 6, 7]], np.int32)
+  response = np.array([[8, 9]], np.int32), np.array([2], np.int32)
+  for length, kept in ((6, [2, 3, 6, 7]), (4, [2, 3, 4, 5]), (3, [2, 3, 4])):
+    assembled, _ = judges.assemble(
+      (tokens, np.array([length], np.int32)), response, response,
+      markers=begun, context_length=4 + 4 + 5, truncate_prompt="left",
+    )  # fmt: skip
+    assert np.asarray(assembled)[0, : len(kept)].tolist() == kept

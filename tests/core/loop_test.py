@@ -20,6 +20,7 @@ import pytest
 from alignment.core import optim, rollout, train_step
 from alignment.core.loop import Learner, Schedule, train
 from alignment.data import pairs, sources
+from alignment.models import t5
 from alignment.runtime import hosts, metrics, sharding
 from alignment.runtime.checkpoint import Checkpoints
 from alignment.runtime.files import read_npz
@@ -59,14 +60,14 @@ def run(
   if kind == "sft":
     objective = train_step.SupervisedObjective(model)
   if kind in ("online", "semi_online"):
-    roll = rollout.compiled(rollout.Roller(model, model, tiny.JUDGE), mesh)
+    roll = rollout.compiled(rollout.Roller(tiny.SAMPLER, model, tiny.JUDGE), mesh)
 
     def online_batch(params, prompts, key):
       return roll(params, tiny.params(0), tiny.params(5), prompts, key)
 
     source = sources.OnlineSource(source, online_batch, jax.random.key(2))
   optimizer = optim.Optimizer("adamw")
-  rules = sharding.T5_RULES
+  rules = t5.RULES
   step = train_step.compiled(objective, optimizer, 1, mesh, rules, model, skip)
 
   def init_state():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignment.core import rollout, train_step
+from alignment.core import rollout, sampling, scoring
 from alignment.data import pairs, sources
 from alignment.models import t5
 from alignment.runtime import sharding
@@ -17,7 +17,7 @@ from tests import tiny
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 KEY = jax.random.key(1)
-ROLLER = rollout.Roller(tiny.POLICY, tiny.POLICY, tiny.JUDGE)
+ROLLER = rollout.Roller(tiny.SAMPLER, tiny.POLICY, tiny.JUDGE)
 MESH = sharding.make_mesh()
 
 
@@ -68,8 +68,8 @@ def result(params, prompts):
 @pytest.fixture(scope="module")
 def unordered(params, prompts):
   """The same samples as they were drawn."""
-  generate = jax.jit(rollout.generate, static_argnums=(0, 4, 5))
-  return generate(tiny.POLICY, params["policy"], prompts, KEY, 2, tiny.T)
+  generate = jax.jit(sampling.generate, static_argnums=(0, 4, 5))
+  return generate(tiny.SAMPLER, params["policy"], prompts, KEY, 2, tiny.T)
 
 
 def test_the_response_that_the_judge_prefers_is_first(params, result):
@@ -83,14 +83,15 @@ def test_it_samples_as_the_roller_says(monkeypatch, params, prompts):
   class Seen(Exception):
     pass
 
-  def sample(*_, **given):
-    raise Seen(given)
+  def sample(sampler, *_):
+    raise Seen(sampler)
 
   monkeypatch.setattr(rollout.sampling, "sample", sample)
-  roller = dataclasses.replace(ROLLER, temperature=0.5, top_p=0.9, stop_at_eos=False)
+  other = sampling.Sampler(tiny.POLICY, (), temperature=0.5, top_p=0.9)
+  roller = dataclasses.replace(ROLLER, sampler=other)
   with pytest.raises(Seen) as seen:
     rollout.rollout(roller, *params.values(), prompts, KEY)
-  assert seen.value.args[0] == {"temperature": 0.5, "top_p": 0.9, "stop_at_eos": False}
+  assert seen.value.args[0] == other
 
 
 def test_ordering_moves_all_that_belongs_to_a_response(result, unordered):
@@ -119,7 +120,7 @@ def test_ordering_moves_all_that_belongs_to_a_response(result, unordered):
 
 
 def test_log_probabilities_equal_a_separate_score(params, result):
-  score = jax.jit(train_step.score, static_argnums=0)
+  score = jax.jit(scoring.score, static_argnums=0)
   reference = score(tiny.POLICY, params["reference"], result.batch)
   np.testing.assert_allclose(result.batch.ref_logps_BxN, reference, atol=2e-5)
   policy = score(tiny.POLICY, params["policy"], result.batch)

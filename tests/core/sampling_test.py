@@ -17,17 +17,18 @@ from tests import tiny
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 KEY = jax.random.key(3)
-EOS = sampling.EOS
+EOS = tiny.EOS
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4), static_argnames="settings")
 def run(model, params, prompts, key, shape, settings=()):
   """Samples `shape` = (N, T) responses to each row."""
   context = model.prepare(
-    params, prompts.prompts_BxS, prompts.prompt_lengths_B, cross_keys_values=True
+    params, prompts.prompts_BxS, prompts.prompt_lengths_B, for_decoding=True
   )
   draws = sampling.uniforms(key, prompts.ids_B, *shape)
-  return sampling.sample(model, params, context, draws, **dict(settings))
+  sampler = sampling.Sampler(model, **{"ending_ids": (EOS,)} | dict(settings))
+  return sampling.sample(sampler, params, context, draws)
 
 
 @pytest.fixture(scope="module")
@@ -154,12 +155,24 @@ def test_responses_end_at_the_first_eos_or_are_cut_without_one(samples):
     assert not tokens[row][n:].any() and not samples.logps_BxNxT[row][n:].any()
 
 
-def test_eos_can_be_made_not_to_end_a_response(prompts):
-  settings = (("stop_at_eos", False),)
+def test_without_ending_ids_no_response_ends(prompts):
+  settings = (("ending_ids", ()),)
   out = run(tiny.POLICY, tiny.params(), prompts, KEY, (2, tiny.T), settings=settings)
   assert np.all(out.lengths_BxN == tiny.T) and not np.any(out.ended_BxN)
   before_end = np.asarray(out.tokens_BxNxT)[..., :-1]
   assert (before_end == EOS).any() and not (before_end == t5.PAD).any()
+
+
+def test_any_of_several_ids_ends_a_response(prompts):
+  endings = (EOS, 4)
+  settings = (("ending_ids", endings),)
+  out = run(tiny.POLICY, tiny.params(), prompts, KEY, (2, tiny.T), settings=settings)
+  tokens, lengths = np.asarray(out.tokens_BxNxT), np.asarray(out.lengths_BxN)
+  last = np.take_along_axis(tokens, lengths[..., None] - 1, -1)[..., 0]
+  assert (np.isin(last, endings) == np.asarray(out.ended_BxN)).all()
+  assert all((last == ending).any() for ending in endings)
+  inside = np.arange(tiny.T) < lengths[..., None] - 1
+  assert not (np.isin(tokens, endings) & inside).any()
 
 
 def test_sampling_stops_once_every_row_has_ended(prompts):

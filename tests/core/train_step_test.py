@@ -1,5 +1,6 @@
 """One train step: exact in its weights and microbatches, and compiled exactly once."""
 
+import dataclasses
 import functools
 
 import jax
@@ -143,14 +144,14 @@ def test_preference_metrics_are_of_both_orders(batch, whole):
 
 
 def compiled(objective, model):
-  return train_step.compiled(objective, ADAMW, 1, MESH, sharding.T5_RULES, model)
+  return train_step.compiled(objective, ADAMW, 1, MESH, t5.RULES, model)
 
 
 def new_state(params):
   """As training makes it: born with its layout, sharing no buffer."""
   init = lambda p: train_step.init_state(p, ADAMW)  # noqa: E731
   abstract = jax.eval_shape(init, params)
-  layout = train_step.state_shardings(abstract, MESH, sharding.T5_RULES)
+  layout = train_step.state_shardings(abstract, MESH, t5.RULES)
   return jax.jit(init, out_shardings=layout)(params)
 
 
@@ -188,7 +189,8 @@ def test_offline_and_online_run_one_compilation_whatever_the_sweep():
   before = step._cache_size()  # 0, or 1 if another test ran the very same program
   offline = sources.OfflineSource(dataset(tiny.batch(11)), 8, tiny.S, tiny.T, MESH, 0)
   # A roller that no other test has: `compiled` is shared by all of a process.
-  roller = rollout.Roller(tiny.POLICY, tiny.POLICY, tiny.JUDGE, temperature=0.9)
+  sampler = dataclasses.replace(tiny.SAMPLER, temperature=0.9)
+  roller = rollout.Roller(sampler, tiny.POLICY, tiny.JUDGE)
   sampler = rollout.compiled(roller, MESH)
   reference = jax.device_put(tiny.params(0))
   judge = jax.device_put(params_for("pm", 2))

@@ -158,7 +158,6 @@ def test_operations_are_those_of_the_benchmark():
   from alignment import benchmark
 
   case = benchmark.Case()
-  ours = case.prompts * estimate.forward_flops(
-    case.config(), case.prompt_length, 2 * case.response_length, case.response_length
-  )
+  costs = case.model().costs(case.prompt_length, 2, case.response_length)
+  ours = case.prompts * costs.flops
   assert ours == benchmark.flops(case)["scoring"]

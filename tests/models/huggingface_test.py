@@ -27,12 +27,14 @@ WEIGHTS, INDEX = huggingface.WEIGHTS, huggingface.INDEX
 @functools.partial(jax.jit, static_argnums=0)
 def compute(model, params, prompts_BxS, lengths_B, responses_BxNxT):
   """(teacher-forced logits, greedy tokens Bx1xT: only from layers that are a list)."""
-  context = model.prepare(params, prompts_BxS, lengths_B, cross_keys_values=True)
-  logits_BxNxTxV = model.logits(params, context, responses_BxNxT)
+  context = model.prepare(params, prompts_BxS, lengths_B, for_decoding=True)
+  hidden_BxNxTxD = model.hidden(params, context, responses_BxNxT)
+  logits_BxNxTxV = model.logits(params, hidden_BxNxTxD)
   if model.cfg.scan_layers:
     return logits_BxNxTxV, None
   draws_Bx1xT = jnp.zeros_like(responses_BxNxT[:, :1], jnp.float32)  # greedy has no use
-  samples = sampling.sample(model, params, context, draws_Bx1xT, temperature=0.0)
+  greedy = sampling.Sampler(model, ending_ids=(1,), temperature=0.0)
+  samples = sampling.sample(greedy, params, context, draws_Bx1xT)
   return logits_BxNxTxV, samples.tokens_BxNxT
 
 

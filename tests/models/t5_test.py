@@ -42,10 +42,10 @@ RESPONSES_BxNxT = np.random.default_rng(2).integers(2, V, (B, N, T))
 
 
 def teacher_forced(
-  model, params, prompts_BxS, lengths_B, responses_BxNxT, cross_keys_values=False
+  model, params, prompts_BxS, lengths_B, responses_BxNxT, for_decoding=False
 ):
-  context = model.prepare(params, prompts_BxS, lengths_B, cross_keys_values)
-  return model.logits(params, context, responses_BxNxT)
+  context = model.prepare(params, prompts_BxS, lengths_B, for_decoding)
+  return model.logits(params, model.hidden(params, context, responses_BxNxT))
 
 
 forward = jax.jit(teacher_forced, static_argnums=(0, 5), compiler_options=tiny.FAST)
@@ -55,9 +55,9 @@ forward = jax.jit(teacher_forced, static_argnums=(0, 5), compiler_options=tiny.F
 def decode(model, params, prompts_BxS, lengths_B, responses_BxNxT):
   """The logits of `forward`, one token at a time from the cache."""
   params = t5.with_layers_as_list(params, model.cfg)
-  context = model.prepare(params, prompts_BxS, lengths_B, cross_keys_values=True)
+  context = model.prepare(params, prompts_BxS, lengths_B, for_decoding=True)
   num_prompts, num_responses, length = responses_BxNxT.shape
-  cache = model.init_cache(params, num_prompts * num_responses, length + 2)
+  cache = model.init_cache(params, context, num_responses, length + 2)
 
   def step(carry, inputs):
     cache, last_BxN = carry
@@ -169,7 +169,8 @@ def test_what_influences_what():
   def outputs(embedding_VxD, params):
     params = {**params, "embedding": embedding_VxD}
     context = MODEL.prepare(params, prompt_S[None], jnp.array([length]))
-    logits = MODEL.logits(params, context, jnp.asarray(response_T)[None, None])
+    response_1x1xT = jnp.asarray(response_T)[None, None]
+    logits = MODEL.logits(params, MODEL.hidden(params, context, response_1x1xT))
     return context.encoded_BxSxD[0] @ direction_D, logits[0, 0] @ direction_V
 
   jacobian = jax.jit(jax.jacrev(outputs), compiler_options=tiny.FAST)

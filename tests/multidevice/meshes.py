@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignment.core import evaluation, optim, rollout, train_step
+from alignment.core import evaluation, optim, rollout, sampling, train_step
 from alignment.models import t5
 from alignment.runtime import sharding
 from alignment.types import UserError
 from tests import tiny
 
 ROWS = 8
-RULES = sharding.T5_RULES
+RULES = t5.RULES
 KEY = jax.random.key(11)
 ONE = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
 # d_model, d_ff, vocabulary and inner width differ: a layout swapped would not divide.
@@ -193,15 +193,15 @@ def test_factored_moments_lie_like_the_dimensions_they_keep(mesh):
 
 @functools.cache
 def roll(mesh):
-  decoding = sharding.Layout(mesh, sharding.T5_DECODE_RULES)
-  roller = rollout.Roller(MODEL, MODEL, JUDGE, decoding=decoding)
+  decoding = sharding.Layout(mesh, t5.DECODE_RULES)
+  sampler = sampling.Sampler(MODEL, (tiny.EOS,), decoding=decoding)
+  roller = rollout.Roller(sampler, MODEL, JUDGE)
   policy_params, reference, judge = (
     put(tiny.params(seed, model.cfg), mesh)
     for seed, model in ((0, MODEL), (1, MODEL), (2, JUDGE.model))
   )
   prompts = sharding.put_batch(host_batch(), mesh)
-  sampler = rollout.compiled(roller, mesh)
-  return sampler(policy_params, reference, judge, prompts, KEY)
+  return rollout.compiled(roller, mesh)(policy_params, reference, judge, prompts, KEY)
 
 
 @on_meshes_mostly_slow
@@ -232,12 +232,9 @@ COLLECTIVE = re.compile(
 
 def token_loop_collectives(mesh, rules):
   """(kind, elements of its result) of every collective in the compiled token loop."""
+  sampler = sampling.Sampler(MODEL, (tiny.EOS,), decoding=sharding.Layout(mesh, rules))
   sample = functools.partial(
-    rollout.generate,
-    MODEL,
-    num_samples=2,
-    max_length=tiny.T,
-    decoding=sharding.Layout(mesh, rules),
+    sampling.generate, sampler, num_samples=2, max_length=tiny.T
   )
   arguments = put(tiny.params(0, CFG), mesh), sharding.put_batch(host_batch(), mesh)
   with sharding.on(mesh):
@@ -271,7 +268,7 @@ def test_no_parameter_moves_inside_the_token_loop(mesh):
   """Over fsdp alone nothing does, but for one bit: whether all rows have ended."""
   layer = tiny.params(0, CFG)["decoder"]["layers"]
   smallest = layer["self_attention"]["query"]["kernel"][0].size
-  found = token_loop_collectives(mesh, sharding.T5_DECODE_RULES)
+  found = token_loop_collectives(mesh, t5.DECODE_RULES)
   assert ("all-reduce", 1) in found
   if mesh.shape["tensor"] == 1:
     assert found == [("all-reduce", 1)]
@@ -302,7 +299,7 @@ def evaluate(mesh):
   )
   evaluator = evaluation.PolicyEvaluation(
     contest=contest,
-    model=MODEL,
+    sampler=sampling.Sampler(MODEL, (tiny.EOS,)),
     reference_params=put(tiny.params(1, CFG), mesh),
     pairs=tiny.batch(9, seed=4),
     kl_prompts=6,

@@ -29,7 +29,7 @@ from tests.core import loop_test
 
 MODEL = t5.T5(tiny.CFG)
 OPTIMIZER = optim.Optimizer("adamw")
-RULES = sharding.T5_RULES
+RULES = t5.RULES
 
 
 def run(

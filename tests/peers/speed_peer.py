@@ -184,7 +184,8 @@ def check_same_answers(peer: Peer, params: Any, model: t5.T5) -> None:
   lengths_B = jnp.full((B,), peer.case.prompt_length)
   responses_BxNxT = jnp.asarray(peer.responses.view(B, benchmark.N, -1).numpy())
   context = model.prepare(params, jnp.asarray(peer.prompts.numpy()), lengths_B)
-  logits = model.logits(params, context, responses_BxNxT)
+  hidden = model.hidden(params, context, responses_BxNxT)
+  logits = model.logits(params, hidden)
   ours_BxN = logprobs.token_logps(logits, responses_BxNxT).sum(-1)
   tolerance = 1e-4 if peer.case.dtype == "float32" else 1e-2
   np.testing.assert_allclose(ours_BxN, peer.scoring().numpy(), rtol=tolerance)
@@ -202,7 +203,7 @@ def main() -> None:
   missed = []
   for dtype in arguments.dtype:
     case = benchmark.Case(size=arguments.size, dtype=dtype, optimizer="adamw")
-    model = t5.T5(case.config())
+    model = case.model()
     params = model.init(jax.random.key(0))  # its head has std d_model^-0.5
     with tempfile.TemporaryDirectory() as directory:
       huggingface.write(directory, model.cfg, jax.device_get(params))

@@ -52,9 +52,7 @@ def test_results_on_8_devices_equal_those_on_one(marker):
 def test_every_parameter_of_a_t5_has_a_layout(scan):
   cfg = t5.config("nano", vocab_rows=64, scan_layers=scan, num_heads=4)
   params = jax.eval_shape(t5.T5(cfg).init, jax.random.key(0))
-  layout = jax.tree.map(
-    lambda s: s.spec, sharding.shardings(params, MESH, sharding.T5_RULES)
-  )
+  layout = jax.tree.map(lambda s: s.spec, sharding.shardings(params, MESH, t5.RULES))
   assert layout["embedding"] == PartitionSpec("tensor", "fsdp")
   assert layout["head"]["kernel"] == PartitionSpec("fsdp", "tensor")
   layers = layout["decoder"]["layers"]
@@ -83,7 +81,7 @@ def test_the_first_rule_that_matches_decides():
 def test_a_parameter_without_a_rule_is_an_error_with_its_name():
   params = {"decoder": {"adapter": {"bias": jax.ShapeDtypeStruct((4,), "float32")}}}
   with pytest.raises(UserError, match=r"no layout rule matches .*decoder/adapter/bias"):
-    sharding.shardings(params, MESH, sharding.T5_RULES)
+    sharding.shardings(params, MESH, t5.RULES)
 
 
 def test_a_dimension_that_does_not_divide_is_an_error_with_its_name():
@@ -91,7 +89,7 @@ def test_a_dimension_that_does_not_divide_is_an_error_with_its_name():
   params["head"]["kernel"] = jax.ShapeDtypeStruct((16, 18), "float32")
   message = r"'head/kernel' \(16, 18\): dimension 18 .* 'tensor' of size 4"
   with pytest.raises(UserError, match=message):
-    sharding.shardings(params, MESH, sharding.T5_RULES)
+    sharding.shardings(params, MESH, t5.RULES)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+from flax import struct
 import jax
 import jax.numpy as jnp
 import pytest
@@ -11,6 +12,14 @@ from alignment.study.models import Models
 from tests import studies
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+
+class Mean(struct.PyTreeNode):
+  mean_BxD: jax.Array
+
+  @property
+  def start_B(self):
+    return jnp.zeros(self.mean_BxD.shape[:1], jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,29 +38,36 @@ class Bag:
       "head": {"kernel": 0.1 * normal(c, (32, self.vocab_rows))},
     }
 
-  def prepare(self, params, prompts_BxS, lengths_B, cross_keys_values=False):
+  def prepare(self, params, prompts_BxS, lengths_B, for_decoding=False):
     mask_BxS = jnp.arange(prompts_BxS.shape[1])[None] < lengths_B[:, None]
     words_BxSxD = params["embedding"][prompts_BxS] * mask_BxS[..., None]
-    return words_BxSxD.sum(1) / jnp.maximum(lengths_B, 1)[:, None]
+    return Mean(words_BxSxD.sum(1) / jnp.maximum(lengths_B, 1)[:, None])
 
-  def logits(self, params, context_BxD, responses_BxNxT):
+  def hidden(self, params, context, responses_BxNxT):
     before = jnp.pad(responses_BxNxT[..., :-1], ((0, 0), (0, 0), (1, 0)))
-    return self._head(params, params["embedding"][before] + context_BxD[:, None, None])
+    return params["embedding"][before] + context.mean_BxD[:, None, None]
 
-  def init_cache(self, params, num_rows, max_length):
+  def init_cache(self, params, context, num_samples, max_length):
     return ()
 
-  def decode_step(self, params, context_BxD, cache, tokens_BxN, position):
-    h = params["embedding"][tokens_BxN] + context_BxD[:, None]
-    return self._head(params, h), cache
+  def decode_step(self, params, context, cache, tokens_BxN, position):
+    h = params["embedding"][tokens_BxN] + context.mean_BxD[:, None]
+    return self.logits(params, h), cache
 
-  def frozen(self, params):
+  def cast_for_reading(self, params):
     return params
 
   def for_decoding(self, params):
     return params
 
-  def _head(self, params, h):
+  def layout_rules(self, tensor, decoding=False):
+    return ((".*", ()),)
+
+  @property
+  def cfg(self):
+    return self
+
+  def logits(self, params, h):
     logits = jnp.tanh(h @ params["mix"]["kernel"]) @ params["head"]["kernel"]
     ids = jnp.arange(self.vocab_rows)
     dead = ((ids == 0) | (ids >= self.live)).reshape((1,) * (h.ndim - 1) + (-1,))
@@ -61,8 +77,7 @@ class Bag:
 @pytest.mark.slow
 def test_a_model_of_ones_own_runs_the_whole_study(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(Models, "model", lambda self, _: Bag(128, self.vocabulary.size))
-  anything = ((".*", ()),)
-  config = studies.nano(layout=anything, decode_layout=anything)
+  config = studies.nano()
   studies.run(config, tmp_path, [])
   studies.finish(config, tmp_path)
   evaluations = tmp_path / "runs/world0_online_ipo/evaluations.jsonl"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignment.core import rollout
+from alignment.core import sampling
 from alignment.models import t5
 from alignment.runtime import checkpoint, sharding
 from alignment.study.parameters import Parameters
@@ -34,7 +34,7 @@ def test_parameters_are_loaded_into_the_layout_of_the_study(parameters):
   """Of its rules and mesh, also those that are only read, in their dtype."""
   model = t5.T5(dataclasses.replace(tiny.CFG, dtype="bfloat16"))
   shapes = jax.eval_shape(model.init, jax.random.key(0))
-  layout = sharding.shardings(shapes, parameters.mesh, parameters.rules)
+  layout = sharding.shardings(shapes, parameters.mesh, parameters.rules(model))
   for abstract in (parameters.abstract(model), parameters.abstract_fixed(model)):
     assert jax.tree.map(lambda leaf: leaf.sharding, abstract) == layout
   assert abstract["embedding"].dtype == jnp.bfloat16
@@ -61,7 +61,8 @@ def test_frozen_bfloat16_computes_the_bits_of_the_masters(parameters, tmp_path, 
   scored = [tiny.logits(model, params, batch) for params in (masters, frozen)]
   np.testing.assert_array_equal(*scored)
   if not tied:
-    sample = functools.partial(rollout.generate, model, num_samples=2, max_length=2)
+    sampler = sampling.Sampler(model, ending_ids=(1,))
+    sample = functools.partial(sampling.generate, sampler, num_samples=2, max_length=2)
     sample = jax.jit(sample, compiler_options=tiny.FAST)
     sampled = [sample(params, batch, key) for params in (masters, frozen)]
     jax.tree.map(np.testing.assert_array_equal, *sampled)

@@ -186,19 +186,11 @@ class SampledPairs(Artefact):
     dataset: pairs.PairDataset,
   ) -> pairs.Ragged:
     setting = self.setting
-    model, key = setting.model(recipe), setting.key("sample_pairs", which)
-    params = setting.parameters.load_fixed(model_dir, model, step)
+    sampler, key = setting.sampler(recipe), setting.key("sample_pairs", which)
+    params = setting.parameters.load_fixed(model_dir, sampler.model, step)
+    T = setting.config.response_length
     samples = setting.map_pairs(
-      lambda batch: evaluation.sample(
-        model,
-        params,
-        batch,
-        key,
-        1,
-        setting.config.response_length,
-        decoding=setting.decoding,
-      ),
-      dataset,
+      lambda batch: evaluation.sample(sampler, params, batch, key, 1, T), dataset
     )
     return pairs.Ragged.from_padded(
       samples.tokens_BxNxT[:, 0], samples.lengths_BxN[:, 0]

@@ -41,22 +41,13 @@ class Responses(Artefact):
     return self.setting.numerics | {"prompts": self.setting.config.evaluation.prompts}
 
   def make(self, directory: Path, read: Read) -> None:
-    setting, model = self.setting, self.policy.model()
-    params = setting.parameters.load_fixed(read(self.policy), model)
+    setting, sampler = self.setting, self.setting.sampler(self.policy.start)
+    params = setting.parameters.load_fixed(read(self.policy), sampler.model)
     dataset = pairs.PairDataset.load(read(self.pairs))
     rows, key = prompt_rows(setting, dataset), setting.key("opponent")
+    T = setting.config.response_length
     samples = setting.map_pairs(
-      lambda batch: evaluation.sample(
-        model,
-        params,
-        batch,
-        key,
-        1,
-        setting.config.response_length,
-        decoding=setting.decoding,
-      ),
-      dataset,
-      rows,
+      lambda batch: evaluation.sample(sampler, params, batch, key, 1, T), dataset, rows
     )
     write_npz(
       directory / "responses.npz",
@@ -152,12 +143,11 @@ class Evaluation(Contested):
     classified = distinct_prompts(dataset, c.pairs, setting.seed("pairs"))
     evaluator = evaluation.PolicyEvaluation(
       contest=self.contest(read),
-      model=model,
+      sampler=setting.sampler(self.policy.start),
       reference_params=parameters.load_fixed(read(self.reference), model),
       pairs=dataset.batch(classified, **setting.lengths),
       kl_prompts=c.kl_prompts,
       key=setting.key("evaluation"),
-      decoding=setting.decoding,
     )
 
     def checkpoint(step: int) -> Evaluated:
@@ -173,7 +163,7 @@ class Evaluation(Contested):
     reference, judge = self.reference.abstract_fixed(), self.golden_pm.abstract_fixed()
     S, T = shapes.prompt_length, shapes.response_length
     rows, N = setting.config.evaluation.batch_size, evaluation.SAMPLES
-    scored = model.cfg, rows, S, N, T
+    scored = model, rows, S, N, T
     held = {"reference": reference, "judge": judge}
     yield self.policy.sample_program(N, (self.name,), held)
     yield Program(
@@ -230,9 +220,9 @@ class BestOfN(Contested):
 
     Samples meet one after the other, the winner stays; ties keep the earlier.
     """
-    setting, model = self.setting, self.reference.model()
+    setting, sampler = self.setting, self.setting.sampler(self.reference.start)
     proxy, parameters = self.proxy_pm.judge(), setting.parameters
-    params = parameters.load_fixed(read(self.reference), model)
+    params = parameters.load_fixed(read(self.reference), sampler.model)
     proxy_params = parameters.load_fixed(read(self.proxy_pm), proxy.model)
     key, T = setting.key("best_of_n"), setting.config.response_length
     best: tuple[np.ndarray, ...] = ()
@@ -243,7 +233,7 @@ class BestOfN(Contested):
         turn_key = jax.random.fold_in(key, turn)
         samples = contest.map(
           lambda batch, k=turn_key: evaluation.sample(
-            model, params, batch, k, SAMPLED_TOGETHER, T, decoding=setting.decoding
+            sampler, params, batch, k, SAMPLED_TOGETHER, T
           ),
           contest.prompts,
         )

@@ -15,7 +15,7 @@ import numpy as np
 from alignment.core import evaluation, judges, loop, train_step
 from alignment.core.optim import Optimizer
 from alignment.data import pairs, sources
-from alignment.models import t5
+from alignment.models import protocol
 from alignment.runtime import checkpoint
 from alignment.runtime.files import checksum, write_json
 from alignment.runtime.metrics import progress
@@ -36,7 +36,7 @@ class Model(Artefact):
   def start(self) -> Start:
     """Which model it is."""
 
-  def model(self) -> t5.T5:
+  def model(self) -> protocol.Model:
     return self.setting.model(self.start)
 
   def abstract_fixed(self) -> Params:
@@ -54,9 +54,9 @@ class Model(Artefact):
     return Program(
       f"sample {count}, {self.start.size}",
       lambda: evaluation.sample,
-      (model, *arguments),
+      (setting.sampler(self.start), *arguments),
       held,
-      Work("sample", ((model.cfg, rows, S, count, T),)),
+      Work("sample", ((model, rows, S, count, T),)),
       setting.mesh,
       stages,
     )
@@ -73,7 +73,7 @@ class Model(Artefact):
       lambda: evaluation.log_ratios,
       (model, self.abstract_fixed(), shapes.batch(rows)),
       held,
-      Work("forward", ((model.cfg, rows, S, 2, T),)),
+      Work("forward", ((model, rows, S, 2, T),)),
       setting.mesh,
       stages,
     )
@@ -161,23 +161,23 @@ class TrainedModel(Model):
     loop.train(self.name, directory, learner, source, schedule, before_save)
 
   def abstract_state(self) -> train_step.TrainState:
-    p = self.setting.parameters
-    return train_step.abstract_state(self.model(), self.optimizer, p.mesh, p.rules)
+    p, model = self.setting.parameters, self.model()
+    return train_step.abstract_state(model, self.optimizer, p.mesh, p.rules(model))
 
   def _init_state(self) -> Any:
-    p = self.setting.parameters
-    return train_step.compiled_init(self.model(), self.optimizer, p.mesh, p.rules)
+    p, model = self.setting.parameters, self.model()
+    return train_step.compiled_init(model, self.optimizer, p.mesh, p.rules(model))
 
   def step_function(self) -> Any:
     """The compiled train step."""
-    p = self.setting.parameters
+    p, model = self.setting.parameters, self.model()
     return train_step.compiled(
       self.objective,
       self.optimizer,
       self.recipe.microbatches,
       p.mesh,
-      p.rules,
-      self.model(),
+      p.rules(model),
+      model,
       self.recipe.on_non_finite == "skip",
     )
 
@@ -243,7 +243,7 @@ class SupervisedModel(TrainedModel):
 
   def programs(self) -> Iterator[Program]:
     T, S = self.setting.shapes.response_length, self.setting.shapes.prompt_length
-    passes = ((self.model().cfg, self.microbatch, S, 2, T),)
+    passes = ((self.model(), self.microbatch, S, 2, T),)
     yield self.step_program("SFT step", passes, {})
 
 
@@ -332,7 +332,7 @@ class TrainedJudge(TrainedModel):
 
   def programs(self) -> Iterator[Program]:
     judge = self.judge()
-    once = (judge.model.cfg, self.microbatch, judge.context_length, 1, 1)
+    once = (judge.model, self.microbatch, judge.context_length, 1, 1)
     yield self.step_program(f"{self.name} step", (once, once), {})
     yield self.margins_program((self.name,), {})
 
@@ -342,7 +342,7 @@ class TrainedJudge(TrainedModel):
     """Its margins of a batch of evaluated pairs, while stages hold other models."""
     setting, judge = self.setting, self.judge()
     rows = setting.config.evaluation.batch_size
-    once = (judge.model.cfg, rows, judge.context_length, 1, 1)
+    once = (judge.model, rows, judge.context_length, 1, 1)
     return Program(
       f"margins, {self.recipe.size}",
       lambda: evaluation.margins,

@@ -85,7 +85,7 @@ class TrainedPolicy(TrainedModel):
 
   def programs(self) -> Iterator[Program]:
     S, T = self.setting.shapes.prompt_length, self.setting.shapes.response_length
-    passes = ((self.model().cfg, self.microbatch, S, self.responses, T),)
+    passes = ((self.model(), self.microbatch, S, self.responses, T),)
     label = f"policy step, {self.recipe.loss}"
     yield self.step_program(label, passes, self.held(), self.responses)
 
@@ -166,14 +166,10 @@ class OnlinePolicy(TrainedPolicy):
     return sample
 
   def _roller(self) -> rollout.Roller:
-    return rollout.Roller(
-      self.model(),
-      self.model(),
-      self.judge.judge(),
-      self.recipe.temperature,
-      self.recipe.top_p,
-      decoding=self.setting.decoding,
+    sampler = self.setting.sampler(
+      self.recipe, self.recipe.temperature, self.recipe.top_p
     )
+    return rollout.Roller(sampler, self.model(), self.judge.judge())
 
   @property
   def refresh_every(self) -> int:
@@ -212,14 +208,14 @@ class OnlinePolicy(TrainedPolicy):
       behaviour, held["parameters"] = reference, state.params
     elif self.recipe.refresh_every > 1:
       held["parameters"] = state.params
-    rows, cfg = self.recipe.batch_size, self.model().cfg
+    rows, model = self.recipe.batch_size, self.model()
     S, T = shapes.prompt_length, shapes.response_length
-    judging = (judge.model.cfg, rows, judge.context_length, 1, 1)
+    judging = (judge.model, rows, judge.context_length, 1, 1)
     passes = (
-      (cfg, rows, S, rollout.SAMPLES, T),
+      (model, rows, S, rollout.SAMPLES, T),
       judging,
       judging,
-      (cfg, rows, S, self.responses, T),
+      (model, rows, S, self.responses, T),
     )
     return Program(
       f"rollout, {self.recipe.size} judged by {self.judge.recipe.size}",
