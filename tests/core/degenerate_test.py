@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from alignment.analysis import claims
-from alignment.core import evaluation as policy_eval
 from alignment.core import (
+  evaluation,
   judges,
   logprobs,
   losses,
@@ -21,8 +21,7 @@ from alignment.core import (
   train_step,
 )
 from alignment.runtime import sharding
-from alignment.study.stages import evaluate as eval_stages
-from alignment.study.stages import judging
+from alignment.study.stages import evaluations, judging
 from alignment.types import UserError
 from tests import synthetic, tiny
 
@@ -82,7 +81,7 @@ def test_a_judge_that_always_says_a_prefers_nothing():
   turned = out.batch.responses_BxNxT == informed.batch.responses_BxNxT[:, ::-1]
   assert (same | turned.all((1, 2))).all()
   assert ROWS / 4 < same.sum() < 3 * ROWS / 4
-  np.testing.assert_array_equal(policy_eval.outcome(out.margins_B), 0.5)
+  np.testing.assert_array_equal(evaluation.outcome(out.margins_B), 0.5)
   trains(out.batch)
 
 
@@ -218,11 +217,11 @@ def test_a_diverged_policy_is_named(change):
   with pytest.raises(
     UserError, match=f"^on at step 4: {key} is .*: this policy has div"
   ):
-    eval_stages._checked("on", 4, RECORD | change)
+    evaluations._checked("on", 4, RECORD | change)
 
 
 def test_a_mean_over_nothing_is_null():
-  record = eval_stages._checked(
+  record = evaluations._checked(
     "on", 4, RECORD | {"judge_accuracy_on_policy": math.nan}
   )
   assert record == RECORD | {"judge_accuracy_on_policy": None}
