@@ -41,21 +41,21 @@ def tokenize(triples, vocab=VOCAB, **changes):
 
 
 def test_tokenize_ends_prompts_and_whole_responses_with_eos():
-  found, statistics = tokenize(examples(("ab", "cd", "e")))
+  dataset, statistics = tokenize(examples(("ab", "cd", "e")))
   a, eos = VOCAB.encode("a")[0], VOCAB.eos_id
-  assert found.prompts[0].tolist() == [a, a + 1, eos]
-  assert found.responses[0][0].tolist() == [a + 2, a + 3, eos]
-  assert found.responses[1][0].tolist() == [a + 4, eos]
+  assert dataset.prompts[0].tolist() == [a, a + 1, eos]
+  assert dataset.responses[0][0].tolist() == [a + 2, a + 3, eos]
+  assert dataset.responses[1][0].tolist() == [a + 4, eos]
   assert statistics.dropped == {} and statistics.pairs == 1
 
 
 @pytest.mark.parametrize("side, kept", [("left", "456789X"), ("right", "0123456")])
 def test_long_prompts_lose_the_named_side_and_keep_eos(side, kept):
-  found, statistics = tokenize(
+  dataset, statistics = tokenize(
     examples(("0123456789X", "a", "b"), ("0123456", "a", "b")), truncate_prompt=side
   )
-  assert found.prompts[0].tolist() == [*VOCAB.encode(kept), VOCAB.eos_id]
-  assert found.prompts[1].tolist() == [*VOCAB.encode("0123456"), VOCAB.eos_id]
+  assert dataset.prompts[0].tolist() == [*VOCAB.encode(kept), VOCAB.eos_id]
+  assert dataset.prompts[1].tolist() == [*VOCAB.encode("0123456"), VOCAB.eos_id]
   assert statistics.truncated_prompts == 0.5
   assert statistics.prompt_tokens == (12, 12, 12)
 
@@ -63,12 +63,12 @@ def test_long_prompts_lose_the_named_side_and_keep_eos(side, kept):
 def test_long_responses():
   # With EOS: 6 (one over), 5 (fits) and 7 tokens.
   triples = examples(("p", "abcde", "a"), ("p", "abcd", "a"), ("p", "a", "abcdef"))
-  found, statistics = tokenize(triples)
-  assert found.responses[0][0].tolist() == VOCAB.encode("abcde")  # no EOS is invented
-  assert found.responses[0][1].tolist() == [*VOCAB.encode("abcd"), VOCAB.eos_id]
+  dataset, statistics = tokenize(triples)
+  assert dataset.responses[0][0].tolist() == VOCAB.encode("abcde")  # no EOS is invented
+  assert dataset.responses[0][1].tolist() == [*VOCAB.encode("abcd"), VOCAB.eos_id]
   assert statistics.truncated_responses == 2 / 6 and statistics.dropped == {}
-  found, statistics = tokenize(triples, long_response="drop")
-  assert len(found) == 1 and statistics.dropped == {"long": 2}
+  dataset, statistics = tokenize(triples, long_response="drop")
+  assert len(dataset) == 1 and statistics.dropped == {"long": 2}
   assert statistics.truncated_responses == 0
   with pytest.raises(
     UserError, match="f.jsonl:1: field 'chosen': 6 tokens with EOS, over response_"
@@ -81,20 +81,20 @@ def test_long_responses():
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("limit", [2, 3, 9])
 def test_truncation_never_empties_or_overflows(side, limit):
-  found, statistics = tokenize(
+  dataset, statistics = tokenize(
     random_examples(200),
     prompt_length=limit,
     response_length=limit,
     truncate_prompt=side,
   )
-  assert len(found) + sum(statistics.dropped.values()) == 200
-  for i in range(len(found)):
-    assert 2 <= len(found.prompts[i]) <= limit
-    assert found.prompts[i][-1] == VOCAB.eos_id
-    for response in found.responses:
+  assert len(dataset) + sum(statistics.dropped.values()) == 200
+  for i in range(len(dataset)):
+    assert 2 <= len(dataset.prompts[i]) <= limit
+    assert dataset.prompts[i][-1] == VOCAB.eos_id
+    for response in dataset.responses:
       assert 2 <= len(response[i]) <= limit
       assert VOCAB.eos_id not in response[i][:-1]
-    assert found.responses[0][i].tolist() != found.responses[1][i].tolist()
+    assert dataset.responses[0][i].tolist() != dataset.responses[1][i].tolist()
 
 
 def test_pairs_without_a_difference_left_are_counted():
@@ -105,8 +105,8 @@ def test_pairs_without_a_difference_left_are_counted():
       return super().encode(text.replace("?", ""))
 
   triples = examples(("p", "abcdeX", "abcdeY"), ("p", "?", "a"), ("p", "a", "b"))
-  found, statistics = tokenize(triples, Silent())
-  assert len(found) == 1
+  dataset, statistics = tokenize(triples, Silent())
+  assert len(dataset) == 1
   assert statistics.dropped == {"identical tokens": 1, "untokenizable": 1}
 
 
@@ -155,9 +155,9 @@ def test_tokens_do_not_stay_in_memory():
   triple = Example("p" * 400, "a" * 99, "b" * 99, "")
   n = 6000
   tracemalloc.start()
-  found, _ = tokenize([triple] * n, prompt_length=512, response_length=128)
+  dataset, _ = tokenize([triple] * n, prompt_length=512, response_length=128)
   peak = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
-  tokens = sum(len(r.values) for r in (found.prompts, *found.responses))
+  tokens = sum(len(r.values) for r in (dataset.prompts, *dataset.responses))
   assert tokens == 601 * n  # 14 MB, of which the prompts' last megatoken was buffered
   assert peak < 0.8 * 4 * tokens

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from alignment.data import pairs
+from alignment.data import order, pairs
 from alignment.runtime import metrics
 from alignment.study import artefacts, graph
 from configs import hh_small
@@ -57,7 +57,7 @@ def load(count: int, scratch: Path) -> dict[str, Any]:
   def index() -> Path:
     data = graph.build(config, 0).models["data"]
     artefacts.run([data], scratch)
-    rows = pairs.index_for(0, 1, len(pairs.PairDataset.load(train(data))), seed=1)
+    rows = order.index_for(0, 1, len(pairs.PairDataset.load(train(data))), seed=1)
     assert len(rows) == 1
     return train(data)
 
@@ -66,7 +66,7 @@ def load(count: int, scratch: Path) -> dict[str, Any]:
 
   def start() -> None:
     dataset = pairs.PairDataset.load(directory)
-    rows = pairs.index_for(1000, 32, len(dataset), seed=2)
+    rows = order.index_for(1000, 32, len(dataset), seed=2)
     dataset.batch(rows, config.prompt_length, config.response_length)
 
   directory, indexing = timed(index)
@@ -119,9 +119,9 @@ if __name__ == "__main__":
   np.seterr(all="raise")
   options = dict(option.removeprefix("--").split("=") for option in sys.argv[1:])
   with tempfile.TemporaryDirectory() as scratch:
-    found: dict[str, Any] = {}
+    costs: dict[str, Any] = {}
     if "pairs" in options:
-      found |= load(int(options["pairs"]), Path(scratch))
+      costs |= load(int(options["pairs"]), Path(scratch))
     if "steps" in options:
-      found |= log(int(options["steps"]), Path(scratch))
-    print(json.dumps(found))
+      costs |= log(int(options["steps"]), Path(scratch))
+    print(json.dumps(costs))

@@ -16,8 +16,8 @@ from alignment.analysis import runs
 from alignment.analysis.envelopes import KL_FLOOR
 from alignment.core import evaluation as policy_eval
 from alignment.core import optim, train_step
-from alignment.core.rows import distinct_prompts
 from alignment.data import pairs, readers, stream
+from alignment.data.pairs import distinct_prompts
 from alignment.models import huggingface, t5
 from alignment.runtime.files import read_json, read_npz
 from alignment.runtime.metrics import read_jsonl

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from alignment.core import evaluation as policy_eval
-from alignment.core.rows import distinct_prompts, map_rows
+from alignment.core.rows import map_rows
 from alignment.data import pairs, stream
 from alignment.runtime import hosts
 from alignment.runtime.files import read_json, read_npz, write_atomically, write_npz
@@ -47,7 +47,7 @@ def sample_policy(
 def evaluation_rows(setting: Setting, dataset: pairs.PairDataset) -> np.ndarray:
   """Rows of the fixed prompts: different prompts of the train split."""
   count = setting.config.evaluation.prompts
-  return distinct_prompts(dataset, count, seed_of("prompts", setting.world))
+  return pairs.distinct_prompts(dataset, count, seed_of("prompts", setting.world))
 
 
 def evaluate_policy(
@@ -62,7 +62,7 @@ def evaluate_policy(
   c = setting.config.evaluation
   model = setting.model(role)
   dataset = pairs.PairDataset.load(inputs["pairs"])
-  classified = distinct_prompts(dataset, c.pairs, seed_of("pairs", setting.world))
+  classified = pairs.distinct_prompts(dataset, c.pairs, seed_of("pairs", setting.world))
   evaluation = policy_eval.PolicyEvaluation(
     contest=_contest(setting, judge_role, inputs),
     model=model,
