@@ -127,6 +127,13 @@ class PairDataset:
     )
     return np.array([numbers.setdefault(d, len(numbers)) for d in digests], np.int64)
 
+  def rows(self, indices: np.ndarray) -> "PairDataset":
+    """The pairs at `indices`, in that order, written anew."""
+    parts = (self.prompts, *self.responses)
+    prompts, first, second = (_gathered(part, indices) for part in parts)
+    columns = {name: column[indices] for name, column in self.columns.items()}
+    return PairDataset(prompts, (first, second), columns)
+
   def with_columns(self, **columns: np.ndarray) -> "PairDataset":
     """These pairs with columns added or replaced."""
     return dataclasses.replace(self, columns=self.columns | columns)
@@ -261,6 +268,15 @@ def _end_to_end(parts: Sequence[Ragged]) -> Ragged:
     for start in range(0, len(part), _ROWS):
       offsets = part.offsets[start : start + _ROWS + 1]
       writer.extend(part.values[offsets[0] : offsets[-1]], np.diff(offsets))
+  return writer.finish()
+
+
+def _gathered(rows: Ragged, indices: np.ndarray) -> Ragged:
+  writer = RaggedWriter()
+  for start in range(0, len(indices), _ROWS):
+    block = indices[start : start + _ROWS]
+    starts, lengths = rows.offsets[block], rows.lengths[block]
+    writer.extend(rows.values[_positions(starts, lengths)], lengths)
   return writer.finish()
 
 

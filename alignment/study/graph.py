@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from alignment.data import readers
+from alignment.data import readers, records
 from alignment.runtime import sharding
 from alignment.runtime.files import checksum
 from alignment.study import recipes
@@ -417,8 +417,8 @@ def _data_config(chosen: Mapping[str, Any]) -> dict[str, Any]:
   if c["format"] in ("toy", "tfds"):  # of which no file is named
     return c
   if not path:
-    raise UserError("data.path is not set: name a file of pairs")
-  return c | {"sha256": checksum(Path(path))}
+    raise UserError("data.path is not set: name a file of pairs, or a directory")
+  return c | {"sha256": [checksum(file) for file in records.files(path)]}
 
 
 def _described(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from alignment.core import evaluation as policy_eval
 from alignment.core import optim, rollout, train_step
 from alignment.core.loop import train
 from alignment.data import pairs, readers, sources, stream, tokenizer
+from alignment.data.examples import Reading
 from alignment.runtime import checkpoint as checkpoint_lib
 from alignment.runtime import hosts, sharding
 from alignment.runtime.files import read_json, write_json
@@ -34,52 +36,38 @@ def make_data(
 ) -> None:
   """Pairs as `chosen` (config.data) says, tokenised: `train/` and `validation/`."""
   del inputs
-  c, counts = ConfigDict(chosen), dict[str, int]()
+  c, reading = ConfigDict(chosen), Reading()
   if c.format == "toy":
     assert setting.language is not None
     examples = setting.language.examples(c.num_pairs)
   else:
-    examples = readers.FORMATS[c.format](c, counts)
-  tokenizers = {
-    split: tokenizer.Tokenizer(
-      setting.vocabulary,
-      **setting.lengths,
-      truncate_prompt=c.truncate_prompt,
-      long_response=c.long_response,
+    examples = readers.FORMATS[c.format](c, reading)
+  collected = tokenizer.Tokenizer(
+    setting.vocabulary,
+    reading,
+    **setting.lengths,
+    truncate_prompt=c.truncate_prompt,
+    long_response=c.long_response,
+  )
+  for example in itertools.islice(examples, c.num_pairs or None):
+    collected.add(example)
+  splits = collected.split(c.validation_fraction)
+  (train, _), (validation, statistics) = splits["train"], splits["validation"]
+  if statistics.prompts < MIN_VALIDATION_PROMPTS:
+    raise UserError(
+      f"data: {len(validation)} validation pairs beside {len(train)}, but preference "
+      f"models need {MIN_VALIDATION_PROMPTS} different prompts there, half to choose a "
+      "step and half to report: use more pairs, or raise data.validation_fraction (it "
+      f"is {c.validation_fraction})"
     )
-    for split in ("train", "validation")
-  }
-  for number, example in enumerate(examples):
-    if c.format != "toy" and number == c.num_pairs > 0:
-      break
-    split = readers.split_of(example.prompt, c.validation_fraction)
-    tokenizers[split].add(example)
-  report = {}
-  if counts:
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
-    report["reading"] = [f"dropped {dropped}"]
-    progress(f"data: dropped {dropped}")
-
-  def check_validation(prompts: int) -> None:
-    if prompts < MIN_VALIDATION_PROMPTS:
-      train, validation = (len(collected) for collected in tokenizers.values())
-      raise UserError(
-        f"data: {validation} validation pairs beside {train}, but preference models "
-        f"need {MIN_VALIDATION_PROMPTS} different prompts there, half to choose a step "
-        "and half to report: use more pairs, or raise data.validation_fraction (it is "
-        f"{c.validation_fraction})"
-      )
-
-  for split, collected in tokenizers.items():
-    if split == "validation":
-      check_validation(len(collected))  # there may be none to finish
-    dataset, statistics = collected.finish()
-    if split == "validation":
-      check_validation(len(np.unique(dataset.prompt_numbers())))
+  report = {"reading": reading.lines()}
+  for line in report["reading"]:
+    progress(f"data: {line}")
+  for split, (dataset, statistics) in splits.items():
     (directory / split).mkdir(exist_ok=True)
     dataset.save(directory / split)
     report[split] = statistics.lines()
-    for line in statistics.lines():
+    for line in report[split]:
       progress(f"data ({split}): {line}")
   write_json(directory / "statistics.json", report)
 
