@@ -17,6 +17,7 @@ _ROLES = {
   "observation": "tool",
   "function_call": "assistant",
 }
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
 _TOOL_FIELDS = ("name", "tool_call_id")  # of a tool's message
 
 
@@ -33,14 +34,14 @@ def turns(value: Any, name: str, role: str, source: str, extra: set[str]) -> Mes
 
 def _message(value: Any, name: str, source: str, extra: set[str]) -> dict[str, Any]:
   """A message with 'role' and 'content' (or 'from' and 'value'), checked."""
-  if not isinstance(value, dict):
-    raise UserError(f"{source}: field '{name}' must be an object, a chat message")
-  message = {key: item for key, item in value.items() if item is not None}
-  spelling = ("from", "value") if "from" in value else ("role", "content")
-  if spelling[0] not in message:
+  spelling = ("role", "content")
+  if isinstance(value, dict) and "from" in value:
+    spelling = ("from", "value")
+  if not isinstance(value, dict) or spelling[0] not in value:
     raise UserError(
       f"{source}: field '{name}' must be an object with 'role' and 'content'"
     )
+  message = dict(value)
   said = string(message.pop(spelling[0]), f"{name}.{spelling[0]}", source)
   if said not in _ROLES:
     raise UserError(
@@ -55,7 +56,7 @@ def _message(value: Any, name: str, source: str, extra: set[str]) -> dict[str, A
     content = None
   if content is not None or not any(message.get(field) for field in HIDDEN_FIELDS):
     content = _content(content, f"{name}.{spelling[1]}", source)
-  message = {key: item for key, item in message.items() if item not in ("", [], {})}
+  message = {key: item for key, item in message.items() if item not in _NOTHING}
   extra.update(message.keys() - {"role", "content", *HIDDEN_FIELDS, *_TOOL_FIELDS})
   return message | {"role": role, "content": content}
 

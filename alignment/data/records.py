@@ -18,13 +18,11 @@ import re
 from typing import IO, Any, NamedTuple
 import zlib
 
+from alignment.data import parquet
 from alignment.types import UserError
 
 MAX_LINE_BYTES = 4_000_000  # parsed, JSON takes up to 25 times as much memory
 _CHUNK = 1 << 16  # bytes of a JSON array that are read at first
-_BATCH_BYTES = 1 << 24  # of Parquet's rows that are decoded at once, by its own account
-_MAX_BATCH_ROWS = 1024
-_MAX_BATCH_BYTES = 1 << 28  # of rows that turn out larger than their file said
 _OPENERS = {
   b"\x1f\x8b": gzip.open,
   b"BZh": bz2.open,
@@ -97,7 +95,7 @@ def read_file(path: Any, wanted: Callable[[str], bool]) -> Iterator[Record]:
       start = raw.read(8)
       raw.seek(0)
       if start.startswith(_PARQUET):
-        rows = _parquet(raw, path, wanted)
+        rows = parquet.rows(raw, path, wanted)
       else:
         rows = _json(_decompressed(raw, start, path), path)
       for number, fields in rows:
@@ -291,61 +289,3 @@ def _object(value: Any, source: str) -> dict[str, Any]:
     kind = type(value).__name__
     raise UserError(f"{source}: not an object but a {kind}; each record must be one")
   return value
-
-
-# --- Parquet --------------------------------------------------------------------------
-
-
-def _parquet(
-  raw: IO[bytes], path: Any, wanted: Callable[[str], bool]
-) -> Iterator[tuple[int, dict[str, Any]]]:
-  """Numbered rows; a column that is not wanted is None in each."""
-  import pyarrow as pa
-  import pyarrow.parquet as pq
-
-  number = 0
-  try:
-    file = pq.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20)
-    names = file.schema_arrow.names
-    if len(set(names)) < len(names):
-      raise pa.ArrowInvalid("two columns have one name")
-    decoded = [name for name in names if wanted(name)]
-    others = dict.fromkeys(name for name in names if name not in decoded)
-    for group in range(file.num_row_groups):
-      size = _rows_at_once(file.metadata.row_group(group), decoded, path)
-      for batch in file.iter_batches(
-        size, row_groups=[group], columns=decoded, use_threads=False
-      ):
-        if batch.nbytes > _MAX_BATCH_BYTES:
-          raise UserError(f"{path}: the rows after {number} are too large to be pairs")
-        for row in batch.to_pylist():
-          number += 1
-          yield number, others | row
-  except (pa.ArrowException, ValueError, TypeError, KeyError, MemoryError) as e:
-    reason = " ".join(str(e).split()) or type(e).__name__
-    raise UserError(
-      f"{path}: damaged Parquet after row {number} ({reason}); fetch the file again"
-    ) from e
-
-
-def _rows_at_once(group: Any, decoded: list[str], path: Any) -> int:
-  """How many rows of a row group to decode at once.
-
-  Raises:
-    UserError: what the file says of itself fits a bomb, not text.
-  """
-  rows, total = max(1, group.num_rows), 0
-  for i in range(group.num_columns):
-    column = group.column(i)
-    if column.path_in_schema.split(".")[0] not in decoded:
-      continue
-    size, packed = column.total_uncompressed_size, column.total_compressed_size
-    if column.num_values > 1000 * rows + 1_000_000 or (
-      size > 4 * MAX_LINE_BYTES and size > 200 * packed
-    ):
-      raise UserError(
-        f"{path}: column '{column.path_in_schema}' unpacks to far more than text does"
-        f" ({column.num_values:,} values, {size:,} of {packed:,} bytes)"
-      )
-    total += max(0, size)
-  return int(min(_MAX_BATCH_ROWS, max(1, _BATCH_BYTES // (total // rows + 1))))
