@@ -31,7 +31,7 @@ slow: $(ENVIRONMENT)  ## the tests that take minutes
 soak: $(ENVIRONMENT)  ## 50 kills, 100,000 hostile inputs, a million pairs: an hour
 	.venv/bin/python -m tests.endurance.soak --kills=50 --seed=0
 	.venv/bin/python -m tests.endurance.fuzz --inputs=100000
-	.venv/bin/python -m tests.endurance.load --pairs=1000000 --steps=100000
+	.venv/bin/python -m tests.endurance.load --pairs=1000000 --kind=parquet --steps=100000
 
 peers: $(PEERS)  ## compare with PyTorch, transformers and TRL, installed into .peers
 	.peers/bin/python -m pytest tests/peers

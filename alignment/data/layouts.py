@@ -253,11 +253,9 @@ def _texts(
   parts: _Parts, system: str, source: str, reading: Reading
 ) -> tuple[str, str, str]:
   """Strings as they are, or the parts of whole transcripts."""
-  prompt_name, *names = parts.names
-  chosen, rejected = (
-    messages.string(value, name, source)
-    for value, name in zip(parts[1:3], names, strict=True)
-  )
+  prompt_name, chosen_name, rejected_name = parts.names
+  chosen = messages.string(parts.chosen, chosen_name, source)
+  rejected = messages.string(parts.rejected, rejected_name, source)
   if parts.prompt is None:
     if transcripts.ASSISTANT not in chosen:
       raise UserError(f"{source}: field 'prompt' is missing; {_NEEDS}")
@@ -270,19 +268,22 @@ def _texts(
       if prompt.strip() not in texts[0]:
         raise BadPair("of another prompt", f"field '{prompt_name}' is not in both")
       reading.repeated += 1
-    elif prompt.rstrip().endswith(transcripts.ASSISTANT):
-      for reply in (chosen, rejected):
-        transcripts.split(prompt + reply)
+    elif prompt.endswith(transcripts.ASSISTANT):
+      for name, reply in (chosen_name, chosen), (rejected_name, rejected):
+        if transcripts.HUMAN in reply:
+          raise BadPair("diverging", f"field '{name}' holds another human turn")
   if system:
     return transcripts.with_system(system, texts[0]), *texts[1:]
   return texts
 
 
-def _are_whole(prompt: str, *replies: str) -> bool:
+def _are_whole(prompt: str, chosen: str, rejected: str) -> bool:
   """Whether replies are whole transcripts, the prompt and its marks included."""
-  if any(reply.startswith(transcripts.HUMAN) for reply in replies):
+  if chosen.startswith(transcripts.HUMAN) or rejected.startswith(transcripts.HUMAN):
     return True
-  return transcripts.HUMAN in prompt and all(r.startswith(prompt) for r in replies)
+  if transcripts.HUMAN not in prompt:
+    return False
+  return chosen.startswith(prompt) and rejected.startswith(prompt)
 
 
 def _messages(

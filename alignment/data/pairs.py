@@ -20,7 +20,7 @@ from alignment.runtime.files import naming
 from alignment.types import Batch, UserError
 
 _CHUNK = 1 << 20  # tokens held in memory before they go to disk
-_ROWS = 1 << 12  # rows copied at a time
+_ROWS = 1 << 9  # rows copied at a time
 _RAGGED = ("prompts", "responses0", "responses1")  # names of files
 
 
@@ -232,8 +232,8 @@ class RaggedWriter:
     self._buffer = array("i")
     self._offsets = array("q", [0])
 
-  def append(self, row: list[int] | np.ndarray) -> None:
-    self._buffer.frombytes(np.asarray(row, np.int32).tobytes())
+  def append(self, row: list[int]) -> None:
+    self._buffer.fromlist(row)
     self._offsets.append(self._offsets[-1] + len(row))
     if len(self._buffer) >= _CHUNK:
       self._flush()
@@ -275,7 +275,8 @@ def _gathered(rows: Ragged, indices: np.ndarray) -> Ragged:
   writer = RaggedWriter()
   for start in range(0, len(indices), _ROWS):
     block = indices[start : start + _ROWS]
-    starts, lengths = rows.offsets[block], rows.lengths[block]
+    starts = rows.offsets[block]
+    lengths = rows.offsets[block + 1] - starts
     writer.extend(rows.values[_positions(starts, lengths)], lengths)
   return writer.finish()
 

@@ -339,7 +339,7 @@ def test_replies_to_a_transcript_hold_no_other_turn(tmp_path):
   prompt = "\n\nHuman: a\n\nAssistant:"
   reply = " b\n\nHuman: c"
   path = write(tmp_path, {"prompt": prompt, "chosen": reply, "rejected": " d"})
-  fails(path, "last turn is not the assistant's")
+  fails(path, "field 'chosen' holds another human turn")
   path = write(tmp_path, {"prompt": "a", "chosen": prompt + " y", "rejected": "n"})
   fails(path, "last turn is not the assistant's")
   path = write(tmp_path, {"prompt": "z", "chosen": prompt + " y", "rejected": prompt})

@@ -1,13 +1,16 @@
 """What a large pair file and a long run cost, measured in this process.
 
-  python -m tests.endurance.load --pairs=1000000 --steps=100000
+  python -m tests.endurance.load --pairs=1000000 --kind=parquet --steps=100000
 
 Prints one JSON object: seconds (of the clock, and of this process's processor time) to
 index, split and shuffle the file, to reach the first batch of a training, to resume a
 log of that many steps; and the most memory that was taken.
 """
 
+from collections.abc import Iterator
+import itertools
 import json
+import os
 from pathlib import Path
 import random
 import resource
@@ -18,6 +21,8 @@ from typing import Any
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from alignment.data import order, pairs
 from alignment.runtime import metrics
@@ -28,16 +33,30 @@ ROOT = Path(__file__).parents[2]
 WORDS = "we could also ask what they would have done before it was so late".split()
 
 
-def write_pairs(path: Path, count: int) -> None:
+def pairs_of_text(count: int) -> Iterator[dict[str, str]]:
   """HH-like transcripts: about 300 bytes a pair."""
   rng = random.Random(0)
+  for i in range(count):
+    words = rng.choices(WORDS, k=30)
+    prompt = f"\n\nHuman: {i} {' '.join(words[:14])}?\n\nAssistant:"
+    chosen, rejected = " ".join(words[14:24]), " ".join(words[24:])
+    yield {"prompt": prompt, "chosen": chosen, "rejected": f"{rejected}."}
+
+
+def write_lines(path: Path, count: int) -> None:
   with open(path, "w", encoding="utf-8") as f:
-    for i in range(count):
-      words = rng.choices(WORDS, k=30)
-      prompt = f"\n\nHuman: {i} {' '.join(words[:14])}?\n\nAssistant:"
-      chosen, rejected = " ".join(words[14:24]), " ".join(words[24:])
-      row = {"prompt": prompt, "chosen": chosen, "rejected": f"{rejected}."}
-      f.write(json.dumps(row) + "\n")
+    f.writelines(json.dumps(row) + "\n" for row in pairs_of_text(count))
+
+
+def write_parquet(path: Path, count: int) -> None:
+  """In groups of rows as large as pyarrow makes them, the most there is in use."""
+  rows = pairs_of_text(count)
+  blocks = iter(lambda: list(itertools.islice(rows, 10_000)), [])
+  table = pa.concat_tables(pa.Table.from_pylist(block) for block in blocks)
+  pq.write_table(table, path)
+
+
+WRITERS = {"jsonl": write_lines, "parquet": write_parquet}
 
 
 def timed(function, *args) -> tuple[Any, dict[str, float]]:
@@ -47,9 +66,18 @@ def timed(function, *args) -> tuple[Any, dict[str, float]]:
   return result, {name: round(seconds, 2) for name, seconds in spent.items()}
 
 
-def load(count: int, scratch: Path) -> dict[str, Any]:
-  path = scratch / "pairs.jsonl"
-  write_pairs(path, count)
+def write_pairs(kind: str, path: Path, count: int) -> None:
+  """In a process of its own, whose memory is not counted."""
+  if not os.fork():
+    WRITERS[kind](path, count)
+    os._exit(0)
+  _, status = os.wait()
+  assert status == 0
+
+
+def load(count: int, kind: str, scratch: Path) -> dict[str, Any]:
+  path = scratch / f"pairs.{kind}"
+  write_pairs(kind, path, count)
   config = hh_small.get_config("bytes")
   config.data.path = str(path)
   before = peak()
@@ -73,6 +101,7 @@ def load(count: int, scratch: Path) -> dict[str, Any]:
   _, starting = timed(start)
   return {
     "pairs": count,
+    "kind": kind,
     "file_mb": round(path.stat().st_size / 1e6),
     "index_seconds": indexing,
     "first_batch_seconds": starting,
@@ -121,7 +150,7 @@ if __name__ == "__main__":
   with tempfile.TemporaryDirectory() as scratch:
     costs: dict[str, Any] = {}
     if "pairs" in options:
-      costs |= load(int(options["pairs"]), Path(scratch))
+      costs |= load(int(options["pairs"]), options.get("kind", "jsonl"), Path(scratch))
     if "steps" in options:
       costs |= log(int(options["steps"]), Path(scratch))
     print(json.dumps(costs))
