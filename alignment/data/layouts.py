@@ -57,7 +57,7 @@ def read(record: Record, columns: Mapping[str, str], reading: Reading) -> Exampl
 
   Args:
     record: a file's record.
-    columns: what its fields are called, by what they are called here.
+    columns: what its fields are called, by what they are called here (`mapping`).
     reading: counts the record, and the fields that nothing reads.
 
   Raises:
@@ -78,19 +78,29 @@ def read(record: Record, columns: Mapping[str, str], reading: Reading) -> Exampl
   return Example(prompt, chosen, rejected, source, tools, scores)
 
 
+def mapping(columns: Mapping[str, str]) -> dict[str, str]:
+  """Of `data.columns` what is mapped.
+
+  Raises:
+    UserError: a name that no layout knows.
+  """
+  for name, column in columns.items():
+    if name not in COLUMNS or not isinstance(column, str):
+      raise UserError(
+        f"data.columns has '{name}': {column!r}; it maps {', '.join(COLUMNS)} to names"
+      )
+  return {name: column for name, column in columns.items() if column}
+
+
 def wanted(columns: Mapping[str, str]) -> Callable[[str], bool]:
   """Whether a column of that name may be read."""
-  names = _READ | {column for column in columns.values() if column}
+  names = _READ | set(columns.values())
   return lambda name: name in names or _SCORE.search(name) is not None
 
 
 def _renamed(fields: Fields, columns: Mapping[str, str], source: str) -> Fields:
   renamed = dict(fields)
   for name, column in columns.items():
-    if name not in COLUMNS:
-      raise UserError(f"data.columns has no '{name}'; there are {', '.join(COLUMNS)}")
-    if not column:
-      continue
     if fields.get(column) is None:
       raise UserError(
         f"{source}: field '{column}', which data.columns.{name} names, is missing"
@@ -197,7 +207,10 @@ def _instruction(fields: Fields, source: str) -> Any:
   if "history" not in fields:
     return text
   dialogue = []
-  for i, turns in enumerate(fields.pop("history") or ()):
+  history = fields.pop("history")
+  if not isinstance(history, list | None):
+    raise UserError(f"{source}: field 'history' must be a list of turns")
+  for i, turns in enumerate(history or ()):
     if not isinstance(turns, list) or len(turns) != 2:
       raise UserError(
         f"{source}: field 'history[{i}]' must be a question and an answer"

@@ -10,7 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from alignment.data import datasets, layouts, records
-from alignment.data.examples import BadPair, Example, Reading, drop, keep
+from alignment.data.examples import BadPair, Example, Reading, check, drop, keep
 from alignment.types import UserError
 
 
@@ -28,16 +28,18 @@ def read_files(
   Raises:
     UserError: a structural fault, a bad pair under 'error', or no pairs.
   """
-  empty = True
+  empty, columns = True, layouts.mapping(columns)
   for record in records.read(path, layouts.wanted(columns)):
     try:
       example = layouts.read(record, columns, reading)
+      check(example)
     except BadPair as bad:
       drop(bad, record.source, on_bad_pair, reading)
       continue
-    if keep(example, on_bad_pair, reading):
-      empty = False
-      yield example
+    except RecursionError as e:  # comparing goes deeper than parsing
+      raise UserError(f"{record.source}: nested too deeply to be a pair") from e
+    empty = False
+    yield example
   if empty:
     raise UserError(f"{path}: holds no pairs (dropped: {dict(reading.dropped)})")
 

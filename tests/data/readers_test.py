@@ -314,6 +314,33 @@ def test_a_call_of_a_tool_is_no_empty_reply(tmp_path):
   assert pair.chosen == ({"role": "assistant", "content": None, "tool_calls": calls},)
 
 
+def test_alpaca_fields_are_checked(tmp_path):
+  record = {"instruction": "a", "chosen": "y", "rejected": "n"}
+  for changes, message in (
+    ({"history": True}, "field 'history' must be a list of turns"),
+    ({"history": [["a"]]}, "field 'history[0]' must be a question and an answer"),
+    ({"history": [["a", 1]]}, "field 'instruction[1].content' is a int"),
+    ({"input": 1}, "field 'input' is a int, not a string"),
+    ({"instruction": []}, "field 'instruction' is a list, not a string"),
+  ):
+    fails(write(tmp_path, record | changes), message)
+  path = write(tmp_path, record | {"history": None})
+  assert texts(path) == [("\n\nHuman: a\n\nAssistant:", "y", "n")]
+  outputs = {"instruction": "a", "output_1": "y", "output_2": "n"}
+  assert texts(write(tmp_path, outputs | {"label": 1})) == [("a", "y", "n")]
+  fails(
+    write(tmp_path, outputs | {"label": 0}), "field 'label' is 0; it must be 1 or 2"
+  )
+  fails(write(tmp_path, outputs), "field 'label' is None; it must be 1 or 2")
+
+
+def test_nesting_that_is_parsed_is_never_too_deep_to_compare(tmp_path):
+  for depth in range(900, 1100):
+    deep = b"[" * depth + b"]" * depth
+    line = b'{"chosen": [%s], "messages": [%s], "rejected": [1]}' % (deep, deep)
+    fails(write(tmp_path, line), f"{tmp_path}/pairs.jsonl:1: ")
+
+
 def test_content_in_parts_is_text_or_refused(tmp_path):
   record = {"chosen": [assistant("y")], "rejected": [assistant("n")]}
   parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
@@ -368,7 +395,7 @@ def test_columns_are_mapped(tmp_path):
     read(path, columns=columns)
   for columns, message in (
     ({"prompt": "question"}, "field 'question', which data.columns.prompt names, is m"),
-    ({"promt": "query"}, "data.columns has no 'promt'; there are prompt, chosen, "),
+    ({"promt": "query"}, "data.columns has 'promt': 'query'; it maps prompt, cho"),
   ):
     with pytest.raises(UserError, match=message):
       read(path, columns=columns)
