@@ -117,11 +117,12 @@ class Tokenizer:
         response under 'error'.
     """
     source = example.source
-    texts = transcripts.texts(example)
-    ids, *replies = (
-      self._encode(text, source, field)
-      for text, field in zip(texts, Example._fields[:3], strict=True)
-    )
+    prompt_text, chosen, rejected = transcripts.texts(example)
+    ids = self._encode(prompt_text, source, "prompt")
+    replies = [
+      self._encode(chosen, source, "chosen"),
+      self._encode(rejected, source, "rejected"),
+    ]
     if not all(replies):
       self._reading.dropped["untokenizable"] += 1
       return
@@ -135,7 +136,7 @@ class Tokenizer:
       return
     prompt = fit_prompt(ids, self._prompt_length, self._truncate_prompt)
     opening = transcripts.opening(example.prompt)
-    opening_ids = ids if opening == texts[0] else self._vocab.encode(opening)
+    opening_ids = ids if opening == prompt_text else self._vocab.encode(opening)
     self._splitter.add(opening, opening_ids, prompt)
     unknown = self._vocab.unk_id
     self._prompt_tokens.append(len(ids) + 1)
