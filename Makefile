@@ -7,7 +7,7 @@ PYTHON ?= python3
 TORCH = torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST = .venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 ENVIRONMENT = .venv/.installed
 PEERS = .peers/.installed
 
@@ -28,8 +28,9 @@ test: lint  ## install, lint, check types, and run all tests but the slow and th
 slow: $(ENVIRONMENT)  ## the tests that take minutes
 	$(PYTEST) -m slow
 
-soak: $(ENVIRONMENT)  ## 50 kills, 100,000 hostile inputs, a million pairs: an hour
+soak: $(ENVIRONMENT)  ## kills, interrupts, 100,000 hostile inputs, a million pairs: 80 minutes
 	.venv/bin/python -m tests.endurance.soak --kills=50 --seed=0
+	.venv/bin/python -m tests.endurance.interrupts --tries=100 --seed=0
 	.venv/bin/python -m tests.endurance.fuzz --inputs=100000
 	.venv/bin/python -m tests.endurance.load --pairs=1000000 --kind=parquet --steps=100000
 

@@ -59,7 +59,9 @@ setuptools.setup(
   description="Online and offline alignment from preference pairs, compared in JAX",
   license="Apache-2.0",
   python_requires=">=3.11,<3.14",
-  packages=setuptools.find_packages(include=["alignment", "alignment.*", "launch"]),
+  packages=setuptools.find_packages(
+    include=["alignment", "alignment.*", "launch", "launch.*"]
+  ),
   package_data={
     "": ["README.md", "CITATIONS.bib", "TAGS.txt", "dummy_data/*"],
     "launch": ["startup.sh"],

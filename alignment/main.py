@@ -8,26 +8,21 @@ Finished stages are skipped; a killed one resumes. On several hosts the same com
 runs on each (alignment/runtime/hosts.py). SIGTERM saves and exits with status 75.
 """
 
-from collections.abc import Callable
-import errno
-import os
-from pathlib import Path
-import re
-import signal
-import subprocess
-import sys
-import traceback
-import warnings
+from alignment.runtime import allocator, interrupts
 
-from absl import app, flags, logging
-import jax
-from ml_collections import config_flags
+if __name__ == "__main__":  # before imports that take a second
+  interrupts.end_at_once()
+  allocator.keep_memory()
 
-from alignment.runtime import allocator, hosts
-from alignment.study import artefacts
-from alignment.types import PREEMPTED_STATUS, Preempted, UserError
+from absl import app, flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The study's configuration.")
+from alignment.flags import configuration, parse_flags
+from alignment.runtime import hosts, output, supervise, workers
+from alignment.runtime.exits import exit_with_status
+from alignment.runtime.files import directory_option
+from alignment.types import UserError
+
+flags.declare_key_flag("config")  # for --help
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of artefacts and results.")
 _STAGES = flags.DEFINE_list(
   "stages", [], "Some stages by name (and what they need), instead of the whole study."
@@ -56,180 +51,61 @@ _HEARTBEAT = flags.DEFINE_integer(
   lower_bound=1,
 )
 
-_SCHEMA = "alignment/study/schema.py"
-_OF_THE_DISK = (
-  errno.ENOSPC,
-  errno.EDQUOT,
-  errno.EFBIG,
-  errno.EROFS,
-  errno.EACCES,
-  errno.EPERM,
-  errno.EIO,
-  # Of paths that lead elsewhere than they should.
-  errno.EEXIST,
-  errno.ENOTDIR,
-  errno.EISDIR,
-  errno.ENOTEMPTY,
-)
-
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise UserError(f"unexpected argument '{argv[1]}': options start with --")
-  for flag in ("config", "workdir"):
-    if not flags.FLAGS[flag].value:
-      raise UserError(f"--{flag} is required")
-  config, workdir = _CONFIG.value, Path(_WORKDIR.value or "")
-  if set("[]") & set(str(workdir.absolute())):
-    raise UserError(
-      f"--workdir: {workdir.absolute()} has brackets, which Orbax expands"
-    )
-  workers = config.workers if not (_STAGES.value or _DRY_RUN.value) else 1
-  processes = hosts.configured(
-    _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-  )
-  if processes is not None:
-    if workers > 1:
-      raise UserError(
-        f"workers={workers} share one host without accelerators; with several "
-        "processes, or on a TPU, set --config.workers=1"
-      )
-    hosts.supervise(_HEARTBEAT.value)
-  artefacts.worker_environment(_WORKER.value, workers)
-  if _WORKER.value:
-    hosts.die_with_parent()
-  hosts.start(processes, _HEARTBEAT.value)
-  from alignment.study import commands, graph
+  config = configuration()
+  if not _WORKDIR.value:
+    raise UserError("--workdir is required")
+  workdir = directory_option(_WORKDIR.value, "--workdir")
+  count = config.workers if not (_STAGES.value or _DRY_RUN.value) else 1
+  start_processes(count)
+  # After the processes have come together.
+  from alignment.study import checks, commands, publish
 
-  commands.check_keys(config)
+  studies = checks.studies(config, workdir)
   if _DRY_RUN.value:
-    commands.dry_run(config, workdir, _STAGES.value)
+    commands.dry_run(studies, workdir, _STAGES.value)
     return
-  graph.build_all(config)  # a bad configuration is one line, not one of every worker
-  fellows = [] if _WORKER.value else start_fellows(workers)
-  hosts.pass_on_to(fellows)
-  try:
-    commands.run(config, workdir, _STAGES.value, lambda: check(fellows))
-    for fellow in fellows:
-      fellow.wait()
-    check(fellows)
-    if not _WORKER.value and not _STAGES.value:
-      commands.finish(config, workdir)
-  finally:
-    for fellow in fellows:
-      fellow.terminate()
-    for fellow in fellows:
-      fellow.wait()
+  is_first = not _WORKER.value
+  with workers.started(count - 1 if is_first else 0) as fellows:
+    commands.run(studies, workdir, _STAGES.value, fellows.check)
+    fellows.wait()
+    if is_first and not _STAGES.value:
+      publish.finish(config, studies, workdir)
   hosts.end()
 
 
-def start_fellows(workers: int) -> list[subprocess.Popen]:
-  """The other workers of this machine: this command again, with an index."""
-  command = [sys.executable, "-m", "alignment.main", *sys.argv[1:]]
-  return [subprocess.Popen([*command, f"--worker={i}"]) for i in range(1, workers)]
+def start_processes(count: int) -> None:
+  """Joins the processes of other hosts, or takes a share of this machine's cores.
 
+  Args:
+    count: how many workers this machine has.
 
-def check(fellows: list[subprocess.Popen]) -> None:
-  """Raises if a fellow worker was pre-empted or failed (it has said why)."""
-  statuses = {fellow.poll() for fellow in fellows}
-  if PREEMPTED_STATUS in statuses:
-    raise Preempted("a worker was pre-empted")
-  if statuses - {None, 0}:
-    raise UserError("a worker failed, see above; the same command resumes")
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-  """Parses flags; an unknown or ill-typed key is one line that names it."""
-  try:
-    rest = flags.FLAGS(argv)
-    if _CONFIG.value is not None:
-      _CONFIG.value.lock()  # raises if the file could not be loaded
-    return rest
-  except (
-    flags.Error,
-    AttributeError,
-    KeyError,
-    TypeError,
-    ValueError,
-    OSError,
-    RecursionError,  # of absl's search for a similar name, or a value of parentheses
-    MemoryError,
-    SyntaxError,
-  ) as error:
-    text = error.args[0] if isinstance(error, KeyError) else error  # not its repr
-    if raised := re.search(r"Traceback .*\n(\S[^\n]*)\s*$", str(text), re.DOTALL):
-      text = raised[1]
-    if unknown := re.match(r"'?Key \"(.*?)\" does not exist", str(text)):
-      text = f"'{unknown[1]}' is no key of the configuration; all are in {_SCHEMA}"
-    key = re.findall(r"\w+", str(text))[:1]  # ml_collections says "'key'", and no more
-    for flag in (word.partition("=")[0] for word in argv):
-      if flag.startswith("--config.") and set(key) & set(flag.split(".")[1:]):
-        text = f"{flag} is no key of the configuration; all are in {_SCHEMA}"
-    told = "".join(traceback.format_exception(error))
-    at = re.findall(r'File "([^"]+)", line (\d+), in get_config', told)
-    files = [word for word in argv if word.startswith("--config=") and raised]
-    where = ":".join(at[-1]) if at else [*files, "options"][0]
-    raise UserError(f"{where}: " + " ".join(str(text).split())) from None
+  Raises:
+    UserError: for workers where there are several processes, or a TPU.
+  """
+  processes = hosts.configured(
+    _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+  )
+  status_pipe = None
+  if processes is not None:
+    if count > 1:
+      raise UserError(
+        f"workers={count} share one host without accelerators; with several "
+        "processes, or on a TPU, set --config.workers=1"
+      )
+    status_pipe = supervise.supervise(_HEARTBEAT.value)
+  workers.share_cores(_WORKER.value, count)
+  if _WORKER.value:
+    supervise.die_with_parent()
+  hosts.start(processes, _HEARTBEAT.value, status_pipe)
 
 
 def cli() -> None:
-  allocator.keep_memory()
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # or TensorFlow talks of it
-  # Orbax tells every step of every save, and raises its errors besides logging them.
-  logging.set_verbosity(logging.FATAL)
-  silence_failed_saves()
+  output.prepare()
   exit_with_status(lambda: app.run(main, flags_parser=parse_flags))
-
-
-def silence_failed_saves() -> None:
-  """Without this, pages from Orbax and TensorStore follow our line about a full disk.
-
-  When one write of a save fails, the others are left behind: coroutines that nobody
-  awaits, and callbacks into an event loop that is closed.
-  """
-  warnings.filterwarnings("ignore", "coroutine", RuntimeWarning)
-
-  def hook(unraisable) -> None:
-    if str(unraisable.exc_value) != "Event loop is closed":
-      sys.__unraisablehook__(unraisable)
-
-  sys.unraisablehook = hook
-
-
-def exit_with_status(program: Callable[[], None]) -> None:
-  """Runs it; ends with a line and a status instead of an exception of ours."""
-  try:
-    program()
-    return
-  except UserError as error:
-    line, status = f"error: {error}", 1
-  except BrokenPipeError:
-    # Python would fail once more when it flushes at its end.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    line, status = "error: nobody reads this output; the same command resumes", 1
-  except KeyboardInterrupt:
-    line, status = "interrupted; the same command resumes", 128 + signal.SIGINT
-  except OSError as error:
-    if error.errno not in _OF_THE_DISK:
-      hosts.tell_status(1)
-      raise
-    where = f"{error.filename}: " if error.filename else ""
-    line = (
-      f"error: {where}{error.strerror}; what was finished before is intact: mend this, "
-      "then the same command resumes"
-    )
-    status = 1
-  except Preempted as stop:
-    line, status = f"{stop}; run the same command again", PREEMPTED_STATUS
-  except Exception as error:
-    if isinstance(error, jax.errors.JaxRuntimeError) and hosts.count() > 1:
-      hosts.await_verdict(error)
-    hosts.tell_status(1)
-    raise
-  print(line, file=sys.stderr)
-  hosts.end(status)
-  sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ Hardware: two CPU cores for `toy`. Duration: within 2 hours a world.
 
 from alignment.study import schema
 from alignment.types import UserError
-from configs import quickstart
+
+quickstart = schema.load("quickstart.py", beside=__file__)
 
 # What each figure is drawn from: groups of runs, defined below.
 FIGURES = {

@@ -22,13 +22,15 @@ import jax
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
-from alignment.main import parse_flags
-from alignment.runtime import sharding
+from alignment.flags import configuration, parse_flags
+from alignment.runtime import output, sharding
+from alignment.study import checks, estimate
+from alignment.study.programs import Program
 from alignment.types import UserError
-from launch import fit, hlo, topology
-from launch.placed import Program
-from launch.programs import programs
+from launch.fit import hlo, propose, topology
+from launch.fit.placed import placed
 
+flags.declare_key_flag("config")  # for --help
 _TOPOLOGY = flags.DEFINE_string(
   "topology", "", "A slice, such as v5p:2x2x2 or v5e:4x4."
 )
@@ -39,9 +41,7 @@ _ESTIMATE = flags.DEFINE_bool("estimate", False, "Estimate, without compiling.")
 def main(argv: list[str]) -> int:
   if len(argv) > 1:
     raise UserError(f"unexpected argument '{argv[1]}': options start with --")
-  config = flags.FLAGS.config
-  if config is None:
-    raise UserError("--config is required")
+  config = configuration()
   if not _TOPOLOGY.value:
     for generation in topology.GENERATIONS:
       print(proposal(config, generation), flush=True)
@@ -51,14 +51,14 @@ def main(argv: list[str]) -> int:
 
 def proposal(config: ConfigDict, generation: str) -> str:
   """A line: the smallest slice of a generation, by estimate."""
-  found = fit.propose(config, generation)
-  if found is None:
+  proposed = propose.propose(config, generation)
+  if proposed is None:
     return f"{generation}: no slice of up to 256 chips"
-  sizes = " ".join(f"--config.mesh.{axis}={n}" for axis, n in found.mesh.items())
+  sizes = " ".join(f"--config.mesh.{axis}={n}" for axis, n in proposed.mesh.items())
+  slice_, memory = proposed.topology, proposed.memory
   return (
-    f"{found.topology.accelerator}: --topology={found.topology} {sizes}; most memory: "
-    f"{found.largest}, about {gib(found.memory.total)} of "
-    f"{gib(found.topology.limit)} GiB per chip"
+    f"{slice_.accelerator}: --topology={slice_} {sizes}; most memory: "
+    f"{proposed.largest}, about {gib(memory.total)} of {gib(slice_.limit)} GiB per chip"
   )
 
 
@@ -71,35 +71,38 @@ def check(config: ConfigDict, where: topology.Topology) -> int:
     devices = where.devices()
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
   try:
-    listed = programs(config, mesh)
+    checks.check_config(config)
+    study = placed(config, mesh)
+    checks.check_batches(study)
+    programs = study.programs()
   except UserError as error:
-    sizes = fit.mesh_for(config, where.chips)
+    sizes = propose.mesh_for(config, where.chips)
     better = " ".join(f"--config.mesh.{axis}={n}" for axis, n in sizes.items())
     raise UserError(f"{error}; on {where} batches allow {better}") from None
-  listed = [program for program in listed if re.search(_ONLY.value, program.name)]
-  if not listed:
+  programs = [p for p in programs if re.search(_ONLY.value, p.name)]
+  if not programs:
     raise UserError(f"--only='{_ONLY.value}' is found in no program's name")
   axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
   print(f"{where} ({where.accelerator}), mesh {axes}; {gib(where.limit)} GiB per chip")
   unfit = []
-  for program in listed:
+  for program in programs:
     print(f"\n{program.name}  ({stages(program)})", flush=True)
     if not show(program, where.limit):
       unfit.append(program)
   for program in unfit:
-    ideas = "; or ".join(fit.suggest(program, config, where))
+    ideas = "; or ".join(propose.suggest(program, config, where))
     print(
       f"\n{program.name} does not fit {where}: {ideas or 'no usual slice is larger'}"
     )
   if not unfit:
-    print(f"\nall {len(listed)} programs fit {where}")
+    print(f"\nall {len(programs)} programs fit {where}")
   return 1 if unfit else 0
 
 
 def show(program: Program, limit: int) -> bool:
   """Prints what a program needs; whether it fits."""
-  guess = fit.estimate(program)
-  print(f"  {fit.flops(program):.2e} floating-point operations in matrix products")
+  guess = estimate.estimate(program)
+  print(f"  {estimate.flops(program):.2e} floating-point operations in matrix products")
   print(f"  estimate: {memory_line(guess, limit)}")
   if _ESTIMATE.value:
     return guess.total <= limit
@@ -113,7 +116,7 @@ def show(program: Program, limit: int) -> bool:
     return False
   seconds = time.monotonic() - start
   analysis = compiled.memory_analysis()
-  needed = fit.Memory(
+  needed = estimate.Memory(
     analysis.argument_size_in_bytes,
     analysis.temp_size_in_bytes
     + analysis.output_size_in_bytes
@@ -126,7 +129,7 @@ def show(program: Program, limit: int) -> bool:
   return needed.total <= limit
 
 
-def memory_line(memory: fit.Memory, limit: int) -> str:
+def memory_line(memory: estimate.Memory, limit: int) -> str:
   return (
     f"{gib(memory.total)} of {gib(limit)} GiB per chip: arguments "
     f"{gib(memory.arguments)}, temporaries {gib(memory.temporaries)}, alive besides "
@@ -144,6 +147,7 @@ def gib(size: float) -> str:
 
 
 def cli() -> None:
+  output.any_text()
   jax.config.update("jax_platforms", "cpu")  # where it runs; it compiles for a slice
   try:
     app.run(main, flags_parser=parse_flags)

@@ -17,7 +17,6 @@ import argparse
 from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
-import importlib.util
 import os
 from pathlib import Path
 import shlex
@@ -25,11 +24,11 @@ import signal
 import subprocess
 import sys
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from alignment.runtime.files import write_atomically
-from alignment.study import recipes
+from alignment import flags
+from alignment.runtime.files import directory_option, path_option, write_atomically
+from alignment.study import recipes, schema
 from alignment.types import PREEMPTED_STATUS, UserError
 from launch import gcloud, tpu, watch
 from launch.gcloud import Cloud, Job
@@ -58,32 +57,23 @@ class Member:
   arguments: tuple[str, ...]  # without --workdir
 
 
-def load_sweep(path: str) -> Sweep:
+def load_sweep(file: str) -> Sweep:
   """Raises UserError for a file that is no sweep."""
-  try:
-    spec = importlib.util.spec_from_file_location("sweep_file", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+  path = path_option(file, "--sweep")
+  module = schema.load(path)
+  with schema.mistakes_in(path):
     return Sweep(**module.get_sweep())
-  except (OSError, AssertionError, AttributeError, SyntaxError, TypeError) as error:
-    raise UserError(f"--sweep={path}: {error or 'not a Python file'}") from None
 
 
 def load_config(arguments: Sequence[str]) -> ConfigDict:
-  """The configuration that `alignment.main` would have with these arguments."""
-  values = flags.FlagValues()
-  config = config_flags.DEFINE_config_file(
-    "config", flag_values=values, sys_argv=["sweep", *arguments]
-  )
-  try:
-    rest = values(["sweep", *arguments])
-    config.value.lock()
-  except Exception as error:  # noqa: BLE001, whatever a configuration file raises
-    raise UserError("options: " + " ".join(str(error).split())) from None
-  if rest[1:]:
-    raise UserError(f"'{rest[1]}' is no key of the configuration")
-  return config.value
+  """The configuration that `alignment.main` would have: --config=... is the first.
+
+  Its paths stay as they are: they may be of another machine.
+  """
+  values, (document, *others) = flags.split(arguments)
+  if others:
+    raise UserError(f"'{others[0]}' is no key of the configuration")
+  return flags.load(document.removeprefix("--config="), values)
 
 
 def plan(
@@ -95,20 +85,22 @@ def plan(
   several = config.worlds > 1
   for world in range(config.first_world, config.first_world + config.worlds):
     suffix = f"_world{world}" if several else ""
-    here = (*arguments, f"--config.first_world={world}", "--config.worlds=1")
+    world_arguments = (*arguments, f"--config.first_world={world}", "--config.worlds=1")
     stages = f"--stages={','.join(sweep.shared)}"
-    shared.append(Member(f"shared{suffix}", golden, (*here, stages)))
+    shared.append(Member(f"shared{suffix}", golden, (*world_arguments, stages)))
     groups: dict[str, list[str]] = {}
     sizes: dict[str, str] = {}
     for name, (_, recipe) in recipes.runs(config).items():
-      if sweep.by not in recipe:
+      if not hasattr(recipe, sweep.by):
         raise UserError(f"sweep: '{sweep.by}' is no key of policy")
-      group = str(recipe[sweep.by])
+      group = str(getattr(recipe, sweep.by))
       groups.setdefault(group, []).append(f"evaluate_world{world}_{name}")
-      sizes[group] = recipe["size"]
+      sizes[group] = recipe.size
     for group, names in groups.items():
       stages = f"--stages={','.join(names)}"
-      members.append(Member(f"{group}{suffix}", sizes[group], (*here, stages)))
+      members.append(
+        Member(f"{group}{suffix}", sizes[group], (*world_arguments, stages))
+      )
   return shared, members, [Member("figures", golden, tuple(arguments))]
 
 
@@ -297,7 +289,7 @@ def _here(
   phases: Sequence[Sequence[Member]], options: argparse.Namespace, config: ConfigDict
 ) -> int:
   jobs = options.jobs or 1
-  free, workdir = shares(jobs), Path(options.workdir)
+  free, workdir = shares(jobs), directory_option(options.workdir, "--workdir")
   processes = [[Process(m, workdir, tag(config, m), free) for m in p] for p in phases]
   if options.dry_run:
     for process in (p for phase in processes for p in phase):

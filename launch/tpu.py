@@ -15,6 +15,7 @@ from pathlib import Path
 import shlex
 import sys
 
+from alignment.runtime import output
 from alignment.types import UserError
 from launch import gcloud, watch
 from launch.gcloud import Cloud, Job
@@ -188,6 +189,7 @@ def _ended(cloud: Cloud, job: Job, launch: str) -> bool:
 
 def cli(main: Callable[[list[str]], int]) -> None:
   """Ends this program with what `main` returns, or with one line that says why not."""
+  output.any_text()
   try:
     sys.exit(main(sys.argv[1:]))
   except (UserError, gcloud.GcloudError) as error:

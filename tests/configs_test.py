@@ -1,4 +1,4 @@
-"""Every config: instantiated, built into a graph, and run for a step at tiny size."""
+"""Every config: instantiated, study into a graph, and run for a step at tiny size."""
 
 import json
 from pathlib import Path
@@ -9,24 +9,23 @@ import pytest
 from alignment.analysis import figures
 from alignment.data import datasets
 from alignment.runtime.metrics import read_jsonl
-from alignment.study import artefacts, graph, recipes, schema
+from alignment.study import artefacts, recipes, schema
 from alignment.types import UserError
-from configs import chat_arena, harmlessness, helpfulness, hh_small, quickstart, tldr
-from configs import study as study_config
+from tests import studies
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 ROLES = ("sft", "golden_pm", "proxy_pm", "policy", "golden_policy")
+CONFIGS = Path(__file__).parents[1] / "configs"
 PAPER = {
-  "tldr": tldr,
-  "helpfulness": helpfulness,
-  "harmlessness": harmlessness,
-  "chat_arena": chat_arena,
+  name: studies.document(name)
+  for name in ("tldr", "helpfulness", "harmlessness", "chat_arena")
 }
 TASKS = ("toy", *PAPER)
 MODULES = PAPER | {
-  "hh_small": hh_small, "quickstart": quickstart, "study": study_config
-}  # fmt: skip
+  name: studies.document(name) for name in ("hh_small", "quickstart", "study")
+}
+tldr, study_config = MODULES["tldr"], MODULES["study"]
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +72,7 @@ def tiny(config: ConfigDict, pairs: Path) -> ConfigDict:
 
 
 def test_every_config_is_tested():
-  found = {path.stem for path in (Path(__file__).parents[1] / "configs").glob("*.py")}
-  assert found == MODULES.keys() | {"__init__"}
+  assert {path.stem for path in CONFIGS.glob("*.py")} == MODULES.keys()
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -87,7 +85,7 @@ def test_opens_with_command_hardware_and_duration(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_has_no_keys_of_its_own(name):
-  """Every key is declared in base.py; what runs there are is a study's own."""
+  """Every key is declared in schema.py; what runs there are is a study's own."""
 
   def keys(config):
     flat = ConfigDict({**config.to_dict(), "runs": {}, "data": {}, "datasets": {}})
@@ -112,10 +110,10 @@ def _paths(config: ConfigDict, prefix: str = "") -> set[str]:
 @pytest.mark.parametrize("name", MODULES)
 def test_builds(name, pairs):
   config = tiny(MODULES[name].get_config(), pairs)
-  built = graph.build(config, 0)
+  study = studies.graph(config)
   expected = len(recipes.runs(config))
-  assert len(built.policies) == expected > 1
-  methods = {a.config["role"]["method"] for a in built.policies.values()}
+  assert len(study.policies()) == expected > 1
+  methods = {a.recipe.method for a in study.policies().values()}
   assert methods == {"online", "offline"}
 
 
@@ -134,9 +132,9 @@ def test_the_papers_numbers(name):
   assert (c.policy.loss, c.policy.beta, c.policy.temperature) == ("ipo", 0.1, 1.0)
   runs = recipes.runs(c)
   sweep = {
-    (r["learning_rate"], r["beta"], r["steps"])
+    (r.learning_rate, r.beta, r.steps)
     for _, r in runs.values()
-    if r["method"] == "offline"
+    if r.method == "offline"
   }
   assert sweep == {
     (rate, beta, steps)
@@ -158,8 +156,8 @@ def test_figures_share_what_they_have_in_common():
   """Figure 12 needs no recorded stream, figure 5 that of the same online run."""
   keys = []
   for figure in ("figure_05", "figure_12"):
-    built = graph.build(study_config.get_config(figure), 0)
-    found = {a.name: a.key for a in artefacts.closure(built.stages().values())}
+    study = studies.graph(study_config.get_config(figure))
+    found = {a.name: a.key for a in artefacts.closure(study.artefacts().values())}
     keys.append(found["data_final_vs_final"])
   assert keys[0] == keys[1]
 
@@ -172,11 +170,11 @@ def test_every_figure_is_a_config_at_both_scales(figure, task, pairs):
   assert set(recipes.runs(config)) <= set(
     recipes.runs(study_config.get_config(f"all,{task}"))
   )
-  built = graph.build(config, 0)
-  assert (built.classification is not None) == (figure == "figure_06")
-  labels = {label for label, _ in recipes.runs(config).values()}
+  study = studies.graph(config)
+  assert (study.classification() is not None) == (figure == "figure_06")
+  series = {name for name, _ in recipes.runs(config).values()}
   needed = set(study_config.FIGURES[figure]) & {"online", "offline", "shuffled"}
-  assert needed <= labels
+  assert needed <= series
 
 
 def test_the_papers_figures_are_all_there():
@@ -264,9 +262,9 @@ def test_tasks_share_the_sft_of_all_four(pairs):
   """The paper's one SFT: the same artefact in the same working directory."""
   keys = set()
   for module in PAPER.values():
-    built = graph.build(tiny(module.get_config(), pairs), 0)
-    keys.add(built.models["sft_nano"].key)
-    assert len(built.models["sft_nano"].inputs) == 4
+    study = studies.graph(tiny(module.get_config(), pairs))
+    keys.add(study.models()["sft_nano"].key)
+    assert len(study.models()["sft_nano"].inputs) == 4
   assert len(keys) == 1
 
 
@@ -274,26 +272,13 @@ def test_a_step_of_every_stage_at_the_papers_numerics(pairs, tmp_path):
   """bfloat16, scanned and rematerialised layers, Adafactor, pooled SFT."""
   c = tiny(tldr.get_config(), pairs)
   c.runs = {"online": {"method": ("online",)}, "offline": {"method": ("offline",)}}
-  built = graph.build(c, 0)
+  study = studies.graph(c)
   evaluated = "evaluate_world0_online_ipo"
-  artefacts.run([built.stages()[evaluated], *built.policies.values()], tmp_path)
-  for name in ("sft_nano", "golden_pm", "proxy_pm", "golden_policy", *built.policies):
-    directory = built.stages()[name].directory(tmp_path)
+  artefacts.run([study.artefacts()[evaluated], *study.policies().values()], tmp_path)
+  for name in ("sft_nano", "golden_pm", "proxy_pm", "golden_policy", *study.policies()):
+    directory = study.artefacts()[name].directory(tmp_path)
     assert [row["step"] for row in read_jsonl(directory / "metrics.jsonl")] == [1]
   (row,) = read_jsonl(
-    built.stages()[evaluated].directory(tmp_path) / "evaluations.jsonl"
+    study.artefacts()[evaluated].directory(tmp_path) / "evaluations.jsonl"
   )
   assert row["step"] == 1 and abs(row["kl"]) < 0.1
-
-
-def test_keys_that_are_of_others_may_be_added():
-  c = schema.get_config()
-  c.runs.mine = {"beta": (0.5,)}
-  c.datasets.ours = ("sft", "sft")
-  c.data.language.num_words = 24
-  c.sft.by_size.nano = {"steps": 10}
-  for role in (c.policy, c.golden_policy):
-    role.loss_options.label_smoothing = 0.1
-    role.stream.beta = 0.3
-  with pytest.raises(AttributeError, match="lerning_rate"):
-    c.policy.lerning_rate = 0.1

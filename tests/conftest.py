@@ -20,12 +20,17 @@ quickly.collect_rarely()
 
 # Files that take half a minute or more, first: or one of two workers would end late.
 LONG = (
-  "graph_test", "soak_test", "hosts_test", "configs_test", "sharding_test",
+  "made_test", "soak_test", "hosts_test", "configs_test", "sharding_test",
   "loop_test", "t5_test", "startup_test",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """A file's tests go to one worker; all files that look at the nano study to one."""
+  nano = {item.path for item in items if "nano" in getattr(item, "fixturenames", ())}
+  for item in items:
+    group = "nano" if item.path in nano else str(item.path)
+    item.add_marker(pytest.mark.xdist_group(group))
   items.sort(key=lambda item: item.path.stem not in LONG)
 
 
@@ -46,10 +51,9 @@ def compile_quickly():
 def cli(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
   """`cli(*arguments)` runs the command line in here: (status, stdout, stderr)."""
   from alignment import main
-  from alignment.runtime import allocator, hosts
+  from alignment.runtime import hosts, output
 
-  monkeypatch.setattr(allocator, "keep_memory", lambda *_: None)
-  monkeypatch.setattr(main, "silence_failed_saves", lambda: None)  # for good
+  monkeypatch.setattr(output, "prepare", lambda: None)  # for good
   monkeypatch.setattr(hosts, "start", lambda *_: None)  # leaves signals alone
 
   def run(*arguments: str) -> tuple[int, str, str]:

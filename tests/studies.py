@@ -1,8 +1,21 @@
 """The smallest studies that have every stage: seconds, for tests."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
 from ml_collections import ConfigDict
 
-from configs import quickstart, study
+from alignment.study import checks, commands, publish, schema
+from alignment.study.graph import Study
+
+
+def document(name: str) -> ModuleType:
+  """One of the documents in configs/."""
+  return schema.load(f"../configs/{name}.py", beside=__file__)
+
+
+quickstart, study = document("quickstart"), document("study")
 
 
 def nano(**overrides) -> ConfigDict:
@@ -88,3 +101,22 @@ def get_config(which: str = "") -> ConfigDict:
   elif which == "short":
     c.runs = {"online": ({},), "replay": replay}
   return c
+
+
+def graph(config: ConfigDict, workdir: Path = Path("/nowhere")) -> Study:
+  """The graph of the first world, if nothing in it is refused."""
+  return checks.studies(config, workdir)[0]
+
+
+def run(config: ConfigDict, workdir: Path, stages: Sequence[str] = ()) -> None:
+  """As the command line: makes some stages, by default all."""
+  commands.run(checks.studies(config, workdir), workdir, stages)
+
+
+def finish(config: ConfigDict, workdir: Path) -> None:
+  """As the command line, when all is made."""
+  publish.finish(config, checks.studies(config, workdir), workdir)
+
+
+def dry_run(config: ConfigDict, workdir: Path, stages: Sequence[str] = ()) -> None:
+  commands.dry_run(checks.studies(config, workdir), workdir, stages)

@@ -23,7 +23,7 @@ MEASURED = {  # at every checkpoint, unless told otherwise
   "entropy": 5.0,
   "decode_vs_score_max_abs_diff": 1e-6,
 }
-OF_METHOD: dict[str, dict[str, Any]] = {
+OF_SERIES: dict[str, dict[str, Any]] = {
   "online": {"refresh_every": 1, "on_policy_fraction": 1.0},
   "offline": {"dataset": "golden", "on_policy_fraction": 0.0},
   "shuffled": {"dataset": "stream", "replay_window": -1, "on_policy_fraction": 0.0},
@@ -40,9 +40,15 @@ OF_METHOD: dict[str, dict[str, Any]] = {
 }
 
 
+def method_of(series: str) -> str | None:
+  if series in ("sft", "best_of_n"):
+    return None
+  return "offline" if "dataset" in OF_SERIES[series] else "online"
+
+
 def make_run(
   name: str,
-  method: str,
+  series: str,
   wins: Sequence | np.ndarray,
   kls: Sequence[float],
   *,
@@ -60,7 +66,9 @@ def make_run(
     wins_ExP["truth"] = np.asarray(truth, float)
   steps = [100 * i for i in range(len(kls))] if steps is None else steps
   of_run = {
-    "method": method,
+    "series": series,
+    "method": method_of(series),
+    "default": default,
     "task": "tldr",
     "loss": "ipo",
     "beta": 0.1,
@@ -72,7 +80,7 @@ def make_run(
     "replay_window": None,
     "refresh_every": None,
     "on_policy_fraction": None,
-    **OF_METHOD.get(method, {}),
+    **OF_SERIES[series],
     **fields,
   }
   of_run.setdefault("parameters", PARAMETERS[of_run["size"]])
@@ -96,7 +104,6 @@ def make_run(
     wins=wins_ExP,
     records=records,
     metrics=list(metrics),
-    default=default,
   )
 
 
@@ -109,6 +116,16 @@ def drawn(rates: Sequence[float], seed: int, prompts: int = 40) -> np.ndarray:
   """Outcomes [E, P], each won with its checkpoint's probability."""
   random_ExP = np.random.default_rng(seed).random((len(rates), prompts))
   return (random_ExP < np.array(rates)[:, None]).astype(float)
+
+
+def chosen(runs: Sequence[Run], series: str, **fields: Any) -> list[Run]:
+  """Those of one series with these fields; of the main loss and size by default."""
+  fields = {"loss": "ipo", "size": "micro"} | fields
+  return [
+    run
+    for run in runs
+    if run.series == series and all(getattr(run, k) == v for k, v in fields.items())
+  ]
 
 
 def write(workdir: Path, run: Run) -> Path:
@@ -126,7 +143,7 @@ def write(workdir: Path, run: Run) -> Path:
 
 # --- A study that has runs for every figure and claim ---------------------------------
 
-EFFECT = {  # of the method on win rate, as the paper reports it
+EFFECT = {  # of the series on win rate, as the paper reports it
   "offline": -0.15,
   "shuffled": -0.12,
   "final_vs_final": -0.35,
@@ -150,26 +167,26 @@ def study(
   rng = np.random.default_rng(0)
   runs = []
 
-  def add(entry: str, method: str, offset: float = 0.0, **fields: Any) -> None:
+  def add(entry: str, series: str, offset: float = 0.0, **fields: Any) -> None:
     step_axis = np.arange(1, len(KLS) + 1)
     kl_E = np.array(KLS) * rng.uniform(0.9, 1.1)
     log_kl_E = np.log(kl_E)
-    rate_E = 0.5 + EFFECT.get(method, 0.0) + offset - 0.05 * (log_kl_E - 1) ** 2
+    rate_E = 0.5 + EFFECT.get(series, 0.0) + offset - 0.05 * (log_kl_E - 1) ** 2
     rate_E = np.clip(rate_E + rng.normal(0, 0.01), 0.02, 0.98)
-    trained = method in ("online", "replay", "golden_policy")
+    trained = series in ("online", "replay", "golden_policy")
     climbing_E = 0.5 + (0.01 if trained else 0.025) * step_axis
     settled_E = -step_axis * (1.0 if trained else 2.0)
     runs.append(
       make_run(
         f"world{world}_{task}_{entry}",
-        method,
+        series,
         drawn(rate_E, int(rng.integers(1 << 30)), prompts),
         kl_E,
         truth=drawn(rate_E, int(rng.integers(1 << 30)), prompts) if truth else None,
         world=world,
         steps=(100 * step_axis).tolist(),
         task=task,
-        metrics=_metrics(world) if method in ("online", "replay") else (),
+        metrics=_metrics(world) if series in ("online", "replay") else (),
         measured={
           "classification_accuracy": climbing_E.tolist(),
           "chosen_log_ratio": settled_E.tolist(),
@@ -181,16 +198,16 @@ def study(
 
   for world in range(worlds):
     for task in tasks:
-      for method in ("online", "offline", "shuffled"):
+      for series in ("online", "offline", "shuffled"):
         for beta in (0.05, 0.1):
-          add(f"{method}_beta{beta}", method, beta=beta, default=beta == 0.1)
+          add(f"{series}_beta{beta}", series, beta=beta, default=beta == 0.1)
         for loss in ("dpo", "slic", "best_of_2"):
-          offset = 0.12 if (method, loss) == ("shuffled", "best_of_2") else 0.0
-          add(f"{method}_{loss}", method, offset, loss=loss)
-        # The larger, the better, and the less does the method matter.
-        add(f"{method}_large", method, 0.05 - EFFECT.get(method, 0) / 2, size="milli")
-      for method in ("final_vs_final", "sft_vs_early", "early_vs_final"):
-        add(method, method)
+          offset = 0.12 if (series, loss) == ("shuffled", "best_of_2") else 0.0
+          add(f"{series}_{loss}", series, offset, loss=loss)
+        # The larger, the better, and the less does the series matter.
+        add(f"{series}_large", series, 0.05 - EFFECT.get(series, 0) / 2, size="milli")
+      for series in ("final_vs_final", "sft_vs_early", "early_vs_final"):
+        add(series, series)
       for window, offset in ((0, 0.0), (4, 0.0), (64, -0.05)):
         add(f"replay_{window}", "replay", offset, replay_window=window)
       for every in (4, 16, 0):
@@ -208,9 +225,9 @@ def add_levels(
   ns = np.array([1, 2, 4, 16, 64])
   rates = {"sft": [0.2], "best_of_n": 0.2 + 0.06 * np.log(ns)}
   kls = {"sft": [0.0], "best_of_n": np.log(ns) - (ns - 1) / ns}
-  for method, rate_E in rates.items():
+  for series, rate_E in rates.items():
     wins = [drawn(rate_E, 10 * world + judge, prompts) for judge in (1, 2)]
-    d_E = np.sqrt(kls[method])
+    d_E = np.sqrt(kls[series])
     unknown = dict.fromkeys(
       ("kl_stderr", "classification_accuracy", "self_classification_accuracy",
        "chosen_log_ratio", "rejected_log_ratio", "decode_vs_score_max_abs_diff"),
@@ -218,14 +235,14 @@ def add_levels(
     )  # fmt: skip
     runs.append(
       make_run(
-        f"world{world}_{task}_{method}",
-        method,
+        f"world{world}_{task}_{series}",
+        series,
         wins[0],
-        kls[method],
+        kls[series],
         truth=wins[1] if truth else None,
         world=world,
         task=task,
-        steps=ns.tolist() if method == "best_of_n" else [2000],
+        steps=ns.tolist() if series == "best_of_n" else [2000],
         measured={"golden_score": (d_E * (1.5 - 0.3 * d_E)).tolist(), **unknown},
       )
     )

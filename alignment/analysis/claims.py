@@ -13,10 +13,11 @@ import math
 from typing import Any
 
 from alignment.analysis.envelopes import RESAMPLES
-from alignment.analysis.hypotheses import HYPOTHESES, Hypothesis
+from alignment.analysis.hypotheses import Hypothesis, Number
 from alignment.analysis.intervals import Estimate, over_worlds, undefined
 from alignment.analysis.runs import Classification, Run
 from alignment.analysis.selection import Pool, larger_size, main_loss, sizes, trained
+from alignment.analysis.statements import HYPOTHESES
 
 WORLDS_NEEDED = 6  # fewer independent worlds decide nothing
 NO_JUDGE = "-"  # of numbers that need none
@@ -31,9 +32,9 @@ class Claim:
   statement: str
   task: str
   loss: str  # "" where none is involved
-  methods: tuple[str, ...]  # what was compared; of two, the first minus the second
+  groups: tuple[str, ...]  # what was compared; of two, the first minus the second
   region: str  # of the number, where the statement holds
-  num_runs: dict[int, tuple[int, ...]]  # world -> runs of each of `methods`
+  num_runs: dict[int, tuple[int, ...]]  # world -> runs of each of `groups`
   estimates: dict[str, Estimate]  # judge -> with equal numbers of runs
   of_all_runs: dict[str, Estimate]  # judge -> with all runs of both; {} if as many
   per_world: dict[int, dict[str, Estimate]]  # world -> judge -> with equal numbers
@@ -44,9 +45,7 @@ class Claim:
   @property
   def compared(self) -> str:
     """For tables: "online minus offline"."""
-    return " minus ".join(self.methods[:2]) + "".join(
-      f", {method}" for method in self.methods[2:]
-    )
+    return ", ".join([" minus ".join(self.groups[:2]), *self.groups[2:]])
 
   @property
   def runs_compared(self) -> str:
@@ -69,6 +68,20 @@ def claims(
   A statement that no world has the runs for is left out; worlds that lack some of them
   are named in the reason. `classification` is what figure 6 is drawn from.
   """
+  main = main_loss(runs)
+  measured = [
+    _claim(hypothesis, task, loss, pool, resamples)
+    for hypothesis in hypotheses
+    for (task, loss), pool in _pools(runs, classification).items()
+    if hypothesis.is_about(task, loss, main)
+  ]
+  return [claim for claim in measured if claim]
+
+
+def _pools(
+  runs: Sequence[Run], classification: Sequence[Classification]
+) -> dict[tuple[str, str], Pool]:
+  """(task, loss) -> what there is of them; the loss of classifications is ""."""
   pools: dict[tuple[str, str], Pool] = {}
   size, larger = next(iter(sizes(runs)), ""), larger_size(runs)
   for task in dict.fromkeys([run.task for run in runs]):
@@ -80,86 +93,90 @@ def claims(
   for task in dict.fromkeys(row.task for row in classification):
     rows = [row for row in classification if row.task == task]
     pools[task, ""] = Pool((), rows, size, larger)
-  found = [
-    _claim(hypothesis, task, loss, pool, resamples)
-    for hypothesis in hypotheses
-    for (task, loss), pool in pools.items()
-    if _is_about(hypothesis, task, loss, main_loss(runs))
-  ]
-  return [claim for claim in found if claim]
-
-
-def _is_about(hypothesis: Hypothesis, task: str, loss: str, main: str) -> bool:
-  if hypothesis.only_tasks and task not in hypothesis.only_tasks:
-    return False
-  wanted = {
-    "main": loss in ("", main),
-    "contrastive": loss not in ("", "best_of_2"),
-    "best_of_2": loss == "best_of_2",
-  }
-  return wanted[hypothesis.losses] and task not in hypothesis.not_tasks
+  return pools
 
 
 def _claim(
   hypothesis: Hypothesis, task: str, loss: str, pool: Pool, resamples: int
 ) -> Claim | None:
+  """None where there is no judge, or no world that has runs of all groups."""
   worlds = {run.world for run in pool.runs} | {c.world for c in pool.classification}
-  judges = (
-    [NO_JUDGE]
-    if not hypothesis.judged
-    else list(pool.runs[0].wins if pool.runs else [])
-  )
-  num_runs: dict[int, tuple[int, ...]] = {}
-  per_world: dict[int, dict[str, Estimate]] = {}
-  all_runs: dict[int, dict[str, Estimate]] = {}
-  unequal = False
-  for world in sorted(worlds):
-    in_world = pool.of_world(world)
-    every = [which.of(in_world) for which in hypothesis.of]
-    groups = hypothesis.match(every) if hypothesis.match else every
-    num_runs[world] = tuple(map(_num_runs, groups))
-    lacking = [w for w, group in zip(hypothesis.of, every, strict=True) if not group]
-    if lacking:
-      reason = f"no {' and no '.join(map(str, lacking))} run"
-      per_world[world] = all_runs[world] = dict.fromkeys(judges, undefined(reason))
-      continue
-    per_world[world] = {j: _measure(hypothesis, groups, j, resamples) for j in judges}
-    all_runs[world] = per_world[world]
-    if hypothesis.selects and len({*num_runs[world], *map(len, every)}) > 1:
-      unequal = True
-      all_runs[world] = {
-        j: _measure(hypothesis, every, j, resamples, equal_numbers=False)
-        for j in judges
-      }
-  if not judges or all(0 in counts for counts in num_runs.values()):
+  judges = [NO_JUDGE]
+  if hypothesis.number.judged:
+    judges = list(pool.runs[0].wins) if pool.runs else []
+  measured = {
+    world: _measured(hypothesis, pool.of_world(world), judges, resamples)
+    for world in sorted(worlds)
+  }
+  if not judges or all(0 in world.num_runs for world in measured.values()):
     return None
-
-  def combined(worlds: Mapping[int, Mapping[str, Estimate]]) -> dict[str, Estimate]:
-    return {j: over_worlds({w: e[j] for w, e in worlds.items()}) for j in judges}
-
-  estimates = combined(per_world)
+  per_world = {world: m.estimates for world, m in measured.items()}
+  all_runs = {world: m.of_all_runs or m.estimates for world, m in measured.items()}
+  unequal = any(world.of_all_runs for world in measured.values())
+  estimates = _over_worlds(per_world)
   verdict, reason = _verdict(hypothesis, estimates, per_world)
-  if unequal and not hypothesis.match and verdict != "undecided":
-    of_all, _ = _verdict(hypothesis, combined(all_runs), all_runs)
+  if unequal and hypothesis.compares_sweeps and verdict != "undecided":
+    of_all, _ = _verdict(hypothesis, _over_worlds(all_runs), all_runs)
     if of_all != verdict:
       reason = f"{verdict} with equal numbers of runs, {of_all} with all"
       verdict = "undecided"
   return Claim(
     figure=hypothesis.figure,
-    name=hypothesis.name,
+    name=hypothesis.number.name,
     statement=hypothesis.statement,
     task=task,
     loss=loss,
-    methods=tuple(map(str, hypothesis.of)),
+    groups=tuple(map(str, hypothesis.groups)),
     region=hypothesis.region,
-    num_runs=num_runs,
+    num_runs={world: m.num_runs for world, m in measured.items()},
     estimates=estimates,
-    of_all_runs=combined(all_runs) if unequal else {},
+    of_all_runs=_over_worlds(all_runs) if unequal else {},
     per_world=per_world,
     verdict=verdict,
     reason=reason,
     reading=_reading(hypothesis, per_world) if verdict == "undecided" else "",
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+  """A hypothesis' number in one world."""
+
+  num_runs: tuple[int, ...]  # of each group, those that are compared
+  estimates: dict[str, Estimate]  # judge -> with equal numbers of runs
+  of_all_runs: dict[str, Estimate]  # judge -> with all runs; {} if that is the same
+
+
+def _measured(
+  hypothesis: Hypothesis, in_world: Pool, judges: Sequence[str], resamples: int
+) -> _Measured:
+  every = [group.members(in_world) for group in hypothesis.groups]
+  matching = hypothesis.match(every)
+  num_runs = tuple(map(_num_runs, matching))
+  lacking = [g for g, runs in zip(hypothesis.groups, every, strict=True) if not runs]
+  if lacking:
+    reason = f"no {' and no '.join(map(str, lacking))} run"
+    return _Measured(num_runs, dict.fromkeys(judges, undefined(reason)), {})
+  number = hypothesis.number
+  estimates = {j: _measure(number, matching, j, resamples) for j in judges}
+  of_all_runs = {}
+  if number.selects and len({*num_runs, *map(len, every)}) > 1:
+    of_all_runs = {
+      judge: _measure(number, every, judge, resamples, equal_numbers=False)
+      for judge in judges
+    }
+  return _Measured(num_runs, estimates, of_all_runs)
+
+
+def _over_worlds(
+  per_world: Mapping[int, Mapping[str, Estimate]],
+) -> dict[str, Estimate]:
+  """judge -> estimate over worlds, of world -> judge -> estimate."""
+  judges = next(iter(per_world.values()))
+  return {
+    judge: over_worlds({world: e[judge] for world, e in per_world.items()})
+    for judge in judges
+  }
 
 
 def _num_runs(group: Sequence[Any]) -> int:
@@ -168,15 +185,15 @@ def _num_runs(group: Sequence[Any]) -> int:
 
 
 def _measure(
-  hypothesis: Hypothesis,
+  number: Number,
   groups: Sequence[Sequence[Any]],
   judge: str,
   resamples: int,
   **options: bool,
 ) -> Estimate:
-  if not hypothesis.judged:
-    return hypothesis.measure(*groups)
-  return hypothesis.measure(*groups, judge, resamples=resamples, **options)
+  if not number.judged:
+    return number.measure(*groups)
+  return number.measure(*groups, judge, resamples=resamples, **options)
 
 
 def _side(hypothesis: Hypothesis, estimate: Estimate) -> int:
@@ -274,39 +291,53 @@ def _cells(world: int | str, judge: str, estimate: Estimate) -> dict[str, Any]:
   return {"world": world, "judge": judge, **numbers, "over": estimate.over}
 
 
+_HEADER = (
+  "figure",
+  "task",
+  "loss",
+  "number",
+  "judge",
+  "measured [95 %]",
+  "over",
+  "runs",
+)
+
+
 def format_claims(claims: Sequence[Claim]) -> str:
   """The claims as an aligned text table for a terminal, two or more lines each."""
-  header = (
-    "figure",
-    "task",
-    "loss",
-    "number",
-    "judge",
-    "measured [95 %]",
-    "over",
-    "runs",
-  )
-  rows = [header]
-  notes: dict[int, list[str]] = {}  # row -> lines below it
-  for claim in claims:
-    first = (claim.figure, claim.task, claim.loss, claim.name)
-    for judge, estimate in claim.estimates.items():
-      rows.append((*first, judge, str(estimate), estimate.over, claim.runs_compared))
-      first = ("", "", "", "")
-    for judge, estimate in claim.of_all_runs.items():
-      rows.append(("", "", "", "  all runs", judge, str(estimate), estimate.over, ""))
-    because = f" ({claim.reason})" if claim.reason else ""
-    notes[len(rows)] = [
-      f'paper: "{claim.statement}": {claim.verdict}{because}',
-      f"number: {claim.compared}; holds if {claim.region}",
-    ]
-    if claim.reading:
-      notes[len(rows)].append(f"here: {claim.reading}")
-    notes[len(rows)].append("")
+  rows_of = [_text_rows(claim) for claim in claims]
+  rows = [_HEADER, *(row for claim_rows in rows_of for row in claim_rows)]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = []
-  for number, row in enumerate(rows, start=1):
+
+  def line(row: Sequence[str]) -> str:
     cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-    lines.append("  ".join(cells).rstrip())
-    lines += [f"  {note}".rstrip() for note in notes.get(number, [])]
+    return "  ".join(cells).rstrip()
+
+  lines = [line(_HEADER)]
+  for claim, claim_rows in zip(claims, rows_of, strict=True):
+    lines += map(line, claim_rows)
+    lines += [f"  {note}".rstrip() for note in _text_notes(claim)]
   return "\n".join(lines).rstrip() + "\n"
+
+
+def _text_rows(claim: Claim) -> list[tuple[str, ...]]:
+  rows: list[tuple[str, ...]] = []
+  first = (claim.figure, claim.task, claim.loss, claim.name)
+  for judge, estimate in claim.estimates.items():
+    rows.append((*first, judge, str(estimate), estimate.over, claim.runs_compared))
+    first = ("", "", "", "")
+  for judge, estimate in claim.of_all_runs.items():
+    rows.append(("", "", "", "  all runs", judge, str(estimate), estimate.over, ""))
+  return rows
+
+
+def _text_notes(claim: Claim) -> list[str]:
+  """Lines below a claim's rows; the last is empty."""
+  because = f" ({claim.reason})" if claim.reason else ""
+  notes = [
+    f'paper: "{claim.statement}": {claim.verdict}{because}',
+    f"number: {claim.compared}; holds if {claim.region}",
+  ]
+  if claim.reading:
+    notes.append(f"here: {claim.reading}")
+  return [*notes, ""]

@@ -1,4 +1,4 @@
-"""What the evaluations say: envelopes, gaps with intervals.
+"""The best win rate of runs, within each KL budget and overall, without bias.
 
 Two things would bias a comparison of maxima, and each has its remedy here.
 
@@ -7,12 +7,12 @@ so the more there are. So checkpoints are selected on one half of the prompts an
 reported on the other, both ways, averaged over several splits (cross-fitting): what is
 reported of a selected checkpoint is unbiased however many it was selected from.
 
-*Number of configurations tried*: a method with more runs has more chances of a good
-one. With different numbers of runs, both methods are given the smaller number: the
+*Number of configurations tried*: a series with more runs has more chances of a good
+one. With different numbers of runs, both series are given the smaller number: the
 expectation over all subsets of that many runs, computed exactly from ranks.
 
 Shape letters: E checkpoints of a run, P prompts, R resamples (row 0 is the data
-itself), K runs of a method, G KL budgets, 2 the halves of the prompts.
+itself), K runs of a series, G KL budgets, 2 the halves of the prompts.
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,7 @@ import math
 
 import numpy as np
 
-from alignment.analysis.intervals import (
-  Estimate,
-  by_world,
-  interval,
-  over_prompts,
-  undefined,
-)
+from alignment.analysis.intervals import by_world, interval
 from alignment.analysis.runs import Run
 
 KL_FLOOR = 0.01  # nats; at less, a policy is SFT still, and log KL is mostly noise
@@ -53,7 +47,7 @@ def _prompt_weights_RxP(num_prompts: int, resamples: int) -> np.ndarray:
   """Prompt weights: row 0 the data, rows 1.. resamples; not normalised.
 
   Rubin's Bayesian bootstrap: exponential weights. A fixed seed: all runs, judges and
-  methods see the same draws, so that differences are paired.
+  series see the same draws, so that differences are paired.
   """
   weights_RxP = np.random.default_rng(0).exponential(size=(1 + resamples, num_prompts))
   weights_RxP[0] = 1
@@ -135,7 +129,7 @@ def _peak_of_split_R(
   return best_2xR.mean(axis=0)
 
 
-def _envelope_RxG(
+def envelope_RxG(
   runs: Sequence[Run], judge: str, budgets_G: np.ndarray, size: int, resamples: int
 ) -> np.ndarray:
   """Cross-fitted best win rate within each KL budget, per resample."""
@@ -178,7 +172,7 @@ def _envelope_of_split_RxG(
   return best_2xRxG.mean(axis=0)
 
 
-def _kls(runs: Sequence[Run]) -> np.ndarray:
+def kls_above_floor(runs: Sequence[Run]) -> np.ndarray:
   """The KLs that count, all runs together, increasing and distinct."""
   kls = np.concatenate([run.kl_E for run in runs]) if runs else np.array([])
   return np.unique(kls[kls >= KL_FLOOR])
@@ -187,7 +181,7 @@ def _kls(runs: Sequence[Run]) -> np.ndarray:
 def envelope(
   runs: Sequence[Run], judge: str, resamples: int = RESAMPLES
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """Cross-fitted upper envelope of one method, over all its runs, with a 95 % band.
+  """Cross-fitted upper envelope of one series, over all its runs, with a 95 % band.
 
   With several worlds, the mean of the worlds' envelopes from the KL that all of them
   reach. It need not rise everywhere: checkpoints are selected on the other half of
@@ -197,88 +191,13 @@ def envelope(
     (kl_G, win_rate_G, low_G, high_G); the band is over prompts, within the worlds. All
     empty where no checkpoint is above the floor.
   """
-  worlds = [runs for runs in by_world(runs).values() if len(_kls(runs))]
+  worlds = [runs for runs in by_world(runs).values() if len(kls_above_floor(runs))]
   if not worlds:
     return (np.array([]),) * 4
-  budgets_G = _kls([run for runs in worlds for run in runs])
-  budgets_G = budgets_G[budgets_G >= max(_kls(runs)[0] for runs in worlds)]
+  budgets_G = kls_above_floor([run for runs in worlds for run in runs])
+  budgets_G = budgets_G[budgets_G >= max(kls_above_floor(runs)[0] for runs in worlds)]
   mean_RxG = np.mean(
-    [_envelope_RxG(runs, judge, budgets_G, len(runs), resamples) for runs in worlds],
+    [envelope_RxG(runs, judge, budgets_G, len(runs), resamples) for runs in worlds],
     axis=0,
   )
   return budgets_G, mean_RxG[0], *interval(mean_RxG)
-
-
-def peak_gap(
-  runs_a: Sequence[Run],
-  runs_b: Sequence[Run],
-  judge: str,
-  *,
-  equal_numbers: bool = True,
-  resamples: int = RESAMPLES,
-) -> Estimate:
-  """Peak win rate of method a minus that of b, in one world, all KLs allowed.
-
-  The peak is over the checkpoints of all runs, cross-fitted over prompts. If the
-  methods have different numbers of runs, the larger one's peak is the expectation over
-  all subsets of as many runs as the smaller has; `equal_numbers=False` takes all runs
-  of both, as figure 1 of the paper does with one online run and a sweep offline. Runs
-  may have different numbers of checkpoints: a longer run is not another configuration.
-
-  The interval is from a bootstrap over prompts, selection redone in each resample; it
-  says nothing about other training seeds or worlds.
-  """
-  size_a, size_b = _sizes(runs_a, runs_b, equal_numbers)
-  gap_R = peak_R(runs_a, judge, size_a, resamples)
-  gap_R = gap_R - peak_R(runs_b, judge, size_b, resamples)
-  return over_prompts(gap_R, runs_a)
-
-
-def gap_at_equal_kl(
-  runs_a: Sequence[Run],
-  runs_b: Sequence[Run],
-  judge: str,
-  *,
-  equal_numbers: bool = True,
-  resamples: int = RESAMPLES,
-  above: float = 0.0,
-) -> Estimate:
-  """Mean difference of the methods' upper envelopes (a - b) at equal KL, in one world.
-
-  The envelope at KL c is the best win rate of any checkpoint with KL at most c, cross-
-  fitted over prompts and with equal numbers of runs as in `peak_gap`; subsets without a
-  checkpoint within c are left out of the expectation at c. It is averaged over log KL
-  on the range that both methods reach: from the larger of their smallest KLs to the
-  smaller of their largest. Checkpoints below `KL_FLOOR` take no part. KLs are taken as
-  known: the interval, over prompts as in `peak_gap`, lacks their own (small) errors.
-
-  Envelopes are steps: between two checkpoints a method is taken as it was at the lower
-  one. With one or two runs the gap depends on where checkpoints lie, in all worlds
-  alike, so that no interval covers it.
-
-  `above` leaves out that fraction of the common range of log KL, from below: 0.5 is the
-  gap at high KL. NaN with a reason where the two ranges do not overlap.
-  """
-  kls_a, kls_b = _kls(runs_a), _kls(runs_b)
-  if not (len(kls_a) and len(kls_b)):
-    return undefined(f"no checkpoint above KL {KL_FLOOR:g}")
-  low, high = max(kls_a[0], kls_b[0]), min(kls_a[-1], kls_b[-1])
-  if low >= high:
-    ranges = (f"{kls[0]:.3g} to {kls[-1]:.3g}" for kls in (kls_a, kls_b))
-    return undefined(f"no common range of KL ({' and '.join(ranges)})")
-  low = low ** (1 - above) * high**above
-  budgets_G = np.union1d(np.union1d(kls_a, kls_b), low)
-  budgets_G = budgets_G[(budgets_G >= low) & (budgets_G <= high)]
-  widths = np.diff(np.log(budgets_G))
-  starts = budgets_G[:-1]  # a step holds from its budget to the next
-  size_a, size_b = _sizes(runs_a, runs_b, equal_numbers)
-  gap_RxG = _envelope_RxG(runs_a, judge, starts, size_a, resamples)
-  gap_RxG = gap_RxG - _envelope_RxG(runs_b, judge, starts, size_b, resamples)
-  return over_prompts(gap_RxG @ widths / widths.sum(), runs_a)
-
-
-def _sizes(
-  runs_a: Sequence[Run], runs_b: Sequence[Run], equal_numbers: bool
-) -> tuple[int, int]:
-  smaller = min(len(runs_a), len(runs_b))
-  return (smaller, smaller) if equal_numbers else (len(runs_a), len(runs_b))

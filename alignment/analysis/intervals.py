@@ -60,6 +60,13 @@ def over_prompts(values_R: np.ndarray, runs: Sequence[Run]) -> Estimate:
   )
 
 
+def of_one_world(value: float, over: str = "1 world") -> Estimate:
+  """A number without an interval of its own; undefined where it is NaN."""
+  if math.isnan(value):
+    return undefined("not measured")
+  return Estimate(value, math.nan, math.nan, over, 1)
+
+
 def undefined(reason: str) -> Estimate:
   """No estimate, and why."""
   return Estimate(math.nan, math.nan, math.nan, "", 0, reason)

@@ -14,21 +14,21 @@ from typing import Any
 
 from alignment.analysis.claims import NO_JUDGE, Claim
 from alignment.analysis.figures import png, training_curves
-from alignment.analysis.intervals import Estimate
+from alignment.analysis.intervals import NORMAL_QUANTILE, Estimate
+from alignment.analysis.published import Model, Published, Sample
 from alignment.runtime.files import write_atomically
 from alignment.types import UserError
 
-# Column of the models table -> key of a row.
-MODEL_COLUMNS = {
-  "role": "role",
-  "parameters": "parameters",
-  "started from": "init",
-  "step chosen": "steps",
-  "train accuracy": "train_accuracy",
-  "held-out accuracy, 95\N{NO-BREAK SPACE}%": "validation_accuracy",
-  "agrees with golden PM, 95\N{NO-BREAK SPACE}%": "golden_accuracy",
-  "agrees with truth, 95\N{NO-BREAK SPACE}%": "truth_accuracy",
-}
+MODEL_COLUMNS = (
+  "role",
+  "parameters",
+  "started from",
+  "step chosen",
+  "train accuracy",
+  "held-out accuracy, 95\N{NO-BREAK SPACE}%",
+  "agrees with golden PM, 95\N{NO-BREAK SPACE}%",
+  "agrees with truth, 95\N{NO-BREAK SPACE}%",
+)
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1c2026; --soft: #5b6470; --line: #dfe3e8;
@@ -86,45 +86,44 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 def write_report(
   path: Path,
+  study: Published,
   *,
-  title: str,
-  data_statistics: Sequence[str],
-  models: Sequence[Mapping[str, Any]],
   curves: Mapping[str, Sequence[Mapping[str, Any]]],
-  samples: Sequence[Mapping[str, Any]],
   figures: Sequence[tuple[Path, str]],
   claims: Sequence[Claim],
-  notes: Sequence[str],
 ) -> None:
   """Writes the report, atomically. An empty section is left out.
 
   Args:
     path: of the HTML file.
-    title: what was studied.
-    data_statistics: a line each.
-    models: a row per model, with the keys of `MODEL_COLUMNS`; those missing or None
-      show as a dash.
-    curves: role -> its logged metrics, a dict with `step` per row.
-    samples: {"prompt": str, "responses": {policy: str}} each, shown side by side.
+    study: whose data, models, samples and notes are shown.
+    curves: model -> its logged metrics, a dict with `step` per row.
     figures: (PNG, caption) each; the images are copied into the page.
     claims: from `alignment.analysis.claims.claims`.
-    notes: what a reader should know besides, a paragraph each.
 
   Raises:
     UserError: an image is missing.
   """
+  notes = filter(None, [*study.notes, study.samples_note])
   sections = {
     "Claims": _claims(claims),
     "Figures": "".join(_figure(_read(png_path), text) for png_path, text in figures),
-    "Samples": "".join(map(_sample, samples)),
-    "Models": _models(models),
+    "Samples": "".join(map(_sample, study.samples)),
+    "Models": _models(study.models),
     "Training curves": "".join(
-      f"<h3>{_text(role)}</h3>{_figure(png(training_curves(rows)), '', role)}"
-      for role, rows in curves.items()
+      f"<h3>{_text(model)}</h3>{_figure(png(training_curves(rows)), '', model)}"
+      for model, rows in curves.items()
     ),
-    "Data": _list(data_statistics),
+    "Data": _list(study.data),
     "Notes": "".join(f"<p>{_text(note)}</p>" for note in notes),
   }
+  first, last = study.worlds[0], study.worlds[-1]
+  worlds = f"world {first}" if first == last else f"worlds {first} to {last}"
+  title = f"Online and offline alignment: {study.task}, {worlds}"
+  write_atomically(path, _page(title, sections).encode("utf-8", "backslashreplace"))
+
+
+def _page(title: str, sections: Mapping[str, str]) -> str:
   sections = {name: body for name, body in sections.items() if body}
   anchors = {name: name.lower().replace(" ", "-") for name in sections}
   links = "".join(f'<a href="#{anchors[name]}">{name}</a>' for name in sections)
@@ -132,14 +131,13 @@ def write_report(
     f'<section id="{anchors[name]}"><h2>{name}</h2>\n{body}</section>\n'
     for name, body in sections.items()
   )
-  page = (
+  return (
     '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
     f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
     f"<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
     f"<h1>{_text(title)}</h1>\n<nav>{links}</nav>\n{bodies}</body>\n</html>\n"
   )
-  write_atomically(path, page.encode("utf-8", "backslashreplace"))
 
 
 def _text(value: Any) -> str:
@@ -184,38 +182,52 @@ def _read(png_path: Path) -> bytes:
     raise UserError(f"{png_path}: {error.strerror}; draw the figure again") from error
 
 
-def _figure(image: bytes, caption: str, described: str = "") -> str:
+def _figure(image: bytes, caption: str, alternative: str = "") -> str:
   data = base64.b64encode(image).decode()
   below = f"<figcaption>{_text(caption)}</figcaption>" if caption else ""
   return (
-    f'<figure><img alt="{_text(caption or described)}" '
+    f'<figure><img alt="{_text(caption or alternative)}" '
     f'src="data:image/png;base64,{data}">{below}</figure>\n'
   )
 
 
-def _models(models: Sequence[Mapping[str, Any]]) -> str:
-  if not models:
-    return ""
-  rows = (
-    "".join(
-      _cell(
-        _number(model.get(key)), column, "" if key in ("role", "init") else "number"
-      )
-      for column, key in MODEL_COLUMNS.items()
-    )
-    for model in models
+def _models(models: Sequence[Model]) -> str:
+  return _table(MODEL_COLUMNS, map(_model, models)) if models else ""
+
+
+def _model(model: Model) -> str:
+  validation = _accuracy(model.validation_accuracy, model.validation_stderr)
+  values = (
+    _text(model.name),
+    _number(model.parameters),
+    _number(model.init),
+    _number(model.steps),
+    _number(model.train_accuracy),
+    validation,
+    validation if model.labelled_by_golden_pm else _number(None),
+    _accuracy(model.truth_accuracy, model.truth_stderr),
   )
-  return _table(MODEL_COLUMNS, rows)
+  return "".join(
+    _cell(content, column, "" if column in ("role", "started from") else "number")
+    for column, content in zip(MODEL_COLUMNS, values, strict=True)
+  )
 
 
-def _sample(sample: Mapping[str, Any]) -> str:
-  responses = sample["responses"]
+def _accuracy(value: float | None, stderr: float | None) -> str:
+  """With its 95 % margin, if there is one."""
+  if value is None or stderr is None or math.isnan(value):
+    return _number(value)
+  return f"{value:.3f} ± {NORMAL_QUANTILE * stderr:.3f}"
+
+
+def _sample(sample: Sample) -> str:
+  responses = sample.responses
   cells = "".join(
     _cell(_text(response), policy, "text") for policy, response in responses.items()
   )
   prompt = (
     f'<td class="text prompt" colspan="{max(1, len(responses))}" data-label="prompt">'
-    f"{_text(sample['prompt'])}</td>"
+    f"{_text(sample.prompt)}</td>"
   )
   return _table(responses, [prompt, cells], "samples")
 
@@ -236,14 +248,14 @@ def _claims(claims: Sequence[Claim]) -> str:
   """
   if not claims:
     return ""
-  found = dict.fromkeys(judge for claim in claims for judge in claim.estimates)
-  judges = [judge for judge in found if judge != NO_JUDGE] or [NO_JUDGE]
+  every = dict.fromkeys(judge for claim in claims for judge in claim.estimates)
+  judges = [judge for judge in every if judge != NO_JUDGE] or [NO_JUDGE]
   head = ("the paper's statement", "task, loss", *judges, "runs", "verdict")
   rows = []
   for figure in dict.fromkeys(claim.figure for claim in claims):
     title = figure if figure.startswith("App") else f"Figure {figure}"
     rows.append(f'<th scope="rowgroup" colspan="{len(head)}">{_text(title)}</th>')
-    rows += [_claim(claim, judges) for claim in claims if claim.figure == figure]
+    rows += [_claim_row(claim, judges) for claim in claims if claim.figure == figure]
   explanation = (
     "Numbers with 95 % intervals, which say what they are over; win rates are against "
     "the golden policy. A verdict needs six worlds and one answer from both judges: "
@@ -256,7 +268,7 @@ def _claims(claims: Sequence[Claim]) -> str:
   return f'{_table(head, rows, "claims")}<p class="soft">{_text(explanation)}</p>'
 
 
-def _claim(claim: Claim, judges: Sequence[str]) -> str:
+def _claim_row(claim: Claim, judges: Sequence[str]) -> str:
   number = f"{claim.name}: {claim.compared}; holds if {claim.region}"
   cells = [
     _cell(

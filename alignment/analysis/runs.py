@@ -3,10 +3,13 @@
 `WORKDIR/runs/<run>/evaluations.jsonl` has one JSON object per evaluated checkpoint:
 
   run, task, loss: strings
-  method: string, the entry of `config.runs` (online, offline, shuffled, replay,
-    semi_online, hybrid, best_of_n, a resampled data set's name), sft or golden_policy
+  series: string, what a figure draws as one line: the entry of `config.runs` (online,
+    offline, shuffled, replay, semi_online, hybrid, a resampled data set's name), sft,
+    best_of_n or golden_policy
+  method: online or offline, how the policy was trained; null for sft and best_of_n
+  default: boolean, whether the hyper-parameters are the configuration's own
   size, parameters: of the policy, its name and an integer
-  dataset: string, what an offline method learns from: golden, stream or the name of a
+  dataset: string, what offline learns from: golden, stream or the name of a
     resampled data set; null for all others
   world, seed, step: integers; the step of best_of_n is n
   beta, learning_rate: finite numbers; null where there are none
@@ -35,9 +38,8 @@ Shape letters: E checkpoints of a run, P prompts (the same ones, in the same ord
 all runs of a task in a world).
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -46,48 +48,37 @@ import zlib
 
 import numpy as np
 
-from alignment.runtime.metrics import read_jsonl
+from alignment.analysis.records import (
+  BOOLEAN,
+  FINITE,
+  INTEGER,
+  MEASURED,
+  STRING,
+  Kind,
+  check,
+  one_of,
+  or_null,
+  read_lines,
+  read_metrics,
+)
 from alignment.types import UserError
 
 JUDGES = {"golden PM": "golden_ExP", "truth": "truth_ExP"}  # judge -> its outcomes
 WIN_RATE_TOLERANCE = 1e-3  # between the two files of one evaluation
 
-
-def _integer(value: Any) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(value: Any) -> bool:
-  return _integer(value) or isinstance(value, float)
-
-
-def _finite(value: Any) -> bool:
-  return _number(value) and math.isfinite(value)
-
-
-# What a value must be, and how an error calls it.
-_Kind = tuple[str, Callable[[Any], bool]]
-_STRING: _Kind = ("a string", lambda value: isinstance(value, str))
-_INTEGER: _Kind = ("an integer", _integer)
-_FINITE: _Kind = ("a finite number", _finite)
-_MEASURED: _Kind = ("a number or null", lambda value: value is None or _number(value))
-
-
-def _or_null(kind: _Kind) -> _Kind:
-  return f"{kind[0]} or null", lambda value: value is None or kind[1](value)
-
-
-_OF_A_RUN: dict[str, _Kind] = {  # the same at all its checkpoints
-  **dict.fromkeys(("run", "method", "task", "loss", "size"), _STRING),
-  **dict.fromkeys(("world", "seed", "parameters"), _INTEGER),
-  **dict.fromkeys(("beta", "learning_rate"), _or_null(_FINITE)),
-  "dataset": _or_null(_STRING),
-  **dict.fromkeys(("replay_window", "refresh_every"), _or_null(_INTEGER)),
-  "on_policy_fraction": _or_null(_FINITE),
+_OF_A_RUN: dict[str, Kind] = {  # the same at all its checkpoints
+  **dict.fromkeys(("run", "series", "task", "loss", "size"), STRING),
+  "method": or_null(one_of(("online", "offline"))),
+  "default": BOOLEAN,
+  **dict.fromkeys(("world", "seed", "parameters"), INTEGER),
+  **dict.fromkeys(("beta", "learning_rate"), or_null(FINITE)),
+  "dataset": or_null(STRING),
+  **dict.fromkeys(("replay_window", "refresh_every"), or_null(INTEGER)),
+  "on_policy_fraction": or_null(FINITE),
 }
-_OF_A_CHECKPOINT: dict[str, _Kind] = {
-  "step": _INTEGER,
-  **dict.fromkeys(("kl", "win_rate"), _FINITE),
+_OF_A_CHECKPOINT: dict[str, Kind] = {
+  "step": INTEGER,
+  **dict.fromkeys(("kl", "win_rate"), FINITE),
   **dict.fromkeys(
     (
       "kl_stderr",
@@ -103,12 +94,17 @@ _OF_A_CHECKPOINT: dict[str, _Kind] = {
       "entropy",
       "decode_vs_score_max_abs_diff",
     ),
-    _MEASURED,
+    MEASURED,
   ),
 }
 _OF_TRUTH = dict.fromkeys(
-  ("true_utility", "true_win_rate", "judge_accuracy_on_policy"), _MEASURED
+  ("true_utility", "true_win_rate", "judge_accuracy_on_policy"), MEASURED
 )
+_OF_A_CLASSIFIER = {
+  **dict.fromkeys(("task", "classifier"), STRING),
+  **dict.fromkeys(("world", "step", "pairs"), INTEGER),
+  **dict.fromkeys(("accuracy", "stderr"), FINITE),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # two runs are never the same
@@ -119,7 +115,9 @@ class Run:
   """
 
   name: str
-  method: str
+  series: str
+  method: str | None
+  default: bool
   task: str
   loss: str
   beta: float | None
@@ -137,7 +135,6 @@ class Run:
   wins: dict[str, np.ndarray]  # judge -> ExP outcomes against the golden policy
   records: list[dict[str, Any]]  # the evaluations themselves
   metrics: list[dict[str, Any]]  # training statistics by step; [] where there are none
-  default: bool = False  # at the hyper-parameters of config.policy; no file says so
 
   def win_rates_E(self, judge: str) -> np.ndarray:
     return self.wins[judge].mean(axis=1)
@@ -173,45 +170,52 @@ def load_runs(
   """
   if isinstance(workdirs, (str, Path)):
     workdirs = [workdirs]
-  runs: list[Run] = []
+  paths = [path for workdir in workdirs for path in _evaluated(Path(workdir), names)]
+  runs = [_load_run(path) for path in paths]
+  _check_together(runs, paths)
+  return runs
+
+
+def _evaluated(workdir: Path, names: Collection[str] | None) -> list[Path]:
+  paths = [
+    path
+    for path in sorted(workdir.glob("runs/*/evaluations.jsonl"))
+    if names is None or path.parent.name in names
+  ]
+  if not paths:
+    raise UserError(
+      f"{workdir / 'runs'}: no evaluated run (runs/<run>/evaluations.jsonl); train "
+      "and evaluate first, or name another --workdir"
+    )
+  return paths
+
+
+def _check_together(runs: Sequence[Run], paths: Sequence[Path]) -> None:
+  """Raises UserError if runs, from files at `paths`, cannot be compared."""
   first_of: dict[tuple, Path] = {}
   prompts_of: dict[tuple, tuple[int, Path]] = {}
   judges_of: dict[str, tuple[list[str], Path]] = {}
-  for workdir in map(Path, workdirs):
-    found = [
-      path
-      for path in sorted(workdir.glob("runs/*/evaluations.jsonl"))
-      if names is None or path.parent.name in names
-    ]
-    if not found:
+  for run, path in zip(runs, paths, strict=True):
+    identity = (run.task, run.world, run.name)
+    if identity in first_of:
       raise UserError(
-        f"{workdir / 'runs'}: no evaluated run (runs/<run>/evaluations.jsonl); train "
-        "and evaluate first, or name another --workdir"
+        f"{path}: run {run.name!r} of world {run.world} is also in "
+        f"{first_of[identity]}; name each working directory once"
       )
-    for path in found:
-      run = _load_run(path)
-      identity = (run.task, run.world, run.name)
-      if identity in first_of:
-        raise UserError(
-          f"{path}: run {run.name!r} of world {run.world} is also in "
-          f"{first_of[identity]}; name each working directory once"
-        )
-      first_of[identity] = path
-      num_prompts = next(iter(run.wins.values())).shape[1]
-      expected, other = prompts_of.setdefault(identity[:2], (num_prompts, path))
-      if num_prompts != expected:
-        raise UserError(
-          f"{path.with_name('outcomes.npz')}: {num_prompts} prompts, but {other.parent}"
-          f" of the same world has {expected}; evaluate both on the same prompts"
-        )
-      judges, other = judges_of.setdefault(run.task, (list(run.wins), path))
-      if list(run.wins) != judges:
-        raise UserError(
-          f"{path.with_name('outcomes.npz')}: judged by {' and '.join(run.wins)}, but "
-          f"{other.parent} by {' and '.join(judges)}; evaluate both alike"
-        )
-      runs.append(run)
-  return runs
+    first_of[identity] = path
+    num_prompts = next(iter(run.wins.values())).shape[1]
+    expected, other = prompts_of.setdefault(identity[:2], (num_prompts, path))
+    if num_prompts != expected:
+      raise UserError(
+        f"{path.with_name('outcomes.npz')}: {num_prompts} prompts, but {other.parent}"
+        f" of the same world has {expected}; evaluate both on the same prompts"
+      )
+    judges, other = judges_of.setdefault(run.task, (list(run.wins), path))
+    if list(run.wins) != judges:
+      raise UserError(
+        f"{path.with_name('outcomes.npz')}: judged by {' and '.join(run.wins)}, but "
+        f"{other.parent} by {' and '.join(judges)}; evaluate both alike"
+      )
 
 
 def _load_run(path: Path) -> Run:
@@ -247,7 +251,7 @@ def _load_run(path: Path) -> Run:
     kl_E=np.array([record["kl"] for record in records], float),
     wins=wins,
     records=records,
-    metrics=read_jsonl(path.with_name("metrics.jsonl")),
+    metrics=read_metrics(path.with_name("metrics.jsonl")),
   )
 
 
@@ -261,17 +265,12 @@ def load_classification(
   """
   if isinstance(workdirs, (str, Path)):
     workdirs = [workdirs]
-  kinds = {
-    **dict.fromkeys(("task", "classifier"), _STRING),
-    **dict.fromkeys(("world", "step", "pairs"), _INTEGER),
-    **dict.fromkeys(("accuracy", "stderr"), _FINITE),
-  }
   rows: dict[tuple, Classification] = {}
   for workdir in map(Path, workdirs):
     for path in sorted(workdir.glob("classification/world*.jsonl")):
-      for where, record in _read_lines(path):
-        _check(record, kinds, where)
-        row = Classification(**{key: record[key] for key in kinds})
+      for where, record in read_lines(path):
+        check(record, _OF_A_CLASSIFIER, where)
+        row = Classification(**{key: record[key] for key in _OF_A_CLASSIFIER})
         key = (row.task, row.world, row.classifier, row.step)
         if key in rows:
           raise UserError(
@@ -285,38 +284,11 @@ def load_classification(
 def read_evaluations(path: Path) -> list[dict[str, Any]]:
   """The records of one `evaluations.jsonl`; UserError names file, line and key."""
   records = []
-  for where, record in _read_lines(path):
+  for where, record in read_lines(path):
     of_truth = _OF_TRUTH if any(key in record for key in _OF_TRUTH) else {}
-    _check(record, _OF_A_RUN | _OF_A_CHECKPOINT | of_truth, where)
+    check(record, _OF_A_RUN | _OF_A_CHECKPOINT | of_truth, where)
     records.append(record)
   return records
-
-
-def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Yields ("file:line", the JSON object on it)."""
-  try:
-    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-  except UnicodeDecodeError as error:
-    raise UserError(f"{path}: not UTF-8 ({error.reason}); evaluate again") from error
-  for number, line in enumerate(lines, start=1):
-    where = f"{path}:{number}"
-    try:
-      record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-      raise UserError(
-        f"{where}: not JSON ({error}); delete the line, or evaluate again"
-      ) from error
-    if not isinstance(record, dict):
-      raise UserError(f"{where}: not a JSON object; evaluate again")
-    yield where, record
-
-
-def _check(record: Mapping[str, Any], kinds: Mapping[str, _Kind], where: str) -> None:
-  for key, (kind, is_kind) in kinds.items():
-    if key not in record:
-      raise UserError(f"{where}: no {key!r}; evaluate this run again")
-    if not is_kind(record[key]):
-      raise UserError(f"{where}: {key!r} is {record[key]!r}, expected {kind}")
 
 
 def _read_outcomes(path: Path, steps_E: np.ndarray) -> dict[str, np.ndarray]:
@@ -340,7 +312,7 @@ def _read_outcomes(path: Path, steps_E: np.ndarray) -> dict[str, np.ndarray]:
     )
   wins = {}
   for judge, key in JUDGES.items():
-    if key not in arrays:
+    if key not in arrays:  # whose truth is not known
       continue
     wins_ExP = arrays[key]
     if wins_ExP.ndim != 2 or len(wins_ExP) != len(steps_E) or wins_ExP.shape[1] < 2:

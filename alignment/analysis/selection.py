@@ -7,22 +7,23 @@ comparison is within one task, one loss and one size, and these say which.
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 import dataclasses
+import enum
 from typing import Any
 
 from alignment.analysis.runs import Classification, Run
 
 LEVELS = ("sft", "golden_policy")  # evaluated as runs, drawn as levels
-NO_SETTINGS = (*LEVELS, "best_of_n")  # which do not compare methods of training
+NO_SETTINGS = (*LEVELS, "best_of_n")  # which are not compared by how they train
 
 
 def trained(runs: Iterable[Run]) -> list[Run]:
-  """The runs that compare methods: neither levels nor best-of-n."""
-  return [run for run in runs if run.method not in NO_SETTINGS]
+  """The runs that are compared: neither levels nor best-of-n."""
+  return [run for run in runs if run.series not in NO_SETTINGS]
 
 
 def main_loss(runs: Iterable[Run]) -> str:
   """The loss of most online and offline runs; of equally many IPO, the paper's."""
-  counts = Counter(r.loss for r in trained(runs) if r.method in ("online", "offline"))
+  counts = Counter(r.loss for r in trained(runs) if r.series in ("online", "offline"))
   return min(counts, key=lambda loss: (-counts[loss], loss != "ipo", loss), default="")
 
 
@@ -31,7 +32,7 @@ def sizes(runs: Iterable[Run]) -> list[str]:
 
   Main is the size of most online and offline runs; of equally many the smallest.
   """
-  policies = [run for run in trained(runs) if run.method in ("online", "offline")]
+  policies = [run for run in trained(runs) if run.series in ("online", "offline")]
   counts = Counter(run.size for run in policies)
   parameters = {run.size: run.parameters for run in policies}
   if not counts:
@@ -45,11 +46,16 @@ def sizes(runs: Iterable[Run]) -> list[str]:
 def larger_size(runs: Iterable[Run]) -> str:
   """The next size above the main one: the paper's XL beside Large; "" if none."""
   runs = list(runs)
-  found = sizes(runs)
+  main, *others = sizes(runs) or [""]
   parameters = {run.size: run.parameters for run in runs}
-  if len(found) < 2 or parameters[found[1]] <= parameters[found[0]]:
+  if not others or parameters[others[0]] <= parameters[main]:
     return ""
-  return found[1]
+  return others[0]
+
+
+def unmatched(groups: Sequence[Sequence[Any]]) -> list[list[Any]]:
+  """All runs of every group: one's single run and another's whole sweep."""
+  return [list(group) for group in groups]
 
 
 def matched(groups: Sequence[Sequence[Any]]) -> list[list[Any]]:
@@ -70,12 +76,12 @@ def _in_common(
   keys = [
     set(map(key, group))
     for group in groups
-    if group and isinstance(group[0], Run) and group[0].method not in NO_SETTINGS
+    if group and isinstance(group[0], Run) and group[0].series not in NO_SETTINGS
   ]
   common = set.intersection(*keys) if keys else set()
 
   def stays(run: Any) -> bool:
-    if not common or not isinstance(run, Run) or run.method in NO_SETTINGS:
+    if not common or not isinstance(run, Run) or run.series in NO_SETTINGS:
       return True
     return key(run) in common
 
@@ -109,57 +115,78 @@ class Pool:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Which:
-  """The runs of one method."""
+class Size(enum.Enum):
+  """Which policy sizes a group has."""
 
-  method: str
-  size: str = "main"  # main, larger or all (of which there are at least two)
-  window: str = ""  # of a replay: "in order" or "a little" (the smallest window)
+  MAIN = "main"
+  LARGER = "larger"  # the next above the main one
+  ALL = "all"  # of which there are at least two
+
+
+class Shuffling(enum.Enum):
+  """Which replays of the recorded stream a group has."""
+
+  NONE = "in order"
+  LEAST = "a little"  # within the smallest window that there is
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """The runs of one series, or some of them."""
+
+  series: str
+  size: Size = Size.MAIN
+  shuffling: Shuffling | None = None  # of a replay; None takes all
   default: bool = False  # only runs of default hyper-parameters
   measured: str = ""  # only runs whose evaluations have this key
 
-  def of(self, pool: Pool) -> list[Run]:
-    found = [run for run in pool.runs if run.method == self.method]
-    if self.size == "all":
-      found = found if len({run.size for run in found}) > 1 else []
-    else:
-      wanted = pool.main_size if self.size == "main" else pool.larger_size
-      found = [run for run in found if run.size == wanted]
-    if self.window == "in order":
-      found = [run for run in found if run.replay_window == 0]
-    elif self.window == "a little":
-      windows = {run.replay_window or 0 for run in found}
-      smallest = min((window for window in windows if window > 0), default=0)
-      found = [run for run in found if smallest and run.replay_window == smallest]
+  def members(self, pool: Pool) -> list[Run]:
+    runs = [run for run in pool.runs if run.series == self.series]
+    runs = self._of_size(runs, pool)
+    if self.shuffling:
+      window = self._window(runs)
+      runs = [r for r in runs if window is not None and r.replay_window == window]
     if self.default:
-      found = [run for run in found if run.default]
+      runs = [run for run in runs if run.default]
     if self.measured:
-      found = [
+      runs = [
         run
-        for run in found
+        for run in runs
         if any(record[self.measured] is not None for record in run.records)
       ]
-    return found
+    return runs
+
+  def _of_size(self, runs: list[Run], pool: Pool) -> list[Run]:
+    if self.size is Size.ALL:
+      return runs if len({run.size for run in runs}) > 1 else []
+    wanted = pool.main_size if self.size is Size.MAIN else pool.larger_size
+    return [run for run in runs if run.size == wanted]
+
+  def _window(self, runs: list[Run]) -> int | None:
+    if self.shuffling is Shuffling.NONE:
+      return 0
+    windows = {run.replay_window or 0 for run in runs}
+    return min((window for window in windows if window > 0), default=None)
 
   def __str__(self) -> str:
     words = (
-      "larger" if self.size == "larger" else "",
+      "larger" if self.size is Size.LARGER else "",
       "default" if self.default else "",
-      self.method.replace("_", "-"),
-      "of all sizes" if self.size == "all" else self.window,
+      self.series.replace("_", "-"),
+      "of all sizes" if self.size is Size.ALL else "",
+      self.shuffling.value if self.shuffling else "",
     )
     return " ".join(filter(None, words))
 
 
 @dataclasses.dataclass(frozen=True)
-class WhichClassifier:
+class Classifier:
   """The rows of one classifier of the online stream."""
 
-  classifier: str
+  name: str
 
-  def of(self, pool: Pool) -> list[Classification]:
-    return [row for row in pool.classification if row.classifier == self.classifier]
+  def members(self, pool: Pool) -> list[Classification]:
+    return [row for row in pool.classification if row.classifier == self.name]
 
   def __str__(self) -> str:
-    return self.classifier.replace("_", " ")
+    return self.name.replace("_", " ")

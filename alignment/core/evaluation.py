@@ -23,6 +23,7 @@ from alignment.runtime import sharding
 from alignment.types import Array, Batch, Params
 
 Responses = tuple[np.ndarray, np.ndarray]  # tokens_PxT, lengths_P
+SAMPLES = 2  # per prompt: the first is judged, both say how a policy classifies its own
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7), static_argnames="decoding")
@@ -209,7 +210,7 @@ class PolicyEvaluation:
   def __call__(self, params: Params) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """-> (the checkpoint's record, per-prompt outcomes by judge and its responses)."""
     contest = self.contest
-    samples = self.sample(params, 2)
+    samples = self.sample(params, SAMPLES)
     mine, second = (
       (samples.tokens_BxNxT[:, i], samples.lengths_BxN[:, i]) for i in (0, 1)
     )

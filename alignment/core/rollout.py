@@ -22,6 +22,7 @@ from alignment.models import t5
 from alignment.runtime import sharding
 from alignment.types import Array, Batch, Params
 
+SAMPLES = 2  # responses that a policy samples per prompt
 COINS = 2**32 - 1  # keys the coins of a step: no prompt's id, which key its samples
 
 
@@ -120,7 +121,7 @@ def rollout(
     policy_params,
     prompts,
     key,
-    num_samples=2,
+    num_samples=SAMPLES,
     max_length=T,
     temperature=roller.temperature,
     top_p=roller.top_p,

@@ -2,6 +2,7 @@
 
 from array import array
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -51,6 +52,13 @@ class Statistics:
         " vocabulary"
       )
     return lines
+
+
+class Tokenized(NamedTuple):
+  """The pairs of one split, and what there is in them."""
+
+  pairs: pairs.PairDataset
+  statistics: Statistics
 
 
 class Tokenizer:
@@ -147,10 +155,8 @@ class Tokenizer:
     for writer, tokens in zip(self._responses, cut, strict=True):
       writer.append(tokens)
 
-  def split(
-    self, validation_fraction: float
-  ) -> dict[str, tuple[pairs.PairDataset, Statistics]]:
-    """The pairs for 'train' and for 'validation', each with what there is in them.
+  def split(self, validation_fraction: float) -> dict[str, Tokenized]:
+    """The pairs for 'train' and for 'validation'.
 
     Raises:
       UserError: no pair is left to train on, or text that the vocabulary lacks.
@@ -170,7 +176,10 @@ class Tokenizer:
       "train": np.flatnonzero(~is_validation_P),
       "validation": np.flatnonzero(is_validation_P),
     }
-    return {k: (dataset.rows(r), self._statistics(r)) for k, r in rows.items()}
+    return {
+      split: Tokenized(dataset.rows(of_split), self._statistics(of_split))
+      for split, of_split in rows.items()
+    }
 
   def _encode(self, text: str, source: str, field: str) -> list[int]:
     try:

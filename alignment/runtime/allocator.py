@@ -1,6 +1,7 @@
 """An allocator setting that programs on a CPU start with."""
 
 import os
+import signal
 import sys
 
 NAME = "GLIBC_TUNABLES"
@@ -19,8 +20,11 @@ def keep_memory() -> None:
 
   By default glibc returns XLA:CPU's buffers to the system after every step, and the
   page faults of getting them back halve the speed of small models; huge pages save
-  another 5 %. It reads these settings only when a process starts.
+  another 5 %. It reads these settings only when a process starts. SIGINT waits until
+  the program has come here again, and with that to its answer.
   """
   if sys.platform == "linux" and NAME not in os.environ:
     command = [sys.executable, *sys.orig_argv[1:]]
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     os.execve(sys.executable, command, {**os.environ, NAME: VALUE})
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

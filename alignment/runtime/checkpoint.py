@@ -3,32 +3,28 @@
 Random keys and the data order are functions of (seed, step), so a state of step,
 parameters and optimizer moments is all that a bit-exact resume needs.
 
-Every checkpoint holds fingerprints of its arrays, computed on the device before it is
-written and again after it is read: what lies between (disk, network, decoding) is
-checked at the cost of one pass over memory, whatever the layout.
+Every checkpoint holds fingerprints of its arrays (fingerprints.py), which are compared
+when it is read, and a full state also the environment that it was written in.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
-import importlib.metadata
 import os
 from pathlib import Path
-import platform
 import re
 import shutil
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import NamedSharding
 import orbax.checkpoint as ocp
 
-from alignment.runtime import hosts
+from alignment.runtime import environment, hosts
+from alignment.runtime.files import check_path_of_arrays
+from alignment.runtime.fingerprints import check_fingerprints, fingerprints
 from alignment.runtime.sharding import path_name
-from alignment.types import Array, Params, UserError
+from alignment.types import Params, UserError
 
 ITEMS = ("state", "behaviour")  # what a full state may consist of
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")  # that compute
 
 
 class _Manager(ocp.CheckpointManager):
@@ -43,6 +39,7 @@ class Checkpoints:
 
   def __init__(self, directory: Path):
     self._directory = directory.absolute()
+    check_path_of_arrays(directory, "checkpoints")
     self._states = _Manager(
       self._directory / "state",
       item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS},
@@ -96,13 +93,11 @@ class Checkpoints:
     restored = dict(self._states.restore(step, args=ocp.args.Composite(**items)))
     saved = metadata.custom_metadata
     check_fingerprints(restored, saved["fingerprints"])
-    here = environment(abstract)
-    for key, was in saved["environment"].items():
-      if here.get(key) != was:
-        _warn(
-          f"{self._directory.name} resumes under {key} {here.get(key)}, "
-          f"was {was}: bits may differ from an undisturbed run's"
-        )
+    for change in environment.changes(saved["environment"], abstract):
+      _warn(
+        f"{self._directory.name} resumes under {change}: bits may differ from an "
+        "undisturbed run's"
+      )
     return restored | {"pending": saved["pending"]}
 
   def _put_aside(self, step: int) -> None:
@@ -133,7 +128,7 @@ class Checkpoints:
           **{name: ocp.args.StandardSave(tree) for name, tree in state.items()}
         ),
         custom_metadata={
-          "environment": environment(state),
+          "environment": environment.environment(state),
           "fingerprints": fingerprints(dict(state)),
           "pending": list(pending),
         },
@@ -186,82 +181,20 @@ class Checkpoints:
       ) from error
 
 
-@jax.jit
-def _fingerprints(arrays: dict[str, Array]) -> dict[str, Array]:
-  def fingerprint(bits):
-    weight = jnp.uint32(1)  # 1 + 2 x the flat index, modulo 2^32
-    stride = 2
-    for axis in reversed(range(bits.ndim)):
-      index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-      weight = weight + index * jnp.uint32(stride % 2**32)
-      stride *= bits.shape[axis]
-    return jnp.sum(bits * weight, dtype=jnp.uint32)
-
-  found = {}
-  for name, x in arrays.items():
-    if x.dtype.itemsize == 4:
-      bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    elif x.dtype.itemsize == 2:
-      bits = jax.lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32)
-    else:
-      bits = x.astype(jnp.uint32)  # bool and small integers
-    found[f"{name}:{x.dtype}"] = fingerprint(bits)
-    if x.dtype == jnp.float32:  # masters, which may be restored as bfloat16
-      rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-      found[f"{name}:bfloat16"] = fingerprint(rounded)
-  return found
-
-
-def fingerprints(tree: Any) -> dict[str, int]:
-  """32 bits of each array's content, by "path:dtype"; float32's also as bfloat16.
-
-  The sum of bits_i (2 i + 1) modulo 2^32: exact integers, so independent of layout and
-  devices. Any change of one element changes its array's, as its factor is odd.
-  """
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  arrays = {path_name(path): leaf for path, leaf in leaves}
-  return {name: int(x) for name, x in jax.device_get(_fingerprints(arrays)).items()}
-
-
-def check_fingerprints(tree: Any, saved: dict[str, int]) -> None:
-  """Raises ValueError naming the first array that is not as it was written."""
-  found = fingerprints(tree)
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    name = path_name(path)
-    if saved.get(f"{name}:{leaf.dtype}") != found[f"{name}:{leaf.dtype}"]:
-      raise ValueError(f"array '{name}' is not as it was written")
-
-
 _OF_THE_SYSTEM = re.compile(r"([^:]*) \[os_error_code")  # in TensorStore's messages
 
 
 def _reason(error: BaseException) -> str:
   """What the system says in an error's text, else how it begins."""
   text = " ".join(str(error).split())
-  if said := _OF_THE_SYSTEM.search(text):
-    return said[1].strip()
+  if of_the_system := _OF_THE_SYSTEM.search(text):
+    return of_the_system[1].strip()
   return text[:100] or type(error).__name__
 
 
 def _warn(line: str) -> None:
   if hosts.is_first():
     print(f"warning: {line}", flush=True)
-
-
-def environment(state: Any) -> dict[str, Any]:
-  """What 'the same bits' depends on, besides the configuration's recipe."""
-  device = jax.devices()[0]
-  shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(state)]
-  meshes = [s.mesh.shape for s in shardings if isinstance(s, NamedSharding)]
-  return {
-    **{package: importlib.metadata.version(package) for package in _PACKAGES},
-    "mesh": dict(meshes[0]) if meshes else None,
-    "device": device.device_kind if device.platform != "cpu" else platform.machine(),
-    "devices": jax.device_count(),
-    "processes": jax.process_count(),
-    "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-    "xla_flags": os.environ.get("XLA_FLAGS", ""),
-  }
 
 
 def params_path(directory: Path, step: int) -> Path:
@@ -276,9 +209,9 @@ def restore_params(directory: Path, step: int, abstract: Params) -> Params:
   """
   path = params_path(directory, step)
   if not path.exists():
-    there = sorted(int(p.name) for p in path.parent.glob("[0-9]*") if p.name.isdigit())
+    steps = sorted(int(p.name) for p in path.parent.glob("[0-9]*") if p.name.isdigit())
     raise UserError(
-      f"{path}: no parameters saved at step {step}; there are those of {there}"
+      f"{path}: no parameters saved at step {step}; there are those of {steps}"
     )
   try:
     with ocp.StandardCheckpointer() as checkpointer:
@@ -307,11 +240,11 @@ def check_same_shapes(path: Path, saved: Any, wanted: Any) -> None:
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {path_name(p): tuple(leaf.shape) for p, leaf in flat}
 
-  found, expected = shapes(getattr(saved, "tree", saved)), shapes(wanted)
-  for name in sorted(found.keys() | expected.keys()):
-    if found.get(name) != expected.get(name):
+  written, expected = shapes(getattr(saved, "tree", saved)), shapes(wanted)
+  for name in sorted(written.keys() | expected.keys()):
+    if written.get(name) != expected.get(name):
       raise UserError(
         f"{path}: checkpoint of another model (size, or model.scan_layers): parameter "
-        f"'{name}' has shape {found.get(name)} there, {expected.get(name)} in the "
+        f"'{name}' has shape {written.get(name)} there, {expected.get(name)} in the "
         "configured model; set both as they were, or take another --workdir"
       )

@@ -16,7 +16,9 @@ import io
 import json
 import os
 from pathlib import Path
+import re
 from typing import IO, Any
+import unicodedata
 import zipfile
 import zlib
 
@@ -28,6 +30,83 @@ from alignment.types import UserError
 DONE = "done.json"
 _PARTIAL = ".partial"  # ends the names of files that are not whole yet
 _NOT_SEALED = ("params", "state", "tensorboard")  # directories at the top
+_MISREAD = {  # in paths, by what writes the arrays: they would be elsewhere, or nowhere
+  r"[\[\]]": "Orbax reads brackets as a pattern",
+  r"\\": "TensorStore reads it as a slash",
+  r"gs:(?=/)": "Orbax reads it as an address",
+  r"^/(gs|s3|az|hf)/": "Orbax reads it as an address",
+}
+
+
+def path_option(text: str, name: str) -> Path:
+  """A path that a user gave as option `name`, with `~` and `~user` expanded.
+
+  Raises:
+    UserError: if there is none, no such user, or it is no path of this machine.
+  """
+  if not text:
+    raise UserError(f"{name} is empty: it should be a path")
+  if scheme := re.match(r"([A-Za-z][\w+.-]*):/", text):
+    raise UserError(
+      f"{name}: '{text}' is an address, not a path; mount what is at {scheme[1]}:, and "
+      "give the path where it is mounted"
+    )
+  try:
+    return Path(text).expanduser()
+  except RuntimeError:
+    user = Path(text).parts[0]
+    raise UserError(
+      f"{name}: '{text}' begins with {user}, whose home directory is unknown"
+    ) from None
+
+
+def directory_option(text: str, name: str) -> Path:
+  """The directory, absolute, that option `name` gives results to be written to.
+
+  Raises:
+    UserError: as `path_option` and `check_directory` do.
+  """
+  path = path_option(text, name).absolute()
+  check_directory(path, name)
+  return path
+
+
+def check_directory(path: Path, name: str) -> None:
+  """Whether arrays and files can be written under `path`, which need not exist yet.
+
+  Args:
+    path: the directory.
+    name: what it is to the user: the option that gave it.
+
+  Raises:
+    UserError: if not, saying why.
+  """
+  check_path_of_arrays(path, name)
+  for existing in (path.absolute(), *path.absolute().parents):
+    try:
+      existing.lstat()
+      break
+    except (FileNotFoundError, NotADirectoryError):
+      continue
+    except OSError as error:  # such as a name that is too long
+      raise UserError(f"{name}: {path}: {error.strerror}") from None
+  if not existing.is_dir():
+    raise UserError(f"{name}: {existing} is not a directory")
+  if not os.access(existing, os.W_OK | os.X_OK):
+    raise UserError(f"{name}: {existing} is not writable for this user")
+
+
+def check_path_of_arrays(path: Path, name: str) -> None:
+  """Raises UserError if arrays written to or read from `path` would go astray."""
+  text = str(path.absolute())
+  if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text):
+    raise UserError(f"{name}: {text!a} has unprintable characters, or is not UTF-8")
+  for pattern, reason in _MISREAD.items():
+    if misread := re.search(pattern, text + "/"):
+      raise UserError(
+        f"{name}: {text} has '{misread[0]}' in it, and {reason}: take a directory of "
+        "another name"
+      )
 
 
 @contextlib.contextmanager
@@ -168,10 +247,10 @@ def _verify(directory: Path, key: str, marked_ns: int) -> None:
     raise UserError(
       f"{directory / DONE}: of another artefact ({done.get('key')}){again}"
     )
-  here = _sealed(directory)
-  for name in sorted(done["files"].keys() | here.keys()):
+  present = _sealed(directory)
+  for name in sorted(done["files"].keys() | present.keys()):
     path = directory / name
-    if name not in here:
+    if name not in present:
       raise UserError(f"{path}: missing{again}")
     if name not in done["files"]:
       raise UserError(f"{path}: does not belong to this artefact; remove it")
@@ -182,13 +261,13 @@ def _verify(directory: Path, key: str, marked_ns: int) -> None:
 
 def _sealed(directory: Path) -> dict[str, Path]:
   """The files that a done-marker speaks for, by relative name; hidden ones are not."""
-  found = {}
+  sealed = {}
   for path in sorted(directory.rglob("*")):
     parts = path.relative_to(directory).parts
     hidden = any(part.startswith(".") for part in parts)
     if not hidden and parts[0] not in (*_NOT_SEALED, DONE) and path.is_file():
-      found["/".join(parts)] = path
-  return found
+      sealed["/".join(parts)] = path
+  return sealed
 
 
 def _damaged(path: Path, error: Exception | None = None) -> UserError:

@@ -7,11 +7,13 @@ checkpoints are written by all, through Orbax), and all read from a shared direc
 
 A process that is asked to stop (SIGTERM) lets its job reach a step that all processes
 agree on, where `preempted` becomes true on each. One that vanishes is noticed by the
-coordination service, which aborts the others: recovery is a restart from outside.
+coordination service, which aborts the others (supervise.py says so): recovery is a
+restart from outside.
 """
 
 from collections.abc import Callable
-import ctypes
+import contextlib
+import dataclasses
 import functools
 import glob
 import importlib.util
@@ -27,19 +29,28 @@ import jax
 from jax._src import distributed  # its key-value store has no public name
 from jax.experimental import multihost_utils
 
-from alignment.types import PREEMPTED_STATUS, Preempted, UserError
+from alignment.runtime import interrupts
+from alignment.types import Preempted, UserError
 
 T = TypeVar("T")
 
 _SHUTDOWN_SECONDS = 15  # until a process that fails alone stops waiting for the others
 _FOREVER_MS = 7 * 24 * 3600 * 1000  # a peer's death ends a wait, nothing else does
 
-_stopping = False
-_fellows: list[subprocess.Popen] = []
-_on_first_calls = 0
-_sync_points = 0
-_heartbeat_seconds = 0
-_supervisor: int | None = None  # where the parent process reads a status
+
+@dataclasses.dataclass
+class _Job:
+  """This process's part in the job that all processes are."""
+
+  heartbeat_seconds: int = 0
+  status_pipe: int | None = None  # where the supervisor (supervise.py) reads a status
+  workers: list[subprocess.Popen] = dataclasses.field(default_factory=list)
+  stopping: bool = False
+  on_first_calls: int = 0  # names the answers; every process counts the same
+  preempted_calls: int = 0  # likewise
+
+
+_job = _Job()
 
 
 # --- starting and ending --------------------------------------------------------------
@@ -98,17 +109,26 @@ def _has_tpu() -> bool:
   return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
-def start(arguments: dict[str, Any] | None, heartbeat_seconds: int) -> None:
-  """Joins the other processes, and listens for SIGTERM; before any JAX operation.
+def start(
+  arguments: dict[str, Any] | None,
+  heartbeat_seconds: int,
+  status_pipe: int | None = None,
+) -> None:
+  """Joins the other processes, and listens for signals; before any JAX operation.
+
+  Args:
+    arguments: as `configured` found them.
+    heartbeat_seconds: silence after which a process counts as dead.
+    status_pipe: of this process's supervisor (`supervise.supervise`).
 
   Raises:
     UserError: if the coordinator cannot be reached.
   """
+  interrupts.end_at_once(_leave)
   if arguments is None:
     signal.signal(signal.SIGTERM, _stop)
     return
-  global _heartbeat_seconds
-  _heartbeat_seconds = heartbeat_seconds
+  _job.heartbeat_seconds, _job.status_pipe = heartbeat_seconds, status_pipe
   try:
     jax.distributed.initialize(
       **arguments,
@@ -133,50 +153,19 @@ def end(status: int = 0) -> None:
 
 def tell_status(status: int) -> None:
   """What this process will end with, should it be aborted on the way."""
-  if _supervisor is not None:
-    os.write(_supervisor, bytes([status]))
+  if _job.status_pipe is not None:
+    os.write(_job.status_pipe, bytes([status]))
 
 
-def supervise(heartbeat_seconds: int) -> None:
-  """Goes on in a child process; says what happened if it is aborted.
-
-  The coordination service can only abort a process whose peer is gone. Here that
-  becomes one clear line and a status that says: run me again. A signal that stops this
-  process is passed on.
-  """
-  global _supervisor
-  told, _supervisor = os.pipe()
-  sys.stdout.flush()
-  child = os.fork()
-  if child == 0:
-    os.close(told)
-    die_with_parent()
-    return
-  os.close(_supervisor)
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, lambda number, _: os.kill(child, number))
-  status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-  if statuses := os.read(told, 16):
-    status = statuses[0]
-  elif status == -signal.SIGABRT:
-    print(
-      "error: aborted, most likely because another process of this job is gone (see "
-      f"above; noticed within {heartbeat_seconds} s); run the same command again on "
-      "all hosts",
-      file=sys.stderr,
-    )
-    status = PREEMPTED_STATUS
-  elif status < 0:
-    print(f"error: killed by signal {-status}", file=sys.stderr)
-    status = 128 - status
-  sys.stderr.flush()
-  os._exit(status)
-
-
-def die_with_parent() -> None:
-  """Asks the system (Linux) to stop this process when its parent dies."""
-  if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+def _leave() -> None:
+  """When this process is interrupted: nobody waits for it, and no worker goes on."""
+  for process in _job.workers:
+    process.kill()
+  for process in _job.workers:
+    with contextlib.suppress(ChildProcessError):  # it had ended before
+      os.waitpid(process.pid, 0)  # Popen's own has a lock, which might be held
+  tell_status(interrupts.STATUS)
+  jax.distributed.shutdown()
 
 
 def await_verdict(error: Exception) -> None:
@@ -186,7 +175,7 @@ def await_verdict(error: Exception) -> None:
   """
   text = str(error).splitlines()[0]
   print(f"error: {text}; are all processes alive?", file=sys.stderr, flush=True)
-  time.sleep(1.5 * _heartbeat_seconds + 5)
+  time.sleep(1.5 * _job.heartbeat_seconds + 5)
 
 
 # --- the first process ----------------------------------------------------------------
@@ -210,9 +199,8 @@ def on_first(function: Callable[[], T]) -> T:
   """
   if count() == 1:
     return function()
-  global _on_first_calls
-  _on_first_calls += 1
-  key, client = f"on_first/{_on_first_calls}", distributed.global_state.client
+  _job.on_first_calls += 1
+  key, client = f"on_first/{_job.on_first_calls}", distributed.global_state.client
   assert client is not None
   if is_first():
     try:
@@ -247,15 +235,14 @@ def wait_for_first() -> None:
 
 
 def _stop(*_) -> None:
-  global _stopping
-  _stopping = True
-  for process in _fellows:
+  _job.stopping = True
+  for process in _job.workers:
     process.terminate()
 
 
-def pass_on_to(processes: list[subprocess.Popen]) -> None:
-  """Local workers, which are asked to stop when this process is."""
-  _fellows.extend(processes)
+def pass_on_to(workers: list[subprocess.Popen]) -> None:
+  """Local workers, which are asked to stop, or ended, when this process is."""
+  _job.workers.extend(workers)
 
 
 def preempted() -> bool:
@@ -263,12 +250,11 @@ def preempted() -> bool:
 
   All processes must call this equally often.
   """
-  global _sync_points, _stopping
   if distributed.global_state.preemption_sync_manager is not None:
-    _sync_points += 1
-    if multihost_utils.reached_preemption_sync_point(_sync_points):
-      _stopping = True
-  return _stopping
+    _job.preempted_calls += 1
+    if multihost_utils.reached_preemption_sync_point(_job.preempted_calls):
+      _job.stopping = True
+  return _job.stopping
 
 
 def stop_if_preempted(what: str) -> None:

@@ -52,29 +52,29 @@ def _is_fuse(directory: Path) -> bool:
   mounts = Path("/proc/self/mounts")
   if not mounts.exists():
     return False
-  here = f"{directory.resolve()}/"
+  place = f"{directory.resolve()}/"
   rows = [line.split()[1:3] for line in mounts.read_text().splitlines()]
-  types = {at: kind for at, kind in rows if here.startswith(at.rstrip("/") + "/")}
+  types = {at: kind for at, kind in rows if place.startswith(at.rstrip("/") + "/")}
   return types[max(types, key=len)].startswith("fuse") if types else False
 
 
 def _lease(path: Path, stack: contextlib.ExitStack) -> bool:
   if not _expired(path):
     return False
-  mine, stop = uuid.uuid4().hex, threading.Event()
-  path.write_text(f"{mine} 0")
+  token, stop = uuid.uuid4().hex, threading.Event()
+  path.write_text(f"{token} 0")
   time.sleep(SETTLE_SECONDS)  # who wrote last has it
-  if _owner(path) != mine:
+  if _owner(path) != token:
     return False
 
   def beat() -> None:
     count = 0
     while not stop.wait(LEASE_SECONDS / 6):
-      if _owner(path) != mine:  # we were silent for too long: another one works on it
+      if _owner(path) != token:  # we were silent for too long: another one works on it
         print(f"error: {path}: the lease was lost to another process", file=sys.stderr)
         os._exit(1)
       count += 1
-      path.write_text(f"{mine} {count}")
+      path.write_text(f"{token} {count}")
 
   heart = threading.Thread(target=beat, daemon=True)
   heart.start()

@@ -1,9 +1,9 @@
 """Artefacts: directories found by a hash of what determines their numbers.
 
-A stage of the study is an `Artefact`: a configuration, the artefacts it reads, and a
-function that fills a directory. Its key hashes the configuration, its inputs' keys and
-the stage's version: not mesh, paths or logging. So a sweep shares its SFT, golden and
-proxy models, and editing one number re-runs only what depends on it.
+An `Artefact` says what a directory of a study holds: fields that are artefacts are what
+it reads, `settings` is all else that determines its numbers, and `make` fills it. Its
+key hashes these and the version: not mesh, paths or logging. So a sweep shares its SFT,
+golden and proxy models, and editing one number re-runs only what depends on it.
 
 A directory is finished when it holds `done.json`, which is written last and knows every
 other file's checksum; what a stage reads is compared with it first. Several workers
@@ -11,41 +11,69 @@ may walk the same graph: each takes the first stage that is ready and that nobod
 The processes of one job count as one worker, whose first process decides.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import abc
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-import os
 from pathlib import Path
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 from alignment.runtime import hosts
 from alignment.runtime.files import DONE, seal, sweep, verify, write_json
 from alignment.runtime.locks import lock
 from alignment.runtime.metrics import duration, progress
+from alignment.study.programs import Program
+from alignment.study.setting import Setting
 
-VERSION = 3  # raised whenever the code of a stage computes other numbers
+VERSION = 4  # raised whenever the code of a stage computes other numbers
+
+Read = Callable[["Artefact"], Path]  # an input's directory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Artefact:
-  """One stage: `make(directory, {input name: its directory})` fills the directory."""
+class Artefact(abc.ABC):
+  """One directory of a study, not yet made or made."""
+
+  kind: ClassVar[str]  # what `make` does: part of the key, where `name` is not
 
   name: str  # for people: the directory's prefix and the progress lines
-  kind: str  # what `make` does: part of the key, where `name` is not
-  config: Mapping[str, Any]  # JSON; all that determines the numbers, inputs apart
-  inputs: Mapping[str, "Artefact"]
-  make: Callable[[Path, Mapping[str, Path]], None]
+  setting: Setting
+
+  @abc.abstractmethod
+  def settings(self) -> dict[str, Any]:
+    """JSON: all that determines the numbers, inputs apart."""
+
+  @abc.abstractmethod
+  def make(self, directory: Path, read: Read) -> None:
+    """Fills the directory; `read(input)` is where an input lies."""
+
+  def programs(self) -> Iterator[Program]:
+    """The programs that `make` runs, on shapes: for the ahead-of-time compile check."""
+    return iter(())
+
+  @property
+  def inputs(self) -> dict[str, "Artefact"]:
+    """What it reads: by its fields' names, which tuples number."""
+    inputs: dict[str, Artefact] = {}
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if isinstance(value, Artefact):
+        inputs[field.name] = value
+      elif isinstance(value, tuple):
+        artefacts = [part for part in value if isinstance(part, Artefact)]
+        inputs |= {f"{field.name}{i}": part for i, part in enumerate(artefacts)}
+    return inputs
 
   @functools.cached_property
   def key(self) -> str:
     content = {
       "kind": self.kind,
       "version": VERSION,
-      "config": dict(self.config),
+      "config": self.settings(),
       "inputs": {name: artefact.key for name, artefact in self.inputs.items()},
     }
     text = json.dumps(content, sort_keys=True, allow_nan=False)
@@ -54,8 +82,8 @@ class Artefact:
   def directory(self, workdir: Path) -> Path:
     """Where it is, whatever name it was made under, or where it will be."""
     root = workdir / "artefacts"
-    found = sorted(root.glob(f"*-{self.key}"))
-    return found[0] if found else root / f"{self.name}-{self.key}"
+    made = sorted(root.glob(f"*-{self.key}"))
+    return made[0] if made else root / f"{self.name}-{self.key}"
 
   def is_done(self, workdir: Path) -> bool:
     return (self.directory(workdir) / DONE).exists()
@@ -70,15 +98,21 @@ class Artefact:
     return self.directory(workdir)
 
 
-def closure(targets: Iterable[Artefact]) -> list[Artefact]:
-  """Targets and all they depend on, inputs first, each key once."""
-  order: dict[str, Artefact] = {}
+def closure(
+  targets: Iterable[Artefact], identity: Callable[[Artefact], Any] = lambda a: a.key
+) -> list[Artefact]:
+  """Targets and all they depend on, inputs first, each once.
+
+  Two are one where their `identity` is equal. Keys read the data's checksum, so what
+  has no data at hand takes `id`.
+  """
+  order: dict[Any, Artefact] = {}
 
   def visit(artefact: Artefact) -> None:
-    if artefact.key not in order:
+    if identity(artefact) not in order:
       for needed in artefact.inputs.values():
         visit(needed)
-      order[artefact.key] = artefact
+      order[identity(artefact)] = artefact
 
   for target in targets:
     visit(target)
@@ -118,10 +152,12 @@ def _try_to_make(artefact: Artefact, workdir: Path) -> bool:
     names = hosts.on_first(lambda: _prepare(artefact, workdir) if held else None)
     if names is None:
       return False
-    directory, *inputs = (workdir / "artefacts" / name for name in names)
+    directory, *paths = (workdir / "artefacts" / name for name in names)
+    keys = [needed.key for needed in artefact.inputs.values()]
+    at = dict(zip(keys, paths, strict=True))
     start = time.monotonic()
     progress(f"{artefact.name}: started")
-    artefact.make(directory, dict(zip(artefact.inputs, inputs, strict=True)))
+    artefact.make(directory, lambda needed: at[needed.key])
     hosts.on_first(
       lambda: write_json(
         directory / DONE, {"key": artefact.key, "files": seal(directory)}
@@ -142,20 +178,8 @@ def _prepare(artefact: Artefact, workdir: Path) -> list[str] | None:
   described = {
     "kind": artefact.kind,
     "version": VERSION,
-    "config": dict(artefact.config),
+    "config": artefact.settings(),
     "inputs": inputs,
   }
   write_json(directory / "config.json", described)
   return [directory.name, *inputs.values()]
-
-
-def worker_environment(index: int, workers: int) -> None:
-  """Gives each of several local workers its share of the cores, before JAX starts.
-
-  The first worker starts the others when it has narrowed its own share already, so it
-  leaves all that there were in the environment.
-  """
-  if workers > 1 and hasattr(os, "sched_setaffinity"):
-    here = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-    cores = [int(c) for c in os.environ.setdefault("ALIGNMENT_CORES", here).split(",")]
-    os.sched_setaffinity(0, cores[index::workers] if len(cores) >= workers else cores)

@@ -4,427 +4,347 @@
                   |                  |           |
                   golden policy      offline     online   -> evaluations -> figures
 
-This file says what there is and what feeds what; `stages.py` and
-`evals/stages.py` say what each one does.
+`Study` says what there is and what feeds what, a method per node, in the order of this
+diagram; `stages/` says what each one does. Nothing is run here, and no file is read:
+`checks.py` says what cannot be, before anything runs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 import dataclasses
 import functools
-import math
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from alignment.data import readers, records
-from alignment.runtime import sharding
-from alignment.runtime.files import checksum
 from alignment.study import recipes
-from alignment.study.artefacts import Artefact
+from alignment.study.artefacts import Artefact, closure
+from alignment.study.programs import Program, distinct
+from alignment.study.recipes import PolicyRecipe, PreferenceRecipe, Start
 from alignment.study.setting import Setting
-from alignment.study.stages import evaluate as eval_stages
-from alignment.study.stages import train
-from alignment.types import UserError
+from alignment.study.stages.data import (
+  PairData,
+  RelabelledPairs,
+  SampledPairs,
+  ScoredPairs,
+)
+from alignment.study.stages.evaluations import (
+  BestOfN,
+  Contested,
+  Evaluation,
+  Responses,
+  StreamClassification,
+  describe,
+)
+from alignment.study.stages.models import (
+  ImportedModel,
+  Model,
+  SupervisedModel,
+  TrainedJudge,
+)
+from alignment.study.stages.policies import (
+  OfflinePolicy,
+  OnlinePolicy,
+  ReplayPolicy,
+  TrainedPolicy,
+)
 
-_LEAST = {  # values that make sense; two prompts, since half of them select
-  "workers": 1, "log_every": 1, "save_every": 1,
-  "prompt_length": 1, "response_length": 1,
-  "evaluation.prompts": 2, "evaluation.kl_prompts": 1, "evaluation.pairs": 1,
-  "evaluation.batch_size": 1, "evaluation.stream_steps": 1,
-  "evaluation.stream_pairs": 1, "sample.responses": 1, "sample.temperature": 0,
-}  # fmt: skip
+Node = TypeVar("Node")
 
 
-@dataclasses.dataclass(frozen=True)
+def node(method: Callable[..., Node]) -> Callable[..., Node]:
+  """A method that is called once for the same arguments, which can be hashed."""
+
+  @functools.wraps(method)
+  def call(self: "Study", *args: Any) -> Node:
+    key = method.__name__, *args
+    if key not in self.nodes:
+      self.nodes[key] = method(self, *args)
+    return self.nodes[key]
+
+  return call
+
+
 class Study:
-  """All artefacts of one world, by name; `evaluations` are the leaves."""
+  """All artefacts of one world."""
 
-  setting: Setting
-  models: dict[str, Artefact]  # for people: data, sft, golden_pm, ...
-  policies: dict[str, Artefact]  # by run name
-  evaluations: dict[str, Artefact]  # by run name
-  classification: Artefact | None  # of the online stream, for figure 6
-  roles: dict[str, dict[str, Any]]  # of what was trained, by key: with paths, unhashed
+  def __init__(self, setting: Setting):
+    self.setting = setting
+    self.config = setting.config
+    self.nodes: dict[Any, Any] = {}
 
-  def stages(self) -> dict[str, Artefact]:
-    """Everything by its name."""
-    evaluated = {f"evaluate_{name}": a for name, a in self.evaluations.items()}
-    found = {**self.models, **self.policies, **evaluated}
-    if self.classification is not None:
-      found["classification"] = self.classification
-    return found
+  # --- D_initial and SFT ---
 
+  @node
+  def data(self) -> PairData:
+    """D_initial."""
+    return PairData("data", self.setting, recipes.plain(self.config.data))
 
-def build_all(config: ConfigDict) -> list[Study]:
-  """One study per world of a configuration."""
-  if not 1 <= config.worlds <= 1000:
-    raise UserError(f"worlds is {config.worlds}; give 1 to 1000")
-  first = config.first_world
-  return [build(config, world) for world in range(first, first + config.worlds)]
-
-
-def build(config: ConfigDict, world: int) -> Study:
-  """The graph of one world; nothing is run, and nothing read but its data file.
-
-  Raises:
-    UserError: for settings that contradict each other.
-  """
-  setting = Setting(config, world)
-  _ = setting.language  # made here, for its settings to be checked
-  for name, pair in config.datasets.items():
-    if name in recipes.DATASETS:
-      raise UserError(f"datasets.{name}: the study has one of this name; rename it")
-    if len(pair) != 2 or not all(isinstance(model, str) for model in pair):
-      raise UserError(f"datasets.{name} is {pair!r}; name two models")
-  for key, least in _LEAST.items():
-    given = functools.reduce(getattr, key.split("."), config)
-    if not least <= given < math.inf:
-      raise UserError(f"{key} is {given}; give at least {least}")
-  if config.evaluation.kl_prompts > config.evaluation.prompts:
-    raise UserError("evaluation.kl_prompts are more than evaluation.prompts")
-  if len(set(config.evaluation.best_of)) < len(config.evaluation.best_of):
-    raise UserError("evaluation.best_of has a number twice")
-  for n in config.evaluation.best_of:
-    if not isinstance(n, int) or n < 1:
-      raise UserError(f"evaluation.best_of has {n!r}; give numbers of samples")
-  sharding.check_batch(
-    config.evaluation.batch_size, setting.mesh, "evaluation.batch_size"
-  )
-  sizes = {recipe["size"] for _, recipe in recipes.runs(config).values()}
-  if sizes and config.policy.size not in sizes:
-    raise UserError(
-      f"policy.size is '{config.policy.size}', but no run has it: set it to "
-      f"{' or '.join(map(repr, sorted(sizes)))}, whose SFT model and best-of-n are "
-      "what figures compare with"
+  @node
+  def sft_data(self) -> tuple[PairData, ...]:
+    """What SFT learns from: D_initial, or what `sft.data` pools."""
+    data = recipes.plain(self.config.data)
+    pooled = tuple(
+      PairData(f"data_{i}", self.setting, data | recipes.plain(overrides))
+      for i, overrides in enumerate(self.config.sft.data)
     )
-  numeric = {
-    "world": world,
-    "prompt_length": config.prompt_length,
-    "response_length": config.response_length,
-    "vocabulary": setting.vocabulary.fingerprint,
-  }
+    return pooled or (self.data(),)
 
-  def artefact(label, kind, make, inputs, **settings) -> Artefact:
-    return Artefact(label, kind, {**numeric, **settings}, inputs, make)
-
-  roles: dict[str, dict[str, Any]] = {}
-
-  def trained(label, kind, make, inputs, recipe, **settings) -> Artefact:
-    made = artefact(label, kind, make, inputs, role=_described(recipe), **settings)
-    roles[made.key] = recipe
-    return made
-
-  def bind(function, *args, **kwargs):
-    return functools.partial(function, setting, *args, **kwargs)
-
-  def role(name: str) -> dict[str, Any]:
-    return recipes.plain(config[name])
-
-  def pairs(name: str, overrides: Mapping[str, Any]) -> Artefact:
-    """D_initial, or (with overrides of config.data) a set pooled for SFT."""
-    if not isinstance(overrides, Mapping):
-      raise UserError(f"sft.data has {overrides!r}; its entries override keys of data")
-    for key in overrides.keys() - config.data.keys():
-      raise UserError(f"sft.data has '{key}', which is no key of data")
-    if overrides and "toy" in (config.data.format, overrides.get("format")):
-      raise UserError("sft.data pools files and TFDS data sets, not the toy language")
-    chosen = recipes.plain(config.data) | overrides
-    make = bind(train.make_data, chosen)
-    return artefact(name, "data", make, {}, data=_data_config(chosen))
-
-  data = pairs("data", {})
-  pooled = {f"data_{i}": pairs(f"data_{i}", d) for i, d in enumerate(config.sft.data)}
-
-  sft_of: dict[str, Artefact] = {}
-
-  def sft(size: str) -> Artefact:
+  @node
+  def sft(self, size: str) -> SupervisedModel:
     """The study's own supervised checkpoint of a size."""
-    if size not in sft_of:
-      recipe = role("sft") | {"size": size}
-      del recipe["data"]  # its content is in the inputs
-      own = recipe.pop("by_size").get(size, {})
-      for key in own.keys() - recipe.keys():
-        raise UserError(f"sft.by_size.{size} has '{key}', which is no key of sft")
-      recipe |= own
-      train.check_role(setting, "sft", recipe)
-      sft_of[size] = trained(
-        f"sft_{size}",
-        "sft",
-        bind(train.train_sft, recipe),
-        pooled or {"data": data},
-        recipe,
-        **numerics,
-      )
-    return sft_of[size]
+    recipe = recipes.sft(self.config, size)
+    return SupervisedModel(f"sft_{size}", self.setting, recipe, self.sft_data())
 
-  numerics = {"model": {"dtype": config.model.dtype}}
-  judging = {
-    "judge_context_length": config.judge_context_length,
-    "truncate_prompt": config.data.truncate_prompt,
-    **numerics,
-  }
+  # --- judges ---
 
-  def preference_model(name: str, dataset: Artefact) -> Artefact:
-    recipe = role(name)
-    train.check_role(setting, name, recipe)
-    setting.preference_model(recipe)
-    inputs = {"data": dataset}
-    if recipe["init"] == "sft":
-      inputs["init"] = sft(recipe["size"])
-    return trained(
-      name,
-      "preference_model",
-      bind(train.train_preference_model, name, recipe),
-      inputs,
-      recipe,
-      name=name,
-      **judging,
+  @node
+  def golden_pm(self) -> TrainedJudge:
+    """The golden preference model: stands for the human."""
+    return self._judge("golden_pm", self.data())
+
+  @node
+  def golden_data(self) -> RelabelledPairs:
+    """D_golden."""
+    recipe = self._judge_recipe("golden_pm")
+    return RelabelledPairs(
+      "golden_data", self.setting, recipe, self.data(), self.golden_pm()
     )
 
-  golden_pm = preference_model("golden_pm", data)
-  golden_data = artefact(
-    "golden_data",
-    "relabel",
-    bind(train.relabel, role("golden_pm")),
-    {"data": data, "golden_pm": golden_pm},
-    **judging,
-  )
-  proxy_pm = preference_model("proxy_pm", golden_data)
-  judges = {"golden_pm": golden_pm, "proxy_pm": proxy_pm}
+  @node
+  def proxy_pm(self) -> TrainedJudge:
+    """The proxy preference model: labels what online policies sample."""
+    return self._judge("proxy_pm", self.golden_data())
 
-  def start(recipe: dict[str, Any]) -> tuple[Artefact, Artefact]:
-    """Where a policy starts, and D_golden with that reference's log-probabilities."""
-    if recipe["init"] == "sft":
-      reference = sft(recipe["size"])
-    elif recipe["init"] == "scratch":
-      raise UserError(
-        "a policy needs a start that can respond: init='sft' or a directory"
-      )
-    else:
-      start_role = {key: recipe[key] for key in ("size", "init")}
-      reference = artefact(
-        f"start_{recipe['size']}",
-        "import",
-        bind(train.import_checkpoint, start_role),
-        {},
-        role=_described(start_role),
-      )
-    return reference, score(golden_data, recipe, reference)
+  def _judge(self, name: str, data: Artefact) -> TrainedJudge:
+    recipe = self._judge_recipe(name)
+    sft = self.sft(recipe.size) if recipe.init == "sft" else None
+    return TrainedJudge(name, self.setting, recipe, data, sft)
 
-  def score(dataset: Artefact, recipe: dict[str, Any], reference: Artefact) -> Artefact:
-    """Pairs with the log-probabilities of their responses under a reference."""
-    return artefact(
-      f"{dataset.name}_{recipe['size']}",
-      "score_reference",
-      bind(train.score_reference, recipe),
-      {"golden_data": dataset, "sft": reference},
-      **numerics,
-    )
+  def _judge_recipe(self, name: str) -> PreferenceRecipe:
+    return PreferenceRecipe.of(self.config[name])
 
-  # The recipes of online runs that others replay. The default one, and what figure 6
-  # classifies, are recorded in any case: figures share them, whether or not they need
-  # the stream. A hybrid run cannot be (`recipes.check`).
-  replays = [role("policy") | {"stream": {}}, role("policy")] + [
-    recipe
-    for _, recipe in recipes.runs(config).values()
-    if (recipe["method"], recipe["dataset"]) == ("offline", "stream")
-  ]
-  streams = [recipes.stream_of(config, recipe) for recipe in replays]
-  recorded = [recipes.relevant(s) for s in streams if s["on_policy_fraction"] == 1]
+  # --- where policies start ---
 
-  def policy(name: str, recipe: dict[str, Any], judge_name: str) -> Artefact:
-    recipes.check(name, recipe, config.datasets)
-    train.check_role(setting, name, recipe)
-    proxied = judge_name == "proxy_pm"
-    if proxied and recipes.relevant(recipe | {"record": True}) in recorded:
-      recipe = recipe | {"record": True}
-    reference, scored = start(recipe)
-    inputs = {"sft": reference}
-    if recipe["method"] == "online":
-      inputs |= {"pairs": scored, "judge": judges[judge_name]}
-    elif recipe["dataset"] == "stream":
-      inputs["stream"] = default_run(recipes.stream_of(config, recipe))
-    elif recipe["dataset"] == "golden":
-      inputs["pairs"] = scored
-    else:
-      found = score(resampled(recipe["dataset"]), recipe, reference)
-      inputs["pairs"] = found
-    return trained(
-      name,
-      "policy",
-      bind(train.train_policy, name, recipe, role(judge_name)),
-      inputs,
-      recipes.relevant(recipe),
-      **judging,
-    )
+  def start(self, recipe: Start) -> Model:
+    """Where a policy starts, and its reference."""
+    return self._start(recipe.size, recipe.init)
 
-  def default_run(recipe: dict[str, Any]) -> Artefact:
-    """A run that others learn from, whether or not it is among config.runs."""
-    size = recipe["size"]
-    varied = "" if size == config.policy.size else f"_size{size}"
-    name = f"world{world}_{recipe['method']}_{recipe['loss']}{varied}"
-    return policy(name, recipe, "proxy_pm")
+  @node
+  def _start(self, size: str, init: str) -> Model:
+    if init == "sft":
+      return self.sft(size)
+    return ImportedModel(f"start_{size}", self.setting, Start(size, init))
 
-  def resampled(name: str) -> Artefact:
-    """D_a-vs-b, as config.datasets says."""
-    models, described = {}, {}
-    for which, source in zip(("first", "second"), config.datasets[name], strict=True):
-      kind, _, fraction = source.partition("@")
-      recipe, step = role("policy"), None
-      if source == "sft":
-        models[which] = start(recipe)[0]
-      elif source == "golden_policy":
-        recipe, models[which] = role("golden_policy"), golden_policy
-      elif kind == "online" and fraction:
-        recipe |= {"method": "online"}
-        step = recipes.checkpoint_at(f"datasets.{name}: '{source}'", recipe, fraction)
-        models[which] = default_run(recipe)
-      else:
-        raise UserError(
-          f"datasets.{name}: '{source}' is no model; there are 'sft', 'golden_policy' "
-          "and 'online@FRACTION'"
-        )
-      described[which] = recipe | {"step": step}
-    roles = described["first"], described["second"], role("golden_pm")
-    return artefact(
-      f"data_{name}",
-      "sample_pairs",
-      bind(train.sample_pairs, *roles),
-      {**models, "golden_data": golden_data, "golden_pm": golden_pm},
-      steps=[described[which]["step"] for which in models],
-      **judging,
-    )
+  def scored(
+    self, dataset: RelabelledPairs | SampledPairs, recipe: Start
+  ) -> ScoredPairs:
+    """Pairs with the log-probabilities of their responses under the reference."""
+    return self._scored(dataset, recipe.size, recipe.init)
 
-  def samples(name: str, recipe: dict[str, Any], of: Artefact) -> Artefact:
-    return artefact(
-      name,
-      "samples",
-      bind(eval_stages.sample_policy, recipe),
-      {"policy": of, "pairs": start(recipe)[1]},
-      prompts=config.evaluation.prompts,
-      **numerics,
-    )
+  @node
+  def _scored(
+    self, dataset: RelabelledPairs | SampledPairs, size: str, init: str
+  ) -> ScoredPairs:
+    name, start = f"{dataset.name}_{size}", Start(size, init)
+    return ScoredPairs(name, self.setting, start, dataset, self.start(start))
 
-  golden_recipe = role("golden_policy")
-  golden_policy = policy("golden_policy", golden_recipe, "golden_pm")
-  golden_samples = samples("golden_samples", golden_recipe, golden_policy)
-  policy_recipe = role("policy")
-  policy_start = start(policy_recipe)[0]
-  sft_samples = samples("sft_samples", policy_recipe, policy_start)
+  # --- policies ---
 
-  def contest(recipe: dict[str, Any]) -> dict[str, Artefact]:
-    """What every evaluation of a policy of this start reads."""
-    reference, scored = start(recipe)
+  @node
+  def golden_policy(self) -> TrainedPolicy:
+    """The fixed opponent: online, labelled by the golden preference model."""
+    recipe = PolicyRecipe.of(self.config.golden_policy)
+    return self._policy("golden_policy", recipe, self.golden_pm())
+
+  @node
+  def policies(self) -> dict[str, TrainedPolicy]:
+    """The policy of every run, by the run's name."""
     return {
-      "sft": reference,
-      "pairs": scored,
-      "golden_pm": golden_pm,
-      "golden_samples": golden_samples,
-      "sft_samples": sft_samples,
+      name: self._policy(name, run.recipe, self.proxy_pm())
+      for name, run in self.runs().items()
     }
 
-  def evaluation(label, recipe, of: Artefact, steps: list[int]) -> Artefact:
-    described = recipes.labels(of.name, label, recipe)
-    counts = {k: config.evaluation[k] for k in ("prompts", "kl_prompts", "pairs")}
-    return artefact(
-      f"evaluation_{of.name}",
-      "evaluation",
-      bind(eval_stages.evaluate_policy, described, recipe, role("golden_pm"), steps),
-      {"policy": of, **contest(recipe)},
-      task=config.task,
-      steps=steps,
-      described=described,
-      **counts,
-      **judging,
+  @node
+  def runs(self) -> dict[str, recipes.Run]:
+    """The runs of the configuration, by names that tell worlds apart."""
+    return {f"{self._world}_{n}": r for n, r in recipes.runs(self.config).items()}
+
+  def default_run(self, recipe: PolicyRecipe) -> TrainedPolicy:
+    """A run that others learn from, whether or not it is among config.runs."""
+    varied = "" if recipe.size == self.config.policy.size else f"_size{recipe.size}"
+    name = f"{self._world}_{recipe.method}_{recipe.loss}{varied}"
+    return self._policy(name, recipe, self.proxy_pm())
+
+  @node
+  def _policy(
+    self, name: str, recipe: PolicyRecipe, judge: TrainedJudge
+  ) -> TrainedPolicy:
+    if judge.name == "proxy_pm" and recipe.online:
+      recording = dataclasses.replace(recipe, record=True)
+      if recording.described() in self._recorded():
+        recipe = recording
+    common = name, self.setting, recipe, self.start(recipe)
+    if recipe.online:
+      return OnlinePolicy(*common, self.scored(self.golden_data(), recipe), judge)
+    if recipe.replays:
+      online = self.default_run(recipes.stream_of(self.config, recipe))
+      return ReplayPolicy(*common, online)
+    golden = recipe.dataset == "golden"
+    dataset = self.golden_data() if golden else self.resampled(recipe.dataset)
+    return OfflinePolicy(*common, self.scored(dataset, recipe))
+
+  @node
+  def _recorded(self) -> list[dict[str, Any]]:
+    return recipes.recorded(self.config)
+
+  @node
+  def resampled(self, name: str) -> SampledPairs:
+    """D_a-vs-b, as config.datasets says."""
+    first, second = (
+      recipes.source(self.config, name, text) for text in self.config.datasets[name]
+    )
+    return SampledPairs(
+      f"data_{name}",
+      self.setting,
+      (first.recipe, second.recipe),
+      (first.step, second.step),
+      self._judge_recipe("golden_pm"),
+      self._sampled(first),
+      self._sampled(second),
+      self.golden_data(),
+      self.golden_pm(),
     )
 
-  policies, evaluations = {}, {}
-  for entry, (label, recipe) in recipes.runs(config).items():
-    name = f"world{world}_{entry}"
-    policies[name] = policy(name, recipe, "proxy_pm")
-    steps = recipes.evaluated_steps(recipe)
-    evaluations[name] = evaluation(label, recipe, policies[name], steps)
-  start_recipe = policy_recipe | {"beta": None, "learning_rate": None}
-  fine_tuned = policy_recipe["init"] == "sft"
-  start_steps = [policy_start.config["role"]["steps"] if fine_tuned else 0]
-  named = dataclasses.replace(policy_start, name=f"world{world}_sft")
-  evaluations[named.name] = evaluation("sft", start_recipe, named, start_steps)
-  named = dataclasses.replace(golden_policy, name=f"world{world}_golden_policy")
-  steps = recipes.evaluated_steps(golden_recipe)
-  evaluations[named.name] = evaluation("golden_policy", golden_recipe, named, steps)
-  if config.evaluation.best_of:
-    name = f"world{world}_best_of_n"
-    numbers = recipes.plain(config.evaluation.best_of)
-    described = recipes.labels(name, "best_of_n", start_recipe)
-    evaluations[name] = artefact(
-      f"evaluation_{name}",
-      "best_of_n",
-      bind(
-        eval_stages.evaluate_best_of_n,
-        described,
-        policy_recipe,
-        role("proxy_pm"),
-        role("golden_pm"),
-      ),
-      {"proxy_pm": proxy_pm, **contest(policy_recipe)},
-      task=config.task,
-      numbers=numbers,
-      described=described,
-      prompts=config.evaluation.prompts,
-      **judging,
-    )
-  classification = None
-  if "figure_06" in config.figures:
-    compared = {
-      "online": recipes.stream_of(config, policy_recipe),
-      "offline": policy_recipe | {"method": "offline", "dataset": "golden"},
+  def _sampled(self, source: recipes.Source) -> Model:
+    if source.kind == "sft":
+      return self.start(source.recipe)
+    if source.kind == "golden_policy":
+      return self.golden_policy()
+    return self.default_run(source.recipe)
+
+  # --- evaluation ---
+
+  @node
+  def golden_samples(self) -> Responses:
+    """The opponent's responses to the fixed prompts."""
+    policy = self.golden_policy()
+    pairs = self.scored(self.golden_data(), policy.start)
+    return Responses("golden_samples", self.setting, policy, pairs)
+
+  @node
+  def sft_samples(self) -> Responses:
+    """SFT's responses to them: the zero of the golden score."""
+    policy = self._policy_recipe()
+    pairs = self.scored(self.golden_data(), policy)
+    return Responses("sft_samples", self.setting, self.start(policy), pairs)
+
+  @node
+  def evaluations(self) -> dict[str, Contested]:
+    """The leaves, by run: every policy's, SFT's, the golden policy's, best-of-n's."""
+    leaves: dict[str, Contested] = {
+      name: self._evaluation(name, run.series, run.recipe, self.policies()[name])
+      for name, run in self.runs().items()
     }
-    finished = {method: default_run(recipe) for method, recipe in compared.items()}
-    classification = artefact(
+    recipe = self._policy_recipe()
+    name = f"{self._world}_sft"
+    leaves[name] = self._evaluation(name, "sft", recipe, self.start(recipe))
+    golden = PolicyRecipe.of(self.config.golden_policy)
+    name = f"{self._world}_golden_policy"
+    leaves[name] = self._evaluation(name, "golden_policy", golden, self.golden_policy())
+    if self.config.evaluation.best_of:
+      name = f"{self._world}_best_of_n"
+      leaves[name] = self._best_of_n(name, recipe)
+    return leaves
+
+  def _evaluation(
+    self, run: str, series: str, recipe: PolicyRecipe, policy: Model
+  ) -> Evaluation:
+    if isinstance(policy, TrainedPolicy):
+      steps = recipe.evaluated_steps()
+    else:
+      steps = [policy.recipe.steps if isinstance(policy, SupervisedModel) else 0]
+    contest = self._contest(run, series, recipe)
+    return Evaluation(**contest, policy=policy, steps=tuple(steps))
+
+  def _best_of_n(self, run: str, recipe: PolicyRecipe) -> BestOfN:
+    contest = self._contest(run, "best_of_n", recipe)
+    numbers = tuple(self.config.evaluation.best_of)
+    return BestOfN(**contest, proxy_pm=self.proxy_pm(), numbers=numbers)
+
+  def _contest(self, run: str, series: str, recipe: PolicyRecipe) -> dict[str, Any]:
+    """What every evaluation of a policy of this start reads."""
+    return {
+      "name": f"evaluation_{run}",
+      "setting": self.setting,
+      "described": describe(run, series, recipe),
+      "reference": self.start(recipe),
+      "pairs": self.scored(self.golden_data(), recipe),
+      "golden_pm": self.golden_pm(),
+      "golden_samples": self.golden_samples(),
+      "sft_samples": self.sft_samples(),
+    }
+
+  @node
+  def classification(self) -> StreamClassification | None:
+    """Of the online stream, for figure 6."""
+    if "figure_06" not in self.config.figures:
+      return None
+    recipe = self._policy_recipe()
+    offline = dataclasses.replace(recipe, method="offline", dataset="golden")
+    return StreamClassification(
       "classification",
-      "classify_stream",
-      bind(eval_stages.classify_stream, compared, role("golden_pm"), role("proxy_pm")),
-      {**finished, **judges},
-      task=config.task,
-      **{k: config.evaluation[k] for k in ("stream_steps", "stream_pairs")},
-      **judging,
+      self.setting,
+      online=self.default_run(recipes.stream_of(self.config, recipe)),
+      offline=self.default_run(offline),
+      golden_pm=self.golden_pm(),
+      proxy_pm=self.proxy_pm(),
     )
-  models = {
-    "data": data,
-    **{a.name: a for a in sft_of.values()},
-    "golden_pm": golden_pm,
-    "golden_data": golden_data,
-    "proxy_pm": proxy_pm,
-    "golden_policy": golden_policy,
-    "golden_samples": golden_samples,
-    "sft_samples": sft_samples,
-  }
-  return Study(setting, models, policies, evaluations, classification, roles)
+
+  # --- all of it ---
+
+  @node
+  def models(self) -> dict[str, Artefact]:
+    """What runs share, by name, for people."""
+    leaves = [*self.evaluations().values(), self.classification()]
+    every = closure([leaf for leaf in leaves if leaf], identity=id)
+    sfts = {a.name: a for a in every if isinstance(a, SupervisedModel)}
+    return {
+      "data": self.data(),
+      **sfts,
+      "golden_pm": self.golden_pm(),
+      "golden_data": self.golden_data(),
+      "proxy_pm": self.proxy_pm(),
+      "golden_policy": self.golden_policy(),
+      "golden_samples": self.golden_samples(),
+      "sft_samples": self.sft_samples(),
+    }
+
+  @node
+  def artefacts(self) -> dict[str, Artefact]:
+    """Everything by its name, as `--stages` takes it."""
+    evaluated = {f"evaluate_{name}": a for name, a in self.evaluations().items()}
+    named = {**self.models(), **self.policies(), **evaluated}
+    if (classification := self.classification()) is not None:
+      named["classification"] = classification
+    return named
+
+  def programs(self) -> list[Program]:
+    """The distinct programs that making all of it runs."""
+    every = closure(self.artefacts().values(), identity=id)
+    return distinct(program for a in every for program in a.programs())
+
+  @property
+  def world(self) -> int:
+    return self.setting.world
+
+  @property
+  def _world(self) -> str:
+    return f"world{self.world}"
+
+  def _policy_recipe(self) -> PolicyRecipe:
+    return PolicyRecipe.of(self.config.policy)
 
 
-def _data_config(chosen: Mapping[str, Any]) -> dict[str, Any]:
-  """What determines a data set: the data keys, with a file's content for its path."""
-  c = dict(chosen)
-  path, _ = c.pop("path"), c.pop("data_dir")
-  if not 0 < c["validation_fraction"] < 1:
-    raise UserError("data.validation_fraction must lie between 0 and 1")
-  if c["num_pairs"] < 0:
-    raise UserError(f"data.num_pairs is {c['num_pairs']}; give at least 0")
-  if c["format"] not in ("toy", *readers.FORMATS):
-    known = ", ".join(["toy", *readers.FORMATS])
-    raise UserError(f"data.format '{c['format']}' is unknown; there are {known}")
-  if c["format"] in ("toy", "tfds"):  # of which no file is named
-    return c
-  if not path:
-    raise UserError("data.path is not set: name a file of pairs, or a directory")
-  return c | {"sha256": [checksum(file) for file in records.files(path)]}
-
-
-def _described(recipe: Mapping[str, Any]) -> dict[str, Any]:
-  """A role's configuration with a checkpoint's content for its directory."""
-  if recipe["init"] in ("scratch", "sft"):
-    return dict(recipe)
-  directory = Path(recipe["init"].replace("{size}", recipe["size"]))
-  files = sorted(directory.glob("*.safetensors")) + [directory / "config.json"]
-  return {**recipe, "init": [checksum(file) for file in files]}
+def worlds(config: ConfigDict) -> range:
+  """The worlds of a configuration."""
+  return range(config.first_world, config.first_world + config.worlds)

@@ -1,4 +1,4 @@
-"""Looks into a study: the batch as models see it, samples of a model, its export."""
+"""Inspecting a study: the batch as models see it, samples of a model, its export."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,25 +6,28 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from alignment.core import evaluation as policy_eval
+from alignment.core import evaluation
 from alignment.data import pairs, tokenizer, vocabularies
 from alignment.models import huggingface
 from alignment.runtime import hosts, sharding
+from alignment.runtime.files import directory_option
 from alignment.runtime.metrics import progress
-from alignment.study import artefacts, graph
+from alignment.study import artefacts
+from alignment.study.graph import Study
 from alignment.study.setting import Setting
+from alignment.study.stages.models import Model
 from alignment.types import Batch, UserError
 
 
-def show_batch(built: graph.Study, workdir: Path) -> None:
+def show_batch(study: Study, workdir: Path) -> None:
   """Prints what the models will see of a few pairs: tokens, lengths and masks."""
-  artefacts.run([built.models["data"]], workdir)
+  artefacts.run([study.data()], workdir)
   if not hosts.is_first():
     return
-  setting = built.setting
-  dataset = pairs.PairDataset.load(built.models["data"].verified(workdir) / "train")
+  setting = study.setting
+  dataset = pairs.PairDataset.load(study.data().verified(workdir) / "train")
   batch = dataset.batch(np.arange(min(3, len(dataset))), **setting.lengths)
-  judge = setting.preference_model(built.setting.config.golden_pm)
+  judge = study.golden_pm().judge()
   first, second = (
     (batch.responses_BxNxT[:, n], batch.lengths_BxN[:, n]) for n in (0, 1)
   )
@@ -49,18 +52,20 @@ def _show(setting: Setting, name: str, tokens: np.ndarray, length: int) -> None:
   print(f"  mask    1 x {length}, 0 x {len(tokens) - length}")
 
 
-def sample(built: graph.Study, workdir: Path) -> None:
+def sample(study: Study, workdir: Path) -> None:
   """Prints a model's responses to given prompts, or to the first of the data."""
-  c, setting = built.setting.config.sample, built.setting
-  artefact = _model(built, workdir, c.model or "golden_policy", "sample.model")
-  model = setting.model(built.roles[artefact.key])
-  params = setting.load_frozen(artefact.verified(workdir), model, c.step or None)
+  c, setting = study.setting.config.sample, study.setting
+  artefact = _model(study, workdir, c.model or "golden_policy", "sample.model")
+  model = artefact.model()
+  params = setting.parameters.load_fixed(
+    artefact.verified(workdir), model, c.step or None
+  )
   for prompt in c.prompts:
     if not isinstance(prompt, str):
       raise UserError(f"sample.prompts has {prompt!r}; its entries are texts")
   prompts = [setting.vocabulary.encode(p) for p in c.prompts]
   if not prompts:
-    data = built.models["data"].verified(workdir)
+    data = study.data().verified(workdir)
     dataset = pairs.PairDataset.load(data / "train")
     prompts = [list(dataset.prompts[i][:-1]) for i in range(min(4, len(dataset)))]
   S, T = setting.config.prompt_length, setting.config.response_length
@@ -76,7 +81,7 @@ def sample(built: graph.Study, workdir: Path) -> None:
     ids_B=np.arange(len(rows), dtype=np.int32),
   )
   samples = sharding.fetch(
-    policy_eval.sample(
+    evaluation.sample(
       model,
       params,
       batch,
@@ -98,47 +103,45 @@ def sample(built: graph.Study, workdir: Path) -> None:
       print(f"  {n + 1}: {setting.vocabulary.decode(tokens)}{cut}")
 
 
-def export(built: graph.Study, workdir: Path) -> None:
+def export(study: Study, workdir: Path) -> None:
   """Writes a trained model as a Hugging Face checkpoint."""
-  c, setting = built.setting.config.export, built.setting
+  c, setting = study.setting.config.export, study.setting
   if not c.directory:
     raise UserError("export.directory is not set: where should the checkpoint go?")
-  artefact = _model(built, workdir, c.model or "golden_policy", "export.model")
-  model = setting.model(built.roles[artefact.key])
-  params = setting.load(artefact.verified(workdir), model, c.step or None)
+  directory = directory_option(c.directory, "export.directory")
+  artefact = _model(study, workdir, c.model or "golden_policy", "export.model")
+  model = artefact.model()
+  params = setting.parameters.load(artefact.verified(workdir), model, c.step or None)
   whole = sharding.fetch(params)
   hosts.on_first(
     lambda: huggingface.write(
-      Path(c.directory),
+      directory,
       model.cfg,
       whole,
       c.dtype,
       about={vocabularies.FINGERPRINT: setting.vocabulary.fingerprint},
     )
   )
-  progress(f"{artefact.name}: exported to {c.directory}")
+  progress(f"{artefact.name}: exported to {directory}")
 
 
-def _model(
-  built: graph.Study, workdir: Path, name: str, key: str
-) -> artefacts.Artefact:
+def _model(study: Study, workdir: Path, name: str, key: str) -> Model:
   """The finished model artefact of that name.
 
   Raises:
     UserError: if there is none, or it is not made yet.
   """
-  known = {
-    n: a for n, a in (built.models | built.policies).items() if "role" in a.config
-  }
-  if name not in known:
-    raise UserError(f"{key} '{name}' is no model; there are {', '.join(known)}")
-  if not known[name].is_done(workdir):
+  artefacts_by_name = study.models() | study.policies()
+  models = {n: a for n, a in artefacts_by_name.items() if isinstance(a, Model)}
+  if name not in models:
+    raise UserError(f"{key} '{name}' is no model; there are {', '.join(models)}")
+  if not models[name].is_done(workdir):
     raise UserError(f"{key} '{name}' is not trained yet: run --stages={name} first")
-  return known[name]
+  return models[name]
 
 
 # What `--stages` takes besides stages; each looks at the first world.
-LOOKS: dict[str, Callable[[graph.Study, Path], None]] = {
+INSPECTIONS: dict[str, Callable[[Study, Path], None]] = {
   "show_batch": show_batch,
   "sample": sample,
   "export": export,

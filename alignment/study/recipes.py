@@ -1,97 +1,126 @@
-"""Recipes: what a configuration says of one policy run, as plain values.
+"""Recipes: what a configuration says of how one model is trained, as plain values.
 
-A recipe is `config.policy` with the values of one run. Everything here is a function of
-configurations and recipes alone; `study.py` makes artefacts of them.
+A recipe is a role's section of the configuration (sft, golden_pm, proxy_pm, policy,
+golden_policy), a run of `config.runs` being `policy` with some values of its own. All
+here is a function of configurations and recipes alone; `graph.py` makes artefacts of
+them, and `checks.py` says which cannot be.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
+import dataclasses
 import itertools
-import math
 import re
-from typing import Any
+from typing import Any, NamedTuple, Self
 
-import jax
 from ml_collections import ConfigDict
 
-from alignment.core import losses
+from alignment.core.optim import Optimizer
+from alignment.study import schema
 from alignment.types import UserError
 
+DATASETS = ("golden", "stream")  # which every study has, besides config.datasets
+RESERVED = ("sft", "golden_policy", "best_of_n")  # evaluated beside the runs
 
-def runs(config: ConfigDict) -> dict[str, tuple[str, dict[str, Any]]]:
-  """Policy runs by name, as (label, recipe): of every entry the product of its axes.
-
-  Raises:
-    UserError: for a label that is the study's or no name, an axis that is no key of
-      `policy` or not a tuple of its values, and for two runs of one name.
-  """
-  found: dict[str, tuple[str, dict[str, Any]]] = {}
-  for label, products in config.runs.items():
-    if label in RESERVED:
-      raise UserError(f"runs.{label}: the study has a '{label}' of its own; rename it")
-    if re.search(_NOT_IN_NAMES, label):
-      raise UserError(f"runs.{label}: a name has letters, digits and . _ + - only")
-    for axes in products if isinstance(products, tuple | list) else (products,):
-      for key, values in axes.items():
-        if key not in config.policy:
-          known = ", ".join(sorted(config.policy))
-          raise UserError(f"runs.{label}.{key} is no key of policy; they are {known}")
-        if not isinstance(values, tuple | list) or not values:
-          raise UserError(
-            f"runs.{label}.{key} must be a tuple of values, not {values!r}"
-          )
-        for value in values:
-          if not _fits(value, config.policy[key]):
-            like = plain(config.policy[key])
-            raise UserError(f"runs.{label}.{key} has {value!r}; policy's is {like!r}")
-      for values in itertools.product(*axes.values()):
-        chosen = dict(zip(axes, map(plain, values), strict=True))
-        recipe = plain(config.policy)
-        if "optimizer" in chosen:  # what it does not name stays the policy's
-          chosen["optimizer"] = recipe["optimizer"] | chosen["optimizer"]
-        recipe |= chosen
-        varied = "".join(
-          f"_{_SHORT.get(key, key)}{value}"
-          for key, value in chosen.items()
-          if key not in ("method", "loss", "dataset", "stream")
-        )
-        for key in axes:
-          if not _has_meaning(key, recipe):
-            raise UserError(
-              f"runs.{label}.{key} has no meaning for its runs, whose method is "
-              f"'{recipe['method']}' and dataset '{recipe['dataset']}'"
-            )
-        name = f"{label}_{recipe['loss']}{re.sub(_NOT_IN_NAMES, '', varied)}"
-        if (label, recipe) in found.values():  # a value that is policy's own: one run
-          continue
-        if name in found:
-          raise UserError(
-            f"runs.{label}: two runs are called {name}; method, loss, dataset and "
-            "stream are not part of a name: give each value an entry of its own"
-          )
-        found[name] = label, recipe
-  return found
+Options = tuple[tuple[str, Any], ...]  # a mapping that can be hashed
 
 
-def _has_meaning(key: str, recipe: Mapping[str, Any]) -> bool:
-  replays = recipe["method"] == "offline" and recipe["dataset"] == "stream"
-  return replays if key == "stream" else key == "method" or key in relevant(recipe)
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """Where a model starts: the keys of a role that say which model it is."""
+
+  size: str
+  init: str  # "scratch", "sft", or a directory in which {size} is replaced
 
 
-def _fits(value: Any, like: Any) -> bool:
-  """Whether a value is of the kind of a key's own; numbers are finite."""
-  if isinstance(like, bool) or isinstance(value, bool):
-    return isinstance(like, bool) and isinstance(value, bool)
-  if isinstance(like, float):
-    return isinstance(value, int | float) and math.isfinite(value)
-  if isinstance(like, ConfigDict):  # keys of `stream` are checked where it is used
-    return isinstance(value, Mapping)
-  kinds = (tuple, list) if isinstance(like, tuple | list) else type(like)
-  return isinstance(value, kinds)
+@dataclasses.dataclass(frozen=True)
+class Recipe(Start):
+  """How one model is trained; the fields are explained in `schema.role`."""
+
+  optimizer: Optimizer
+  learning_rate: float
+  warmup_steps: int
+  decay: bool
+  batch_size: int
+  microbatches: int
+  steps: int
+  on_non_finite: str
+
+  @classmethod
+  def of(cls, section: Mapping[str, Any]) -> Self:
+    """The recipe of a role's section of the configuration.
+
+    Raises:
+      UserError: for an optimizer that does not exist, or has no such option.
+    """
+    values, options = plain(section), dict(section["optimizer"])
+    keys = {field.name for field in dataclasses.fields(Optimizer)}
+    for key in sorted(options.keys() - keys):
+      raise UserError(f"optimizer has no '{key}'; it has {', '.join(sorted(keys))}")
+    values["optimizer"] = Optimizer(**options)
+    return cls(**{key: _hashable(value) for key, value in values.items()})
+
+  def described(self) -> dict[str, Any]:
+    """What determines the numbers, as JSON; `init` apart, which names a directory."""
+    return plain(dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceRecipe(Recipe):
+  """A preference model's; the fields are explained in `schema.preference_model`."""
+
+  evaluations: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyRecipe(Recipe):
+  """A policy's; the fields are explained in `schema.policy`."""
+
+  method: str
+  refresh_every: int
+  on_policy_fraction: float
+  record: bool
+  dataset: str
+  replay_window: int
+  stream: Options
+  loss: str
+  loss_options: Options
+  beta: float
+  temperature: float
+  top_p: float
+  seed: int
+  evaluate_at: tuple[float, ...]
+
+  @property
+  def online(self) -> bool:
+    return self.method == "online"
+
+  @property
+  def replays(self) -> bool:
+    """Whether it learns from a recorded online run."""
+    return not self.online and self.dataset == "stream"
+
+  def described(self) -> dict[str, Any]:
+    """As `Recipe`'s, without what has no meaning for its method."""
+    meaningless = set(_OFFLINE if self.online else _ONLINE)
+    meaningless.add("stream")  # it is described by the input that it leads to
+    if self.dataset != "stream":
+      meaningless.add("replay_window")
+    values = super().described()
+    return {key: value for key, value in values.items() if key not in meaningless}
+
+  def evaluated_steps(self) -> list[int]:
+    """The steps at which its parameters are kept."""
+    return sorted({max(1, round(f * self.steps)) for f in self.evaluate_at})
+
+
+class Run(NamedTuple):
+  """One policy run of a configuration."""
+
+  series: str  # its entry in config.runs: what a figure draws as one line
+  recipe: PolicyRecipe
 
 
 _NOT_IN_NAMES = r"[^\w.+-]"  # they name directories, and Orbax reads [ as a pattern
-DATASETS = ("golden", "stream")  # which every study has, besides config.datasets
-RESERVED = ("sft", "golden_policy", "best_of_n")  # evaluated beside the runs
 _SHORT = {
   "learning_rate": "lr",
   "refresh_every": "every",
@@ -105,122 +134,187 @@ _OFFLINE = ("dataset", "replay_window", "stream")
 _SAME = ("size", "init", "loss", "loss_options", "seed", "batch_size", "microbatches")
 
 
-def stream_of(config: ConfigDict, recipe: dict[str, Any]) -> dict[str, Any]:
+# --- the runs of a configuration ------------------------------------------------------
+
+
+def runs(config: ConfigDict) -> dict[str, Run]:
+  """Policy runs by name: of every entry of `config.runs` the product of its axes.
+
+  Raises:
+    UserError: for an entry that is the study's or no name, an axis that is no key of
+      `policy` or not a tuple of its values, and for two runs of one name.
+  """
+  named: dict[str, Run] = {}
+  for series, products in config.runs.items():
+    if series in RESERVED:
+      raise UserError(
+        f"runs.{series}: the study has a '{series}' of its own; rename it"
+      )
+    if re.search(_NOT_IN_NAMES, series):
+      raise UserError(f"runs.{series}: a name has letters, digits and . _ + - only")
+    for axes in products if isinstance(products, tuple | list) else (products,):
+      _check_axes(config, series, axes)
+      for name, run in _product(config, series, axes):
+        if run in named.values():  # a value that is policy's own: one run
+          continue
+        if name in named:
+          raise UserError(
+            f"runs.{series}: two runs are called {name}; method, loss, dataset and "
+            "stream are not part of a name: give each value an entry of its own"
+          )
+        named[name] = run
+  return named
+
+
+def _check_axes(config: ConfigDict, series: str, axes: Mapping[str, Any]) -> None:
+  for key, values in axes.items():
+    if key not in config.policy:
+      keys = ", ".join(sorted(config.policy))
+      raise UserError(f"runs.{series}.{key} is no key of policy; they are {keys}")
+    if not isinstance(values, tuple | list) or not values:
+      raise UserError(f"runs.{series}.{key} must be a tuple of values, not {values!r}")
+    for value in values:
+      if not schema.fits(value, config.policy[key]):
+        like = plain(config.policy[key])
+        raise UserError(f"runs.{series}.{key} has {value!r}; policy's is {like!r}")
+
+
+def _product(
+  config: ConfigDict, series: str, axes: Mapping[str, Any]
+) -> Iterator[tuple[str, Run]]:
+  """(name, run) of every combination of the axes' values."""
+  for values in itertools.product(*axes.values()):
+    chosen = dict(zip(axes, map(plain, values), strict=True))
+    section = plain(config.policy)
+    if "optimizer" in chosen:  # what it does not name stays the policy's
+      chosen["optimizer"] = section["optimizer"] | chosen["optimizer"]
+    recipe = PolicyRecipe.of(section | chosen)
+    for key in axes:
+      if not _has_meaning(key, recipe):
+        raise UserError(
+          f"runs.{series}.{key} has no meaning for its runs, whose method is "
+          f"'{recipe.method}' and dataset '{recipe.dataset}'"
+        )
+    varied = "".join(
+      f"_{_SHORT.get(key, key)}{value}"
+      for key, value in chosen.items()
+      if key not in ("method", "loss", "dataset", "stream")
+    )
+    name = f"{series}_{recipe.loss}{re.sub(_NOT_IN_NAMES, '', varied)}"
+    yield name, Run(series, recipe)
+
+
+def _has_meaning(key: str, recipe: PolicyRecipe) -> bool:
+  if key in _ONLINE:
+    return recipe.online
+  if key in ("replay_window", "stream"):
+    return recipe.replays
+  return key != "dataset" or not recipe.online
+
+
+# --- what a run leads to --------------------------------------------------------------
+
+
+def stream_of(config: ConfigDict, recipe: PolicyRecipe) -> PolicyRecipe:
   """The recipe of the online run that a run replays: `policy`'s, with its `_SAME`.
 
   Raises:
     UserError: for a key of `stream` that is no key of `policy`.
   """
-  same = {key: recipe[key] for key in _SAME}
   recorded = {"method": "online", "record": True}
-  for key in recipe["stream"]:
+  overrides = dict(recipe.stream)
+  for key in overrides:
     if key not in config.policy or key in recorded:
       raise UserError(f"policy.stream has '{key}', which is no key of an online policy")
-  return plain(config.policy) | same | recipe["stream"] | recorded
+  same = {key: getattr(recipe, key) for key in _SAME if key not in overrides}
+  section = plain(config.policy) | overrides | recorded
+  return dataclasses.replace(PolicyRecipe.of(section), **same)
 
 
-def is_default(config: ConfigDict, recipe: Mapping[str, Any]) -> bool:
+def recorded(config: ConfigDict) -> list[dict[str, Any]]:
+  """The online runs that keep their stream, as they are described.
+
+  The default one, and what figure 6 classifies, are recorded in any case: figures share
+  them, whether or not they need the stream. A hybrid run cannot be.
+  """
+  default = PolicyRecipe.of(config.policy)
+  replays = [dataclasses.replace(default, stream=()), default]
+  replays += [run.recipe for run in runs(config).values() if run.recipe.replays]
+  streams = [stream_of(config, recipe) for recipe in replays]
+  return [s.described() for s in streams if s.on_policy_fraction == 1]
+
+
+def is_default(config: ConfigDict, recipe: PolicyRecipe) -> bool:
   """Whether a run's hyper-parameters are `policy`'s, however it gets its pairs."""
   free = {"method", "seed", *_ONLINE, *_OFFLINE}
-  policy = plain(config.policy)
-  return all(value == policy[key] for key, value in recipe.items() if key not in free)
+  default = PolicyRecipe.of(config.policy)
+  return all(
+    getattr(recipe, field.name) == getattr(default, field.name)
+    for field in dataclasses.fields(recipe)
+    if field.name not in free
+  )
 
 
-def relevant(recipe: Mapping[str, Any]) -> dict[str, Any]:
-  """A policy's recipe without what has no meaning for its method."""
-  unused = set(_OFFLINE if recipe["method"] == "online" else _ONLINE)
-  unused.add("stream")  # it is described by the input that it leads to
-  if recipe["dataset"] != "stream":
-    unused.add("replay_window")
-  return {key: value for key, value in recipe.items() if key not in unused}
+class Source(NamedTuple):
+  """A model that `config.datasets` samples from."""
+
+  kind: str  # sft, golden_policy or online
+  recipe: PolicyRecipe
+  step: int | None  # of a kept checkpoint; None: what the model settled on
 
 
-def check(name: str, recipe: Mapping[str, Any], datasets: Collection[str]) -> None:
-  """Fails now, not after hours, for a recipe that could not be trained.
+def source(config: ConfigDict, dataset: str, text: str) -> Source:
+  """What "sft", "golden_policy" or "online@FRACTION" in `config.datasets` names.
 
   Raises:
-    UserError: for a loss, a method or a data set that does not exist, and for values
-      out of range.
+    UserError: for anything else, and for a fraction that is not evaluated.
   """
-  loss = losses.bind(recipe["loss"], recipe["loss_options"])
-  if recipe["loss_options"]:  # in range: losses say so when they are called
-    logps = jax.ShapeDtypeStruct((1, losses.get(recipe["loss"]).responses), "float32")
-    jax.eval_shape(loss, logps, logps, 1.0)
-  method, dataset = recipe["method"], recipe["dataset"]
-  if method not in ("online", "offline"):
-    raise UserError(f"{name}: method '{method}' is unknown: online or offline")
-  if method == "offline" and dataset not in (*DATASETS, *datasets):
-    known = ", ".join([*DATASETS, *datasets])
-    raise UserError(f"{name}: dataset '{dataset}' is unknown; there are {known}")
-  if not 0 < recipe["beta"] < math.inf:
-    raise UserError(f"{name}: beta is {recipe['beta']}; give a number above 0")
-  fraction = recipe["on_policy_fraction"]
-  if method == "online" and not 0 < fraction <= 1:
-    raise UserError(f"{name}: on_policy_fraction must be above 0 and at most 1")
-  share = fraction * recipe["batch_size"]
-  if method == "online" and (round(share) == 0 or abs(share - round(share)) > 1e-6):
+  policy = PolicyRecipe.of(config.policy)
+  if text == "sft":
+    return Source("sft", policy, None)
+  if text == "golden_policy":
+    return Source("golden_policy", PolicyRecipe.of(config.golden_policy), None)
+  where = f"datasets.{dataset}: '{text}'"
+  kind, _, fraction = text.partition("@")
+  if kind != "online" or not fraction:
     raise UserError(
-      f"{name}: on_policy_fraction {fraction} of batch_size {recipe['batch_size']} is "
-      "not a number of pairs"
+      f"{where} is no model; there are 'sft', 'golden_policy' and 'online@FRACTION'"
     )
-  if recipe["steps"] < 1 or not recipe["evaluate_at"]:
-    raise UserError(f"{name}: steps must be at least 1, and evaluate_at not empty")
-  # At temperature 0 both responses would be the same.
-  if not 0 < recipe["temperature"] < math.inf or not 0 < recipe["top_p"] <= 1:
-    raise UserError(f"{name}: temperature must be above 0, top_p in (0, 1]")
-  if method == "online" and recipe["record"] and recipe["on_policy_fraction"] < 1:
-    raise UserError(f"{name}: only a run of on_policy_fraction 1 can be recorded")
-  if method == "online" and recipe["refresh_every"] < 0:
-    raise UserError(f"{name}: refresh_every must be 0 (never) or a number of steps")
-  if method == "offline" and recipe["replay_window"] < -1:
-    raise UserError(f"{name}: replay_window must be -1 (all), 0 (none) or batches")
-
-
-def checkpoint_at(where: str, recipe: Mapping[str, Any], fraction: str) -> int:
-  """The step of a kept checkpoint, given as a fraction of the run."""
+  recipe = dataclasses.replace(policy, method="online")
   try:
-    step = max(1, round(float(fraction) * recipe["steps"]))
+    step = max(1, round(float(fraction) * recipe.steps))
   except ValueError:
     raise UserError(f"{where}: '{fraction}' is no fraction of a run") from None
-  if step not in evaluated_steps(recipe):
+  if step not in recipe.evaluated_steps():
     raise UserError(f"{where}: {fraction} is not among policy.evaluate_at")
-  return step
+  return Source("online", recipe, step)
 
 
-def labels(name: str, label: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
-  """What every record of an evaluation says of its run."""
-  keys = ("loss", "beta", "learning_rate", "seed", "size")
-  online, trained = recipe["method"] == "online", label not in ("sft", "best_of_n")
-  replayed = trained and not online and recipe["dataset"] == "stream"
-  return {
-    "run": name,
-    "method": label,
-    **{key: recipe[key] for key in keys},
-    "dataset": recipe["dataset"] if trained and not online else None,
-    "replay_window": recipe["replay_window"] if replayed else None,
-    "refresh_every": recipe["refresh_every"] if trained and online else None,
-    "on_policy_fraction": (recipe["on_policy_fraction"] if online else 0.0)
-    if trained
-    else None,
-  }
-
-
-def evaluated_steps(role: Mapping[str, Any]) -> list[int]:
-  """The steps at which a policy's parameters are kept.
+def sft(config: ConfigDict, size: str) -> Recipe:
+  """The recipe of the SFT model of a size: `sft` with its `by_size`.
 
   Raises:
-    UserError: for fractions that are none.
+    UserError: for a key of `by_size` that is no key of `sft`.
   """
-  for f in role["evaluate_at"]:
-    if not isinstance(f, int | float) or not 0 <= f <= 1:
-      raise UserError(f"evaluate_at has {f!r}; give fractions of `steps`, 0 to 1")
-  return sorted({max(1, round(f * role["steps"])) for f in role["evaluate_at"]})
+  section = plain(config.sft) | {"size": size}
+  del section["data"]  # its content is among the inputs
+  own = section.pop("by_size").get(size, {})
+  for key in own.keys() - section.keys():
+    raise UserError(f"sft.by_size.{size} has '{key}', which is no key of sft")
+  return Recipe.of(section | own)
 
 
 def plain(value: Any) -> Any:
   """ConfigDicts and tuples as dicts and lists, ready for JSON."""
-  if isinstance(value, ConfigDict | dict):
+  if isinstance(value, ConfigDict | Mapping):
     return {k: plain(v) for k, v in value.items()}
   if isinstance(value, tuple | list):
     return [plain(v) for v in value]
   return value
+
+
+def _hashable(value: Any) -> Any:
+  """Mappings as sorted pairs, and lists as tuples."""
+  if isinstance(value, Mapping):
+    return tuple(sorted((key, _hashable(v)) for key, v in value.items()))
+  return tuple(map(_hashable, value)) if isinstance(value, list) else value

@@ -1,13 +1,43 @@
-"""Every key there is, with the paper's values where it gives them.
+"""Every key of a configuration, with the paper's values where it gives them.
 
-Not a study to run by itself: `tldr.py`, `helpfulness.py`, `harmlessness.py`,
-`chat_arena.py` set the task; `quickstart.py` and `hh_small.py` are sized for a CPU.
-An unknown key is an error. What a comment calls ours, the paper does not report.
+A configuration is what `get_config` of a document returns: a Python file, such as those
+in `configs/`, that starts from `get_config` here or from another document (`load`), and
+sets some of the keys. It is no study by itself: a document sets the task at least.
+
+An unknown key is an error, in a document as on the command line (`check`). What a
+comment calls ours, the paper does not report.
 """
+
+from collections.abc import Iterator, Mapping
+import contextlib
+from pathlib import Path
+import sys
+import traceback
+from types import ModuleType
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from alignment.data.layouts import COLUMNS
+from alignment.runtime.files import path_option
+from alignment.types import UserError
+
+FILE = "alignment/study/schema.py"  # as errors name this file
+_PATHS = ("path", "data_dir", "directory", "init")  # keys that are paths, wherever
+_KINDS = {  # what errors call the types of values; a bool is an int, too
+  bool: "True or False",
+  int: "a whole number",
+  float: "a number",
+  str: "a text",
+  tuple: "a tuple",
+  list: "a tuple",
+  ConfigDict: "a dict of names and values",
+}
+_ELEMENTS: dict[str, Any] = {  # what those of tuples are like
+  "vocab.words": "", "figures": "", "notes": "", "sample.prompts": "",
+  "policy.evaluate_at": 0.0, "golden_policy.evaluate_at": 0.0, "evaluation.best_of": 0,
+  "sft.data": ConfigDict(),
+}  # fmt: skip
 
 
 def optimizer(**overrides) -> dict:
@@ -129,7 +159,7 @@ def get_config() -> ConfigDict:
   c.decode_layout = ()
 
   # Batches count pairs, and both responses of a pair are targets: 64 pairs are the
-  # paper's batch of 128. Its recipes for XL and XXL are in study.py.
+  # paper's batch of 128. Its recipes for XL and XXL are in configs/study.py.
   c.sft = role(init="", learning_rate=3e-5, batch_size=64)
   del c.sft["size"]  # an SFT exists for every size that another role starts from
   # What SFT learns from: () is the study's own data; else entries that each override
@@ -177,9 +207,10 @@ def get_config() -> ConfigDict:
   c.notes = ()  # sentences for the report: what a reader must know about this study
   c.log_every = 50
   c.save_every = 1000
-  # What has no default here is a mistake, in whatever file. These hold keys of others.
+  # What has no default here is a mistake, in whatever file. These hold other keys: what
+  # they may be is known where they are used.
   c.lock()
-  for free in (c.runs, c.datasets, c.data.language, c.sft.by_size):
+  for free in (c.runs, c.datasets, c.data.language, c.data.columns, c.sft.by_size):
     free.unlock()
   for role_ in (c.policy, c.golden_policy):
     role_.loss_options.unlock()
@@ -215,3 +246,177 @@ def paper_task(task: str) -> ConfigDict:
   }
   c.mesh.update({"data": 1, "fsdp": -1})  # 11B parameters fit no single chip
   return c
+
+
+# --- documents ------------------------------------------------------------------------
+
+
+def load(path: str | Path, beside: str = "") -> ModuleType:
+  """A Python file as a module, such as a document that another one is built on.
+
+  It is run anew by each call, and leaves nothing in sys.modules or on the disk.
+
+  Args:
+    path: the file.
+    beside: a file (a document's `__file__`) from whose directory `path` leads there;
+      without it, the working directory.
+
+  Raises:
+    UserError: if it cannot be read, and for whatever it raises.
+  """
+  path = Path(beside).parent / path
+  module = ModuleType(path.stem)
+  module.__file__ = str(path)
+  try:
+    source = path.read_bytes()
+  except (OSError, ValueError) as error:  # the latter for a NUL in its name
+    raise UserError(f"{path}: {getattr(error, 'strerror', error)}") from None
+  with mistakes_in(path):
+    exec(compile(source, str(path), "exec"), vars(module))
+  return module
+
+
+@contextlib.contextmanager
+def mistakes_in(path: Path) -> Iterator[None]:
+  """Whatever the code of a user's file raises, as a UserError that names the line."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:  # it is a program: there is nothing that it cannot raise
+    lines = [
+      f"{frame.filename}:{frame.lineno}"
+      for frame in traceback.extract_tb(error.__traceback__)
+      if Path(frame.filename).parent == path.parent  # of the file, or what it loads
+    ]
+    where = lines[-1] if lines else path
+    raise UserError(f"{where}: {type(error).__name__}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+  """An exception's text as a line."""
+  while error.args and isinstance(error.args[0], KeyError):  # as ConfigDict wraps them
+    error = error.args[0]
+  if not isinstance(error, KeyError):
+    return " ".join(str(error).split())
+  text = str(*error.args[:1])  # of a KeyError itself it is the repr
+  # ConfigDict goes on with all values of the section that lacks the key.
+  text = text.partition(". Other fields present")[0]
+  return f"{' '.join(text.split())}; all keys are in {FILE}"
+
+
+# --- what is wrong with a configuration -----------------------------------------------
+
+
+def check(config: ConfigDict) -> None:
+  """Compares a configuration with the keys above: its sections may be assigned whole.
+
+  Raises:
+    UserError: for a key that is not there, for one that is missing, and for a value of
+      another kind.
+  """
+  _check_names(config, "the configuration")
+  _compare(config, get_config(), "")
+  for name, like in _ELEMENTS.items():
+    for element in config[name]:
+      _expect(f"an element of {name}", element, like)
+  _check_entries(config)
+
+
+def _check_names(section: ConfigDict, name: str) -> None:
+  try:
+    keys = list(section)
+  except TypeError:  # of several types: ConfigDict cannot sort them
+    keys = [None]
+  if not all(isinstance(key, str) for key in keys):
+    raise UserError(f"{name} has a key that is no text")
+  for key, value in section.items():
+    if isinstance(value, ConfigDict):
+      _check_names(value, key)
+
+
+def _check_entries(config: ConfigDict) -> None:
+  """Of the sections whose keys are names that a study gives."""
+  for name, products in config.runs.items():
+    for axes in products if isinstance(products, tuple | list) else (products,):
+      _expect(f"runs.{name}", axes, config.runs)
+  for name, models in config.datasets.items():
+    _expect(f"datasets.{name}", models, ())
+  for size, keys in config.sft.by_size.items():
+    _expect(f"sft.by_size.{size}", keys, config.sft)
+    for key in keys:
+      if key in config.sft:  # others are named where it is used
+        _expect(f"sft.by_size.{size}.{key}", keys[key], config.sft[key])
+
+
+def _expect(name: str, value: Any, like: Any) -> None:
+  if not fits(value, like):
+    raise UserError(f"{name} is {value!r}; give {kind(like)}")
+
+
+def _compare(given: ConfigDict, schema: ConfigDict, prefix: str) -> None:
+  for key in given:
+    if key not in schema:
+      raise UserError(unknown(f"{prefix}{key}"))
+  for key, like in schema.items():
+    name = f"{prefix}{key}"
+    if key not in given:
+      raise UserError(
+        f"the configuration has no '{name}': update what {FILE} has, instead of "
+        "replacing it"
+      )
+    _expect(name, given[key], like)
+    if isinstance(like, ConfigDict) and like.is_locked:
+      _compare(given[key], like, f"{name}.")
+
+
+def unknown(name: str) -> str:
+  """What is said of a key that does not exist."""
+  return f"'{name}' is no key of the configuration; all are in {FILE}"
+
+
+def kind(like: Any) -> str:
+  """What values like this one are called; None is like any."""
+  names = (name for type_, name in _KINDS.items() if isinstance(like, type_))
+  return next(names, "a Python value")
+
+
+def fits(value: Any, like: Any) -> bool:
+  """Whether a value is of the kind of a key's own; numbers are finite."""
+  if isinstance(like, bool) or isinstance(value, bool):
+    return isinstance(like, bool) and isinstance(value, bool)
+  if isinstance(like, float):
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+  if isinstance(like, ConfigDict):
+    return isinstance(value, Mapping | ConfigDict)
+  kinds = tuple | list if isinstance(like, tuple | list) else type(like)
+  return isinstance(value, kinds)
+
+
+# --- paths ----------------------------------------------------------------------------
+
+
+def expand_paths(config: ConfigDict) -> None:
+  """Puts the home directory for `~` in all keys that are paths: no stage does so.
+
+  Raises:
+    UserError: for the home of an unknown user.
+  """
+  _expanded(config, "config")
+
+
+def _expanded(value: Any, name: str) -> Any:
+  """A value of a key of that (dotted) name, with its paths expanded."""
+  if isinstance(value, ConfigDict):
+    for key, below in value.items():
+      expanded = _expanded(below, f"{name}.{key}")
+      if expanded != below:  # others stay what they are: references to other keys
+        value[key] = expanded
+  elif isinstance(value, Mapping):
+    return {key: _expanded(below, f"{name}.{key}") for key, below in value.items()}
+  elif isinstance(value, tuple | list):
+    return tuple(_expanded(below, name) for below in value)
+  elif isinstance(value, str) and value.startswith("~"):
+    is_path = name.rpartition(".")[2] in _PATHS
+    return str(path_option(value, f"--{name}")) if is_path else value
+  return value

@@ -13,11 +13,11 @@ from tests import synthetic
 JUDGE = "golden PM"
 
 
-def certain_run(name, method, rates, kls, world=0, truth=None, **fields):
+def certain_run(name, series, rates, kls, world=0, truth=None, **fields):
   """Each checkpoint wins the same share of every prompt: no evaluation noise."""
   truth_ExP = None if truth is None else synthetic.certain(truth)
   return synthetic.make_run(
-    name, method, synthetic.certain(rates), kls, world=world, truth=truth_ExP, **fields
+    name, series, synthetic.certain(rates), kls, world=world, truth=truth_ExP, **fields
   )
 
 
@@ -36,7 +36,7 @@ def worlds_of_runs(gaps, truth_gaps=None, num_offline=1):
 FIGURE_1 = [
   h
   for h in claims_lib.HYPOTHESES
-  if h.figure == "1" and len(h.of) == 2 and h.of[1].method == "offline"
+  if h.figure == "1" and len(h.groups) == 2 and h.groups[1].series == "offline"
 ]  # peak and equal KL
 AHEAD = (0.1, 0.12, 0.08, 0.11, 0.09, 0.1)
 
@@ -59,9 +59,9 @@ def claims_of_figure_1(runs):
   ],
 )
 def test_verdicts(gaps, truth_gaps, verdict, reason, reading):
-  found = claims_of_figure_1(worlds_of_runs(gaps, truth_gaps))
-  assert [claim.name for claim in found] == ["win rate at equal KL", "peak win rate"]
-  for claim in found:
+  measured = claims_of_figure_1(worlds_of_runs(gaps, truth_gaps))
+  assert [claim.name for claim in measured] == ["win rate at equal KL", "peak win rate"]
+  for claim in measured:
     assert (claim.verdict, claim.reason) == (verdict, reason)
     assert reading in claim.reading and bool(reading) == bool(claim.reading)
     assert claim.estimates[JUDGE].value == pytest.approx(np.mean(gaps))
@@ -109,9 +109,9 @@ def test_claims_count_runs_and_leave_out_what_has_none():
   claim = claims_of_figure_1(runs)[0]
   assert claim.runs_compared == "1 vs 3" and set(claim.of_all_runs) == {JUDGE, "truth"}
   assert claims_of_figure_1(worlds_of_runs((0.1,)))[0].of_all_runs == {}
-  assert claims_of_figure_1([run for run in runs if run.method == "online"]) == []
+  assert claims_of_figure_1([run for run in runs if run.series == "online"]) == []
   assert claims_of_figure_1([]) == []
-  lacking = [r for r in worlds_of_runs(AHEAD) if (r.world, r.method) != (3, "offline")]
+  lacking = [r for r in worlds_of_runs(AHEAD) if (r.world, r.series) != (3, "offline")]
   claim = claims_of_figure_1(lacking)[0]
   assert claim.reason == "5 worlds: 6 are needed; world 3: no offline run"
 
@@ -130,8 +130,8 @@ def test_a_sweep_is_beaten_only_if_its_best_run_is(of_offline, verdict, reason):
   for world in range(6):
     named = [("on", "online", 0.5), *(("off", "offline", rate) for rate in of_offline)]
     runs += [
-      certain_run(f"{name}{i}", method, [rate, rate], [1, 10], world, [rate, rate])
-      for i, (name, method, rate) in enumerate(named)
+      certain_run(f"{name}{i}", series, [rate, rate], [1, 10], world, [rate, rate])
+      for i, (name, series, rate) in enumerate(named)
     ]
   for claim in claims_of_figure_1(runs):
     assert claim.verdict == verdict and claim.reason.startswith(reason)
@@ -141,12 +141,12 @@ def test_a_sweep_is_beaten_only_if_its_best_run_is(of_offline, verdict, reason):
 def test_tasks_and_losses_make_separate_claims():
   runs = worlds_of_runs((0.1,))
   other = [dataclasses.replace(run, task="chat_arena", loss="dpo") for run in runs]
-  found = claims_of_figure_1(runs + other)
-  assert [(c.task, c.loss) for c in found[:2]] == [
+  measured = claims_of_figure_1(runs + other)
+  assert [(c.task, c.loss) for c in measured[:2]] == [
     ("tldr", "ipo"),
     ("chat_arena", "dpo"),
   ]
-  small = [c for c in found if "small" in c.statement]
+  small = [c for c in measured if "small" in c.statement]
   assert [(c.task, c.region) for c in small] == [("chat_arena", "-0.05 to 0.05")]
 
 
@@ -158,9 +158,9 @@ def test_ablations_are_compared_at_the_settings_that_both_have():
   ]
   shuffled = certain_run("shuffled", "shuffled", [0.4, 0.4], [1, 10], beta=0.1)
   hypotheses = [h for h in claims_lib.HYPOTHESES if h.figure == "4"]
-  found = claims_lib.claims([*online, shuffled], hypotheses, resamples=10)
-  assert len(found) == 2
-  for claim in found:
+  measured = claims_lib.claims([*online, shuffled], hypotheses, resamples=10)
+  assert len(measured) == 2
+  for claim in measured:
     assert claim.runs_compared == "1 vs 1"
     assert claim.estimates[JUDGE].value == pytest.approx(0.5 - 0.4)
     assert claim.of_all_runs[JUDGE].value == pytest.approx(0.9 - 0.4)
@@ -170,15 +170,15 @@ def test_runs_are_counted_as_they_are_compared():
   """Sizes at the settings that all have; the steps of a classifier are one run."""
   runs = [
     certain_run(
-      f"{method}{size}{beta}", method, [rate] * 2, [1, 10], size=size, beta=beta
+      f"{series}{size}{beta}", series, [rate] * 2, [1, 10], size=size, beta=beta
     )
-    for method, rate in (("online", 0.6), ("shuffled", 0.5), ("offline", 0.4))
+    for series, rate in (("online", 0.6), ("shuffled", 0.5), ("offline", 0.4))
     for size, betas in (("nano", (0.1, 0.3)), ("micro", (0.1,)), ("milli", (0.1,)))
     for beta in betas
-    if (method, size) != ("shuffled", "milli")
+    if (series, size) != ("shuffled", "milli")
   ]
   counts = {
-    claim.name[:6] + str(len(claim.methods)): claim.runs_compared
+    claim.name[:6] + str(len(claim.groups)): claim.runs_compared
     for claim in claims_lib.claims(
       runs, resamples=2, classification=synthetic.classification()
     )
@@ -193,8 +193,8 @@ def test_runs_are_counted_as_they_are_compared():
 
 
 def test_claims_as_text():
-  found = claims_of_figure_1(worlds_of_runs((0.1,), num_offline=2))
-  text = claims_lib.format_claims(found)
+  measured = claims_of_figure_1(worlds_of_runs((0.1,), num_offline=2))
+  text = claims_lib.format_claims(measured)
   assert "+0.100 [+0.100, +0.100]  prompts, 1 world  1 vs 2" in text
   assert "undecided (1 world: 6 are needed)" in text
   assert "number: online minus offline; holds if > 0" in text
@@ -204,11 +204,11 @@ def test_claims_as_text():
 
 
 def test_claims_as_a_table():
-  found = claims_of_figure_1(worlds_of_runs((0.1, 0.2), num_offline=2))
+  measured = claims_of_figure_1(worlds_of_runs((0.1, 0.2), num_offline=2))
   rows = [
     row
-    for row in claims_lib.table(found)
-    if row["statement"] == found[0].statement and row["judge"] == JUDGE
+    for row in claims_lib.table(measured)
+    if row["statement"] == measured[0].statement and row["judge"] == JUDGE
   ]
   assert [row["world"] for row in rows] == ["all", 0, 1]
   assert [row["value"] for row in rows] == pytest.approx([0.15, 0.1, 0.2])
@@ -286,12 +286,12 @@ def test_what_holds_in_the_made_up_study_is_found(study_claims):
     ("App. F", "0.1 %", "agrees"),
     ("App. F", "drift apart", "disagrees"),
   ):
-    found = [v for (f, text), v in verdicts.items() if f == figure and words in text]
-    assert found == [verdict], (figure, words, found)
+    seen = [v for (f, text), v in verdicts.items() if f == figure and words in text]
+    assert seen == [verdict], (figure, words, seen)
   # Trends with size stay undecided: only what is compared, and where it holds.
-  trends = {(c.methods, c.region) for c in study_claims if c.figure == "11, 14"}
+  trends = {(c.groups, c.region) for c in study_claims if c.figure == "11, 14"}
   online, offline, shuffled = (
-    f"{method} of all sizes" for method in ("online", "offline", "shuffled")
+    f"{series} of all sizes" for series in ("online", "offline", "shuffled")
   )
   assert trends == {
     ((online, shuffled), "< 0"),

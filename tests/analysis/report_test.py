@@ -1,11 +1,13 @@
 """The report: self-contained, escaped, valid, and with what it was given."""
 
+import dataclasses
 from html.parser import HTMLParser
 
 import pytest
 
 from alignment.analysis.claims import Claim
 from alignment.analysis.intervals import Estimate, undefined
+from alignment.analysis.published import Model, Published, Sample
 from alignment.analysis.report import write_report
 from alignment.types import UserError
 
@@ -45,7 +47,7 @@ def make_claim(**fields):
     "statement": "online's peak win rate is above offline's",
     "task": HOSTILE,
     "loss": "ipo",
-    "methods": ("online", "offline"),
+    "groups": ("online", "offline"),
     "region": "> 0",
     "num_runs": {0: (1, 9)},
     "estimates": {"golden PM": estimate, "truth": undefined("no <common> range")},
@@ -58,21 +60,38 @@ def make_claim(**fields):
   return Claim(**(of_claim | fields))
 
 
-def write(path, **fields):
-  content = {
-    "title": HOSTILE,
-    "data_statistics": [HOSTILE],
-    "models": [
-      {"role": HOSTILE, "parameters": 123456, "init": "scratch", "steps": 10},
-      {"role": "golden PM", "train_accuracy": 0.73123, "truth_accuracy": float("nan")},
-    ],
-    "curves": {HOSTILE: [{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}]},
-    "samples": [{"prompt": HOSTILE, "responses": {HOSTILE: HOSTILE, "online": "yes"}}],
-    "figures": [],
-    "claims": [make_claim()],
-    "notes": [HOSTILE],
-  }
-  write_report(path, **(content | fields))
+MODEL = Model(
+  name=HOSTILE,
+  parameters=123456,
+  init="scratch",
+  steps=10,
+  train_accuracy=None,
+  validation_accuracy=None,
+  validation_stderr=None,
+  truth_accuracy=None,
+  truth_stderr=None,
+)
+STUDY = Published(
+  task=HOSTILE,
+  worlds=[0],
+  figures=[],
+  notes=[HOSTILE],
+  runs=[],
+  classified_worlds=[],
+  data=[HOSTILE],
+  models=[MODEL],
+  training=[],
+  samples=[Sample(HOSTILE, {HOSTILE: HOSTILE, "online": "yes"})],
+  samples_note="",
+)
+
+
+def write(path, figures=(), claims=None, curves=None, **fields):
+  study = dataclasses.replace(STUDY, **fields)
+  rows = [{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}]
+  curves = {HOSTILE: rows} if curves is None else curves
+  claims = [make_claim()] if claims is None else claims
+  write_report(path, study, curves=curves, figures=figures, claims=claims)
   return path.read_bytes().decode()
 
 
@@ -107,12 +126,38 @@ def test_claims_show_estimates_intervals_verdict_and_counts(tmp_path):
     assert words in shown
 
 
-def test_models_have_a_dash_for_what_is_not_known(tmp_path):
-  models = [{"role": "golden PM", "parameters": 123456, "train_accuracy": 0.73123}]
+@pytest.mark.parametrize(
+  ("fields", "expected"),
+  [
+    ({"name": "sft", "train_accuracy": 0.73123}, ["0.731", "–", "–", "–"]),
+    (
+      {"name": "golden_pm", "validation_accuracy": 0.9264, "validation_stderr": 0.006},
+      ["–", "0.926 ± 0.012", "–", "–"],
+    ),
+    (
+      {"name": "world1_proxy_pm", "validation_accuracy": 0.9, "validation_stderr": 0.01}
+      | {"truth_accuracy": 0.8, "truth_stderr": 0.02},
+      ["–", "0.900 ± 0.020", "0.900 ± 0.020", "0.800 ± 0.039"],
+    ),
+    ({"name": "x", "truth_accuracy": float("nan")}, ["–", "–", "–", "–"]),
+  ],
+)
+def test_models_have_margins_and_a_dash_for_what_is_not_known(
+  tmp_path, fields, expected
+):
+  models = [dataclasses.replace(MODEL, **fields)]
   text = Page(write(tmp_path / "report.html", models=models)).text
   at = text.index("123,456")
   cells = [data for data in text[at - 1 :] if data.strip()][:8]
-  assert cells == ["golden PM", "123,456", "–", "–", "0.731", "–", "–", "–"]
+  assert cells == [fields["name"], "123,456", "scratch", "10", *expected]
+
+
+@pytest.mark.parametrize(
+  ("worlds", "words"), [([3], "tldr, world 3"), ([0, 1, 2], "tldr, worlds 0 to 2")]
+)
+def test_the_title_says_what_was_studied(tmp_path, worlds, words):
+  page = write(tmp_path / "report.html", task="tldr", worlds=worlds)
+  assert f"<h1>Online and offline alignment: {words}</h1>" in page
 
 
 def test_figures_are_copied_into_the_page(tmp_path):
@@ -130,7 +175,7 @@ def test_a_missing_figure_is_named_and_nothing_is_written(tmp_path):
 
 
 def test_empty_sections_are_left_out_and_bytes_repeat(tmp_path):
-  empty = {key: [] for key in ("data_statistics", "models", "samples", "claims")}
+  empty = {key: [] for key in ("data", "models", "samples", "claims")}
   page = write(tmp_path / "a.html", **empty, curves={}, notes=["only this"])
   assert [element for element in Page(page).elements if element == "h2"] == ["h2"]
   assert write(tmp_path / "b.html") == write(tmp_path / "c.html")

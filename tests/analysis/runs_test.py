@@ -13,12 +13,12 @@ from tests import synthetic
 JUDGE = "golden PM"
 
 
-def write_run(workdir, name="online_0", method="online", truth=True, **fields):
+def write_run(workdir, name="online_0", series="online", truth=True, **fields):
   """A run of two checkpoints and four prompts; fields override its records'."""
   wins_ExP = np.array([[1, 0.5, 1, 0.5], [0, 0.5, 0, 0.5]])
   run = synthetic.make_run(
     name,
-    method,
+    series,
     wins_ExP,
     [2.0, 1.0],
     steps=[20, 10],  # in any order
@@ -35,7 +35,7 @@ def test_runs_are_read_in_the_order_of_their_steps(tmp_path):
   write_run(tmp_path, "sft", "sft", beta=None, classification_accuracy=math.nan)
   (tmp_path / "runs" / "in_training").mkdir()
   run, sft = load_runs(tmp_path)
-  assert (run.name, sft.method, sft.beta) == ("online_0", "sft", None)
+  assert (run.name, sft.series, sft.beta) == ("online_0", "sft", None)
   assert run.steps_E.tolist() == [10, 20] and run.kl_E.tolist() == [1, 2]
   assert run.win_rates_E(JUDGE).tolist() == [0.25, 0.75]
   assert run.wins["truth"].shape == (2, 4)
@@ -99,6 +99,7 @@ def other_outcomes(**arrays):
   [
     (damage_line, r"evaluations.jsonl:2: not JSON"),
     (drop_key("entropy"), r"evaluations.jsonl:2: no 'entropy'"),
+    (drop_key("series"), r"evaluations.jsonl:2: no 'series'; evaluate this run again"),
     (drop_key("parameters"), r"evaluations.jsonl:2: no 'parameters'"),
     (drop_key("replay_window"), r"evaluations.jsonl:2: no 'replay_window'"),
     (drop_key("true_utility"), r"evaluations.jsonl:2: no 'true_utility'"),
@@ -140,6 +141,9 @@ def test_damaged_files_are_named(tmp_path, damage, message):
     ("seed", True, "'seed' is True, expected an integer"),
     ("kl", math.nan, "'kl' is nan, expected a finite number"),
     ("beta", "x", "'beta' is 'x', expected a finite number or null"),
+    ("method", "both", "'method' is 'both', expected online or offline or null"),
+    ("default", 1, "'default' is 1, expected true or false"),
+    ("seed", 10**30, "'seed' is 10*, expected an integer"),
     ("size", 3, "'size' is 3, expected a string"),
     ("refresh_every", 1.5, "'refresh_every' is 1.5, expected an integer or null"),
     ("entropy", [], r"'entropy' is \[\], expected a number or null"),
@@ -183,8 +187,8 @@ ROW |= {"accuracy": 0.5, "stderr": 0.1, "pairs": 64}
 def test_classification_is_read_in_order(tmp_path):
   assert load_classification(tmp_path) == []
   write_classification(tmp_path, [ROW | {"step": 20}, ROW])
-  found = load_classification(tmp_path)
-  assert [(row.step, row.accuracy, row.pairs) for row in found] == [
+  rows = load_classification(tmp_path)
+  assert [(row.step, row.accuracy, row.pairs) for row in rows] == [
     (10, 0.5, 64),
     (20, 0.5, 64),
   ]

@@ -3,13 +3,13 @@
 import pytest
 
 from alignment.analysis import selection
-from alignment.analysis.selection import Pool, Which
+from alignment.analysis.selection import Group, Pool, Shuffling, Size
 from tests import synthetic
 
 
-def make_run(method, **fields):
+def make_run(series, **fields):
   wins_ExP = synthetic.certain([0.5, 0.5])
-  return synthetic.make_run("name", method, wins_ExP, [1, 2], **fields)
+  return synthetic.make_run("name", series, wins_ExP, [1, 2], **fields)
 
 
 def test_the_main_loss_and_size_are_those_of_most_online_and_offline_runs():
@@ -66,29 +66,29 @@ def test_matched_sizes_are_matched_in_settings_too():
 
 
 @pytest.mark.parametrize(
-  ("which", "expected"),
+  ("group", "expected"),
   [
-    (Which("online"), ["micro"]),
-    (Which("online", size="larger"), ["milli"]),
-    (Which("online", size="all"), ["micro", "milli"]),
-    (Which("offline", size="all"), []),  # of one size only
-    (Which("replay", window="in order"), [0]),
-    (Which("replay", window="a little"), [4]),
-    (Which("online", default=True), []),
-    (Which("offline", default=True), ["micro"]),
-    (Which("online", measured="self_classification_accuracy"), []),
+    (Group("online"), ["micro"]),
+    (Group("online", size=Size.LARGER), ["milli"]),
+    (Group("online", size=Size.ALL), ["micro", "milli"]),
+    (Group("offline", size=Size.ALL), []),  # of one size only
+    (Group("replay", shuffling=Shuffling.NONE), [0]),
+    (Group("replay", shuffling=Shuffling.LEAST), [4]),
+    (Group("online", default=True), []),
+    (Group("offline", default=True), ["micro"]),
+    (Group("online", measured="self_classification_accuracy"), []),
   ],
 )
-def test_which(which, expected):
+def test_groups(group, expected):
   unmeasured = {"self_classification_accuracy": [None, None]}
   runs = [
     *(make_run("online", size=s, measured=unmeasured) for s in ("micro", "milli")),
     make_run("offline", default=True),
     *(make_run("replay", replay_window=window) for window in (500, -1, 4, 0)),
   ]
-  found = which.of(Pool(runs, (), "micro", "milli"))
-  key = "replay_window" if which.method == "replay" else "size"
-  assert [getattr(run, key) for run in found] == expected
+  members = group.members(Pool(runs, (), "micro", "milli"))
+  key = "replay_window" if group.series == "replay" else "size"
+  assert [getattr(run, key) for run in members] == expected
 
 
 def test_a_pool_of_one_world_has_nothing_of_the_others():

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from alignment.core import optim, rollout, train_step
-from alignment.core.loop import train
+from alignment.core.loop import Learner, Schedule, train
 from alignment.data import pairs, sources
 from alignment.runtime import hosts, metrics, sharding
 from alignment.runtime.checkpoint import Checkpoints
@@ -72,22 +73,34 @@ def run(
     state = train_step.init_state(jax.tree.map(jnp.array, tiny.params()), optimizer)
     return jax.device_put(state, sharding.replicated(mesh))
 
-  options = {
-    "init_state": init_state,
-    "hyper": train_step.hyper(1e-2, warmup_steps=3, beta=0.1),
-    "source": source,
-    "keep_params_at": (0, 2, 4),
-    "log_every": 1,
-    "save_every": 2,
-    "refresh_every": 3 if kind == "semi_online" else 1,  # no divisor of save_every
-  } | changes
-  return train(
-    name=kind,
-    directory=directory,
+  learner = Learner(
     abstract_state=train_step.abstract_state(model, optimizer, mesh, rules),
-    train_step=step,
+    init_state=init_state,
+    step=step,
+    hyper=train_step.hyper(1e-2, warmup_steps=3, beta=0.1),
+  )
+  schedule = Schedule(
     steps=steps,
-    **options,
+    keep_params_at=(0, 2, 4),
+    log_every=1,
+    save_every=2,
+    refresh_every=3 if kind == "semi_online" else 1,  # no divisor of save_every
+  )
+  return train(
+    kind,
+    directory,
+    changed(learner, changes),
+    changes.get("source", source),
+    changed(schedule, changes),
+    changes.get("before_save"),
+  )
+
+
+def changed(settings: Any, changes: dict[str, Any]) -> Any:
+  """A dataclass with those of the changes that are fields of it."""
+  names = {field.name for field in dataclasses.fields(settings)}
+  return dataclasses.replace(
+    settings, **{name: changes[name] for name in names & changes.keys()}
   )
 
 

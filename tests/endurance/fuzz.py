@@ -22,9 +22,7 @@ import sys
 import tempfile
 import time
 from typing import Any
-from unittest import mock
 
-from absl import flags
 from absl.testing import flagsaver
 import hypothesis
 from hypothesis import strategies as st
@@ -35,12 +33,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save
 
-from alignment import main as main_lib
+from alignment import flags
 from alignment.data import readers, tokenizer
 from alignment.data.examples import Reading
 from alignment.data.vocabularies import ByteVocabulary
 from alignment.models import huggingface
-from alignment.study import graph
+from alignment.study import checks
 from alignment.types import UserError
 from tests import studies, tiny
 
@@ -285,6 +283,13 @@ FITTING = {  # values that the parser takes, so that the study has to judge them
         "dpo", "../x", "{}", "{size}", "{0.__class__}"],
   tuple: ["()", "(1,)", "(0.5, 1.0)", "('a', 'b')", "({},)", "(None,)", "((),)",
           "({'format': 'toy'},)", "(" * 300, "__import__('os')", "(float('nan'),)"],
+  ml_collections.ConfigDict: [
+    "{}", "{'a': 1}", "{1: 2}", "{None: ()}", "{'a.b': 1}", "{'a': {'b': 'c'}}", "None",
+    "{'online': {'beta': (0.1,)}}", "{'a': {'beta': (0.1,)}}", "{'a': ({}, 3)}",
+    "{'a': ('sft', 'sft')}", "{'beta': 0.5}", "{'steps': 'x'}", "{'lr': float('nan')}",
+    "{'label_smoothing': 0.1}", "{'label_smoothing': 'x'}", "{'nano': {'steps': 3}}",
+    "{'nano': {'steps': None}}", "{'nano': 3}", "{'num_words': 1e9}", "{" * 300,
+  ],
 }  # fmt: skip
 
 
@@ -335,11 +340,10 @@ def read_checkpoint(directory: Path, files: dict[str, bytes]) -> None:
 
 def read_options(directory: Path, options: list[str]) -> None:
   config = f"--config={ROOT / 'tests' / 'studies.py'}"
-  argv = ["main", config, "--workdir=w", *options]
-  # ml_collections looks for overrides in sys.argv.
-  with flagsaver.flagsaver(), mock.patch.object(sys, "argv", argv):
-    main_lib.parse_flags(argv)
-    graph.build_all(flags.FLAGS["config"].value)
+  argv = ["main", config, *options]
+  with flagsaver.flagsaver():
+    flags.parse_flags(argv)
+    checks.studies(flags.configuration(), directory)
 
 
 TARGETS: dict[str, tuple[st.SearchStrategy, Callable[[Path, Any], None], int]] = {

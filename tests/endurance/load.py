@@ -26,10 +26,11 @@ import pyarrow.parquet as pq
 
 from alignment.data import order, pairs
 from alignment.runtime import metrics
-from alignment.study import artefacts, graph
-from configs import hh_small
+from alignment.study import artefacts
+from tests import studies
 
 ROOT = Path(__file__).parents[2]
+hh_small = studies.document("hh_small")
 WORDS = "we could also ask what they would have done before it was so late".split()
 
 
@@ -83,7 +84,7 @@ def load(count: int, kind: str, scratch: Path) -> dict[str, Any]:
   before = peak()
 
   def index() -> Path:
-    data = graph.build(config, 0).models["data"]
+    data = studies.graph(config).models()["data"]
     artefacts.run([data], scratch)
     rows = order.index_for(0, 1, len(pairs.PairDataset.load(train(data))), seed=1)
     assert len(rows) == 1

@@ -10,7 +10,8 @@ from absl.testing import flagsaver
 import pytest
 
 from alignment.types import UserError
-from launch import compile_check, topology
+from launch import compile_check
+from launch.fit import topology
 
 ROOT = Path(__file__).parents[2]
 

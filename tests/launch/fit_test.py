@@ -5,9 +5,12 @@ from jax.sharding import AbstractMesh
 import pytest
 
 from alignment.runtime import sharding
-from configs import study, tldr
-from launch import fit, placed, programs, topology
+from alignment.study import estimate, programs
+from launch.fit import propose, topology
+from launch.fit.placed import placed
 from tests import studies
+
+study, tldr = studies.document("study"), studies.document("tldr")
 
 GIB = 2**30
 
@@ -18,12 +21,12 @@ def mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> AbstractMesh:
 
 @pytest.fixture(scope="module")
 def nano():
-  return {p.name: p for p in programs.programs(studies.nano(), mesh(fsdp=8))}
+  return {p.name: p for p in placed(studies.nano(), mesh(fsdp=8)).programs()}
 
 
 @pytest.fixture(scope="module")
 def paper():
-  return {p.name: p for p in programs.programs(tldr.get_config(), mesh(fsdp=4))}
+  return {p.name: p for p in placed(tldr.get_config(), mesh(fsdp=4)).programs()}
 
 
 def test_lists_every_program_once_with_all_its_stages(nano):
@@ -31,8 +34,8 @@ def test_lists_every_program_once_with_all_its_stages(nano):
   assert "golden_policy" in shared and len(shared) == 4  # online, two offline runs
   assert set(nano) == {
     "SFT step, nano", "golden_pm step, nano", "proxy_pm step, nano", "margins, nano",
-    "rollout, nano judged by nano", "policy step, ipo, nano", "sample 2, nano",
-    "divergence, nano", "log_ratios, nano",
+    "rollout, nano judged by nano", "policy step, ipo, nano", "sample 1, nano",
+    "sample 2, nano", "divergence, nano", "log_ratios, nano",
   }  # fmt: skip
   assert {"golden_pm", "golden_data", "proxy_pm"} < set(nano["margins, nano"].stages)
 
@@ -52,10 +55,10 @@ def test_semi_online_training_holds_the_policy_that_samples_too():
   config = studies.nano()
   with config.unlocked():
     config.policy.refresh_every = config.golden_policy.refresh_every = 3
-  listed = {p.name: p for p in programs.programs(config, mesh())}
+  listed = {p.name: p for p in placed(config, mesh()).programs()}
   state, *_ = listed["policy step, ipo, nano"].arguments
-  one = placed.device_bytes(state.params)
-  frozen = placed.device_bytes(listed["margins, nano"].arguments)
+  one = programs.device_bytes(state.params)
+  frozen = programs.device_bytes(listed["margins, nano"].arguments)
   assert listed["policy step, ipo, nano"].held_bytes > 2 * frozen * 0.9 + one
   assert listed["rollout, nano judged by nano"].held_bytes > one
 
@@ -65,40 +68,40 @@ def test_device_bytes_counts_shards():
   kernel = jax.ShapeDtypeStruct((8, 16), "float32", sharding=jax.NamedSharding(
     where, jax.P("fsdp", "tensor")))  # fmt: skip
   scale = jax.ShapeDtypeStruct((16,), "bfloat16", sharding=sharding.replicated(where))
-  assert placed.device_bytes({"a": kernel, "b": [scale, "static"]}) == 64 + 32
+  assert programs.device_bytes({"a": kernel, "b": [scale, "static"]}) == 64 + 32
 
 
 def test_arguments_are_what_libtpu_reports_and_temporaries_are_near(paper):
   """11B preference model on v5p:2x2x1, as compiled with libtpu 0.0.42.1."""
   program = paper["golden_pm step, t5_1_1_xxl"]
-  estimate = fit.estimate(program)
-  assert estimate.arguments == pytest.approx(11_149_805_056, rel=1e-4)
-  assert estimate.temporaries == pytest.approx(38_510_038_112, rel=0.1)
+  needed = estimate.estimate(program)
+  assert needed.arguments == pytest.approx(11_149_805_056, rel=1e-4)
+  assert needed.temporaries == pytest.approx(38_510_038_112, rel=0.1)
 
 
 def test_frozen_models_are_bfloat16(paper):
   state, *_ = paper["golden_pm step, t5_1_1_xxl"].arguments
   judge = paper["margins, t5_1_1_xxl"].arguments[1]
-  masters, frozen = map(placed.device_bytes, (state.params, judge))
+  masters, frozen = map(programs.device_bytes, (state.params, judge))
   assert masters / 2 < frozen < masters / 2 * 1.001
 
 
 @pytest.mark.parametrize("name", ["policy step, ipo, nano", "sample 2, nano"])
 def test_more_chips_need_less_of_each(nano, name):
   config = studies.nano()
-  one = {p.name: p for p in programs.programs(config, mesh())}[name]
-  assert fit.estimate(nano[name]).total < fit.estimate(one).total
+  one = {p.name: p for p in placed(config, mesh()).programs()}[name]
+  assert estimate.estimate(nano[name]).total < estimate.estimate(one).total
 
 
 def test_a_layout_divides_batches_first_then_tensors():
   config = studies.nano()  # batches of 8, evaluated in 16s
-  assert fit.mesh_for(config, 4) == {"data": 1, "fsdp": 4, "tensor": 1}
-  assert fit.mesh_for(config, 16) == {"data": 1, "fsdp": 8, "tensor": 2}
+  assert propose.mesh_for(config, 4) == {"data": 1, "fsdp": 4, "tensor": 1}
+  assert propose.mesh_for(config, 16) == {"data": 1, "fsdp": 8, "tensor": 2}
   with config.unlocked():
     config.sft.by_size = {"milli": {"batch_size": 2}}  # of which no SFT is trained
-  assert fit.mesh_for(config, 16) == {"data": 1, "fsdp": 8, "tensor": 2}
+  assert propose.mesh_for(config, 16) == {"data": 1, "fsdp": 8, "tensor": 2}
   config.proxy_pm.microbatches = 4
-  assert fit.mesh_for(config, 16) == {"data": 1, "fsdp": 2, "tensor": 8}
+  assert propose.mesh_for(config, 16) == {"data": 1, "fsdp": 2, "tensor": 8}
 
 
 @pytest.mark.parametrize(
@@ -110,21 +113,19 @@ def test_proposals_for_the_paper_are_what_was_compiled(size, batch_size, v5e):
   config = study.get_config("figure_04,tldr")
   for role in config.policy, config.golden_policy:
     role.size, role.batch_size = size, batch_size
-  found = {
-    generation: fit.propose(config, generation) for generation in topology.GENERATIONS
-  }
-  assert {generation: p.topology.accelerator for generation, p in found.items()} == {
+  proposals = {name: propose.propose(config, name) for name in topology.GENERATIONS}
+  assert {name: p.topology.accelerator for name, p in proposals.items()} == {
     "v4": "v4-16", "v5e": v5e, "v5p": "v5p-8", "v6e": "v6e-8"
   }  # fmt: skip
 
 
 def test_the_proposed_slice_is_the_smallest_that_should_do():
   config = studies.nano()
-  found = fit.propose(config, "v5e")
-  assert found.topology == topology.parse("v5e:1x1")
-  assert found.memory.total < found.topology.limit
+  proposal = propose.propose(config, "v5e")
+  assert proposal.topology == topology.parse("v5e:1x1")
+  assert proposal.memory.total < proposal.topology.limit
   config.prompt_length = 2**15  # attention scores of 4 GiB a row and head
-  larger = fit.propose(config, "v5p")
+  larger = propose.propose(config, "v5p")
   assert larger is None or larger.topology.chips > 4
 
 
@@ -132,7 +133,7 @@ def test_suggestions_are_what_should_do_by_estimate():
   """Attention scores of 8 rows and 2 GiB each are what is too much."""
   config = studies.nano()
   config.prompt_length, config.judge_context_length = 2**13, 2**13 + 64
-  listed = {p.name: p for p in programs.programs(config, mesh())}
+  listed = {p.name: p for p in placed(config, mesh()).programs()}
   where = topology.parse("v5e:1x1")
   larger = "more chips: --topology=v5e:2x2 --config.mesh.data=1 --config.mesh.fsdp=4"
   for name, idea in {
@@ -141,15 +142,15 @@ def test_suggestions_are_what_should_do_by_estimate():
     "divergence, nano": "--config.evaluation.batch_size=8",
     "margins, nano": "--config.evaluation.batch_size=8",
   }.items():
-    assert fit.estimate(listed[name]).total > where.limit
-    first, last = fit.suggest(listed[name], config, where)
+    assert estimate.estimate(listed[name]).total > where.limit
+    first, last = propose.suggest(listed[name], config, where)
     assert (first, last[: len(larger)]) == (idea, larger), name
 
 
 def test_what_no_smaller_batch_helps_needs_more_chips(paper):
   config = tldr.get_config()
   program = paper["golden_pm step, t5_1_1_xxl"]
-  (only,) = fit.suggest(program, config, topology.parse("v5e:2x2"))
+  (only,) = propose.suggest(program, config, topology.parse("v5e:2x2"))
   assert only.startswith("more chips: --topology=v5e:2x4 --config.mesh.data=1")
 
 
@@ -157,7 +158,7 @@ def test_operations_are_those_of_the_benchmark():
   from alignment import benchmark
 
   case = benchmark.Case()
-  ours = case.prompts * fit.forward_flops(
+  ours = case.prompts * estimate.forward_flops(
     case.config(), case.prompt_length, 2 * case.response_length, case.response_length
   )
   assert ours == benchmark.flops(case)["scoring"]

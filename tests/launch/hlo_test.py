@@ -1,7 +1,7 @@
 """Collectives are counted as often as they run, with the bytes that arrive."""
 
-from launch import hlo
-from launch.hlo import Traffic
+from launch.fit import hlo
+from launch.fit.hlo import Traffic
 
 # In the form that libtpu prints, shortened.
 PROGRAM = """HloModule jit_step, is_scheduled=true

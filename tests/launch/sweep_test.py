@@ -12,10 +12,11 @@ import time
 
 import pytest
 
-from alignment.study import artefacts, graph, recipes
+from alignment.study import artefacts, recipes
 from alignment.types import UserError
 from launch import gcloud, sweep
 from launch.sweep import Member, Process
+from tests import studies
 from tests.launch import fake_tpu
 from tests.launch.fake_tpu import FakeTpu
 
@@ -95,8 +96,8 @@ def test_the_plan_covers_every_run_once(files, worlds):
   assert figures.arguments == tuple(arguments)
   for member in [*shared, *members]:  # alignment.main knows all these stages
     own = sweep.load_config([a for a in member.arguments if "--stages" not in a])
-    [built] = graph.build_all(own)
-    assert set(stages_of(member)) <= set(built.stages())
+    study = studies.graph(own)
+    assert set(stages_of(member)) <= set(study.artefacts())
   for member in members:
     assert all(f"size{member.size}" in name for name in stages_of(member))
 
@@ -108,10 +109,10 @@ def test_what_members_share_is_made_before_them(figure):
   config = sweep.load_config(arguments)
   scaling = sweep.load_sweep(str(ROOT / "configs" / "sweeps" / "scaling.py"))
   [shared], members, _ = sweep.plan(config, scaling, arguments)
-  [built] = graph.build_all(config)
+  study = studies.graph(config)
 
   def keys(member: Member) -> set[str]:
-    targets = [built.stages()[name] for name in stages_of(member)]
+    targets = [study.artefacts()[name] for name in stages_of(member)]
     return {a.key for a in artefacts.closure(targets)}
 
   assert len(members) > 1

@@ -76,7 +76,7 @@ def put(params, mesh):
 
 
 def new_state(name, mesh):
-  """As training makes it (`stages._train`)."""
+  """As training makes it (`TrainedModel.train`)."""
   init = lambda p: train_step.init_state(p, OPTIMIZERS[name])  # noqa: E731
   params = put(tiny.params(0, MODELS[name].cfg), mesh)
   layout = train_step.state_shardings(jax.eval_shape(init, params), mesh, RULES)

@@ -8,6 +8,7 @@ number of processes has written.
 import json
 import os
 from pathlib import Path
+import signal as signals
 import sys
 import time
 import types
@@ -16,12 +17,11 @@ from unittest import mock
 import jax
 import numpy as np
 
-from alignment import main
 from alignment.core import optim, train_step
-from alignment.core.loop import train
+from alignment.core.loop import Learner, Schedule, train
 from alignment.data import sources
 from alignment.models import t5
-from alignment.runtime import checkpoint, hosts, sharding
+from alignment.runtime import checkpoint, exits, hosts, sharding, supervise
 from alignment.runtime.files import write_json
 from alignment.types import UserError
 from tests import quickly, tiny
@@ -57,22 +57,17 @@ def run(
   source = Source(loop_test.dataset(), 8, tiny.S, tiny.T, mesh, seed=1)
   objective = train_step.PolicyObjective(MODEL, "ipo")
   layout = train_step.abstract_state(MODEL, OPTIMIZER, mesh, RULES)
-  state = train(
-    name="tiny",
-    directory=directory,
+  learner = Learner(
     abstract_state=layout,
     init_state=jax.jit(
       lambda: train_step.init_state(MODEL.init(jax.random.key(3)), OPTIMIZER),
       out_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout),
     ),
-    train_step=train_step.compiled(objective, OPTIMIZER, 1, mesh, RULES, MODEL),
+    step=train_step.compiled(objective, OPTIMIZER, 1, mesh, RULES, MODEL),
     hyper=train_step.hyper(1e-2, warmup_steps=3, beta=0.1),
-    source=source,
-    steps=steps,
-    keep_params_at=(steps,),
-    log_every=3,
-    save_every=10,
   )
+  schedule = Schedule(steps, keep_params_at=(steps,), log_every=3, save_every=10)
+  state = train("tiny", directory, learner, source, schedule)
   write_json(directory / "ids.json", ids)
   flat = jax.tree.leaves(sharding.fetch(state.params))
   np.savez(directory / f"final-{jax.process_index()}.npz", *flat)
@@ -107,10 +102,18 @@ def fail_alone() -> None:
   time.sleep(120)
 
 
+def interrupt_alone() -> None:
+  """One process gets SIGINT while the others are at work."""
+  if jax.process_index() == 1:
+    os.kill(os.getpid(), signals.SIGINT)
+  time.sleep(120)
+
+
 def work(plan: list) -> None:
-  known = {"train": run, "read": read, "refuse": refuse, "fail_alone": fail_alone}
+  tasks = {"train": run, "read": read}
+  tasks |= {task.__name__: task for task in (refuse, fail_alone, interrupt_alone)}
   for what, arguments in plan:
-    known[what](**arguments)
+    tasks[what](**arguments)
   hosts.end()
 
 
@@ -122,8 +125,8 @@ if __name__ == "__main__":
 
   def program():
     arguments = hosts.configured(f"127.0.0.1:{port}", int(count), int(index))
-    hosts.supervise(int(heartbeat))
-    hosts.start(arguments, int(heartbeat))
+    status_pipe = supervise.supervise(int(heartbeat))
+    hosts.start(arguments, int(heartbeat), status_pipe)
     work(json.loads(plan))
 
-  main.exit_with_status(program)
+  exits.exit_with_status(program)

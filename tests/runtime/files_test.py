@@ -216,3 +216,50 @@ def test_what_is_intact_is_verified_once_per_process(sealed, monkeypatch):
   (sealed / "tensorboard" / "more").write_text("x")
   monkeypatch.setattr(files, "_sealed", None)  # any further look would fail
   files.verify(sealed, "key")
+
+
+# --- paths that users give ------------------------------------------------------------
+
+
+def test_home_is_expanded_in_any_path(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  assert files.path_option("~/a/~", "--config.data.path") == tmp_path / "a" / "~"
+  assert files.directory_option("~", "--workdir") == tmp_path
+  assert files.directory_option("a b/*?é", "--workdir") == tmp_path / "a b" / "*?é"
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  "text, reason",
+  [
+    ("", "--workdir is empty"),
+    ("~nobody_of_this_name/a", "begins with ~nobody_of_this_name, whose home"),
+    ("gs://bucket/a", "'gs://bucket/a' is an address, not a path; mount what is at gs"),
+    ("a[1]/b", "has '[' in it, and Orbax reads brackets as a pattern: take"),
+    ("a\\b", "has '\\' in it, and TensorStore reads it as a slash: take"),
+    ("runs/logs:/b", "has 'gs:' in it, and Orbax reads it as an address: take"),
+    ("/gs/bucket", "has '/gs/' in it, and Orbax reads it as an address: take"),
+    ("a\nb", "has unprintable characters, or is not UTF-8"),
+    ("a\udc80b", "has unprintable characters, or is not UTF-8"),
+    ("file/b/c", "/file is not a directory"),
+    ("file", "/file is not a directory"),
+    ("locked/b/c", "/locked is not writable"),
+    ("a" * 300 + "/b", "File name too long"),
+  ],
+)
+def test_a_directory_that_cannot_be_used_is_one_line(
+  tmp_path, monkeypatch, text, reason
+):
+  def access(path, mode):  # as of a user who is not root
+    return os.stat(path).st_mode & 0o222 != 0
+
+  monkeypatch.setattr(files.os, "access", access)
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "file").touch()
+  (tmp_path / "locked").mkdir(mode=0o555)
+  with pytest.raises(UserError) as raised:
+    files.directory_option(text, "--workdir")
+  line = str(raised.value)
+  assert line.startswith("--workdir") and reason in line
+  assert line.isprintable()

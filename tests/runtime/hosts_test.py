@@ -16,7 +16,7 @@ import time
 import numpy as np
 import pytest
 
-from alignment.runtime import hosts, metrics
+from alignment.runtime import hosts, interrupts, metrics
 from alignment.types import PREEMPTED_STATUS, Preempted, UserError
 from tests import quickly
 from tests.multihost import worker
@@ -192,6 +192,12 @@ def test_one_that_fails_alone_says_why_and_takes_the_others_along():
   assert other == PREEMPTED_STATUS
 
 
+def test_one_that_is_interrupted_ends_with_its_line_and_takes_the_others_along():
+  (other, _), (status, out) = launch(2, [["interrupt_alone", {}]])
+  assert status == interrupts.STATUS and out.count(interrupts.LINE) == 1
+  assert other == PREEMPTED_STATUS
+
+
 # --- the command line -----------------------------------------------------------------
 
 
@@ -354,7 +360,7 @@ def test_workers_and_processes_do_not_mix(cli, tmp_path):
 
 def test_one_process_decides_for_itself(monkeypatch):
   assert hosts.on_first(lambda: (1, 2)) == (1, 2)
-  monkeypatch.setattr(hosts, "_stopping", False)
+  monkeypatch.setattr(hosts, "_job", hosts._Job())
   hosts.stop_if_preempted("here")
   hosts._stop()
   with pytest.raises(Preempted, match="here: pre-empted"):

@@ -31,7 +31,7 @@ _OF_RUNS: dict[str, Callable[[Sequence[Run]], Drawing]] = {
   "figure_14": scaling.figure_14,
   "appendix_e1": classification.appendix_e1,
   "appendix_f": training.appendix_f,
-  "losses": win_rate.losses,
+  "losses": win_rate.every_loss,
   "staleness": scaling.staleness,
   "hybrid": scaling.hybrid,
   "laws": laws.laws,

@@ -1,11 +1,12 @@
 """Policies and the proxy as classifiers: figures 6, 7, 8 and appendix E.1."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import math
 
 from matplotlib.axes import Axes
 import numpy as np
 
+from alignment.analysis.classifiers import correlation_with_accuracy
 from alignment.analysis.figures import style
 from alignment.analysis.figures.style import Drawing, Rows
 from alignment.analysis.intervals import (
@@ -14,10 +15,9 @@ from alignment.analysis.intervals import (
   by_world,
   over_worlds,
 )
-from alignment.analysis.measures import correlation_with_accuracy
 from alignment.analysis.runs import Classification, Run
 
-METHODS = ("online", "shuffled", "offline")
+SERIES = ("online", "shuffled", "offline")
 
 
 def figure_06(classification: Sequence[Classification]) -> Drawing:
@@ -31,24 +31,22 @@ def figure_06(classification: Sequence[Classification]) -> Drawing:
   figure, axes_list = style.panels(len(tasks))
   rows: Rows = []
   for task, axes in zip(tasks, axes_list, strict=True):
-    of_task = [row for row in classification if row.task == task]
     for classifier in ("proxy_pm", "online", "offline"):
-      of_step: dict[int, dict[int, Estimate]] = {}
-      for row in of_task:
-        if row.classifier == classifier:
-          margin = NORMAL_QUANTILE * row.stderr
-          of_step.setdefault(row.step, {})[row.world] = Estimate(
-            row.accuracy,
-            row.accuracy - margin,
-            row.accuracy + margin,
-            "pairs, 1 world",
-            row.pairs,
-          )
-      found = {step: over_worlds(of_step[step]) for step in sorted(of_step)}
-      style.error_bars(
-        axes, list(found), list(found.values()), classifier, style.name_of(classifier)
+      accuracies = _accuracies(
+        [
+          row
+          for row in classification
+          if (row.task, row.classifier) == (task, classifier)
+        ]
       )
-      for step, estimate in found.items():
+      style.error_bars(
+        axes,
+        list(accuracies),
+        list(accuracies.values()),
+        classifier,
+        style.name_of(classifier),
+      )
+      for step, estimate in accuracies.items():
         row_of = {"task": task, "classifier": classifier, "step": step}
         rows.append({"kind": "accuracy", **row_of, **style.numbers(estimate)})
     _chance(axes)
@@ -59,16 +57,27 @@ def figure_06(classification: Sequence[Classification]) -> Drawing:
   return figure, rows
 
 
+def _accuracies(rows: Sequence[Classification]) -> dict[int, Estimate]:
+  """Step -> one classifier's accuracy over worlds."""
+  of_step: dict[int, dict[int, Estimate]] = {}
+  for row in rows:
+    margin = NORMAL_QUANTILE * row.stderr
+    low, high = row.accuracy - margin, row.accuracy + margin
+    estimate = Estimate(row.accuracy, low, high, "pairs, 1 world", row.pairs)
+    of_step.setdefault(row.step, {})[row.world] = estimate
+  return {step: over_worlds(of_step[step]) for step in sorted(of_step)}
+
+
 def _chance(axes: Axes) -> None:
   axes.axhline(0.5, color="#333333", lw=1.0, dashes=(1, 1.5), label="chance")
 
 
 def _default_runs(name: str, runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
-  """task -> method -> its runs of default hyper-parameters, as the paper's."""
+  """task -> series -> its runs of default hyper-parameters, as the paper's."""
   chosen = [run for run in runs if run.default]
-  tasks = style.tasks_with(name, chosen, METHODS, "at policy's hyper-parameters")
+  tasks = style.tasks_with(name, chosen, SERIES, "at policy's hyper-parameters")
   return {
-    task: {m: [run for run in of_task if run.method == m] for m in METHODS}
+    task: {s: [run for run in of_task if run.series == s] for s in SERIES}
     for task, of_task in tasks.items()
   }
 
@@ -80,47 +89,14 @@ def figure_07(runs: Sequence[Run]) -> Drawing:
   CSV kinds: point, correlation.
   """
   tasks = _default_runs("figure_07", runs)
-  drawn = [(t, judge) for t, of in tasks.items() for judge in of["online"][0].wins]
-  figure, axes_list = style.panels(len(drawn))
-  axes_of = dict(zip(drawn, axes_list, strict=True))
+  figure, axes_of = style.panels_by_judge(
+    {task: series_of["online"] for task, series_of in tasks.items()}
+  )
   rows: Rows = []
   for (task, judge), axes in axes_of.items():
-    panel = {"task": task, "judge": judge}
-    for method, of_method in tasks[task].items():
-      points: Rows = []
-      for run in of_method:
-        accuracy_E, rate_E = (
-          run.measured_E("classification_accuracy"),
-          run.win_rates_E(judge),
-        )
-        for step, x, y in zip(run.steps_E, accuracy_E, rate_E, strict=True):
-          point = {"run": run.name, "world": run.world, "step": int(step)}
-          points.append(
-            {"kind": "point", **panel, "method": method, **point}
-            | {"accuracy": float(x), "win_rate": float(y)}
-          )
-      correlation = over_worlds(
-        {
-          w: correlation_with_accuracy(of, judge)
-          for w, of in by_world(of_method).items()
-        }
-      )
-      r = "" if math.isnan(correlation.value) else f", r = {correlation.value:.2f}"
-      axes.scatter(
-        [point["accuracy"] for point in points],
-        [point["win_rate"] for point in points],
-        color=style.COLOURS[method],
-        marker=style.MARKERS[method],
-        s=24,
-        alpha=0.6,
-        linewidths=0,
-        label=f"{style.name_of(method)}{r}",
-      )
-      rows += points
-      rows.append(
-        {"kind": "correlation", **panel, "method": method, **style.numbers(correlation)}
-      )
-    axes.set_title(f"{task}, {style.judged_by(judge)}", loc="left")
+    for series, of_series in tasks[task].items():
+      identity = {"task": task, "judge": judge, "series": series}
+      rows += _draw_correlation(axes, of_series, identity)
     axes.set_xlabel("accuracy on D_golden")
     axes.set_ylabel("win rate against golden policy")
     axes.legend(fontsize=9)  # of this panel: the correlations are
@@ -128,19 +104,52 @@ def figure_07(runs: Sequence[Run]) -> Drawing:
   return figure, rows
 
 
+def _draw_correlation(
+  axes: Axes, runs: Sequence[Run], identity: Mapping[str, str]
+) -> Rows:
+  """One series' checkpoints in one panel."""
+  series, judge = identity["series"], identity["judge"]
+  correlation = over_worlds(
+    {
+      world: correlation_with_accuracy(in_world, judge)
+      for world, in_world in by_world(runs).items()
+    }
+  )
+  r = "" if math.isnan(correlation.value) else f", r = {correlation.value:.2f}"
+  accuracies = [run.measured_E("classification_accuracy") for run in runs]
+  rates = [run.win_rates_E(judge) for run in runs]
+  axes.scatter(
+    np.concatenate(accuracies),
+    np.concatenate(rates),
+    color=style.COLOURS[series],
+    marker=style.MARKERS[series],
+    s=24,
+    alpha=0.6,
+    linewidths=0,
+    label=f"{style.name_of(series)}{r}",
+  )
+  rows: Rows = []
+  for run, accuracy_E, rate_E in zip(runs, accuracies, rates, strict=True):
+    for step, x, y in zip(run.steps_E, accuracy_E, rate_E, strict=True):
+      place = {"run": run.name, "world": run.world, "step": int(step)}
+      point = {"accuracy": float(x), "win_rate": float(y)}
+      rows.append({"kind": "point", **identity, **place, **point})
+  return [*rows, {"kind": "correlation", **identity, **style.numbers(correlation)}]
+
+
 def figure_08(runs: Sequence[Run]) -> Drawing:
   """Over training: accuracy on D_golden, and log-ratios to SFT of its responses."""
   tasks = _default_runs("figure_08", runs)
   figure, axes_list = style.panels(2 * len(tasks))
   rows: Rows = []
-  for i, (task, of_methods) in enumerate(tasks.items()):
+  for i, (task, series_of) in enumerate(tasks.items()):
     top, bottom = axes_list[2 * i], axes_list[2 * i + 1]
-    rows += _over_training(top, task, of_methods, "classification_accuracy")
+    rows += _over_training(top, task, series_of, "classification_accuracy")
     _chance(top)
     top.set_ylabel("accuracy on D_golden")
-    rows += _over_training(bottom, task, of_methods, "chosen_log_ratio", "preferred")
+    rows += _over_training(bottom, task, series_of, "chosen_log_ratio", "preferred")
     rows += _over_training(
-      bottom, task, of_methods, "rejected_log_ratio", "other", dashes=(3, 2)
+      bottom, task, series_of, "rejected_log_ratio", "other", dashes=(3, 2)
     )
     bottom.set_ylabel("log-ratio on D_golden, nats")
   style.shared_legend(figure, axes_list, columns=3)
@@ -154,8 +163,8 @@ def appendix_e1(runs: Sequence[Run]) -> Drawing:
   tasks = _default_runs("appendix_e1", measured)
   figure, axes_list = style.panels(len(tasks))
   rows: Rows = []
-  for axes, (task, of_methods) in zip(axes_list, tasks.items(), strict=True):
-    rows += _over_training(axes, task, of_methods, key)
+  for axes, (task, series_of) in zip(axes_list, tasks.items(), strict=True):
+    rows += _over_training(axes, task, series_of, key)
     _chance(axes)
     axes.set_ylabel("self-classification accuracy")
   style.shared_legend(figure, axes_list)
@@ -165,7 +174,7 @@ def appendix_e1(runs: Sequence[Run]) -> Drawing:
 def _over_training(
   axes: Axes,
   task: str,
-  of_methods: dict[str, list[Run]],
+  series_of: Mapping[str, Sequence[Run]],
   key: str,
   what: str = "",
   dashes: tuple[float, ...] = (),
@@ -175,8 +184,8 @@ def _over_training(
   CSV kinds: run, mean.
   """
   rows: Rows = []
-  for method, runs in of_methods.items():
-    colour, identity = style.COLOURS[method], {"task": task, "method": method}
+  for series, runs in series_of.items():
+    colour, identity = style.COLOURS[series], {"task": task, "series": series}
     for run in runs:
       values_E = run.measured_E(key)
       if len(runs) > 1:
@@ -190,9 +199,9 @@ def _over_training(
     values = [
       dict(zip(run.steps_E.tolist(), run.measured_E(key), strict=True)) for run in runs
     ]
-    means = [float(np.mean([of[step] for of in values])) for step in steps]
-    label = style.name_of(method) + (f", {what}" if what else "")
-    style_of = {"dashes": dashes} if dashes else {"marker": style.MARKERS[method]}
+    means = [float(np.mean([by_step[step] for by_step in values])) for step in steps]
+    label = style.name_of(series) + (f", {what}" if what else "")
+    style_of = {"dashes": dashes} if dashes else {"marker": style.MARKERS[series]}
     axes.plot(steps, means, color=colour, lw=2.0, ms=5, label=label, **style_of)
     for step, value in zip(steps, means, strict=True):
       rows.append(

@@ -1,22 +1,25 @@
 """Dials, with intervals: policy size (figures 11, 14), staleness, hybrid batches."""
 
 from collections.abc import Callable, Iterable, Sequence
+import dataclasses
 import math
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from alignment.analysis.envelopes import RESAMPLES, gap_at_equal_kl, peak_gap
+from alignment.analysis.envelopes import RESAMPLES
 from alignment.analysis.figures import style
 from alignment.analysis.figures.style import Drawing, Rows
 from alignment.analysis.figures.win_rate import main_runs
+from alignment.analysis.gaps import gap_at_equal_kl, peak_gap
 from alignment.analysis.intervals import Estimate, by_world, over_prompts, over_worlds
-from alignment.analysis.measures import best_result_R
 from alignment.analysis.runs import Run
 from alignment.analysis.selection import main_loss, matched, matched_sizes, sizes
+from alignment.analysis.size_trends import best_result_R
 
-METHODS = ("online", "shuffled", "offline")
+SERIES = ("online", "shuffled", "offline")
 
 
 def figure_11(runs: Sequence[Run]) -> Drawing:
@@ -30,69 +33,71 @@ def figure_14(runs: Sequence[Run]) -> Drawing:
 
 
 def _best_results(name: str, runs: Sequence[Run], relative: bool) -> Drawing:
-  """The 90 % quantile over all of a method's evaluations, per policy size.
+  """The 90 % quantile over all of a series' evaluations, per policy size.
 
-  Of the runs at the sizes, and the settings, that all three methods have. A panel per
+  Of the runs at the sizes, and the settings, that all three series have. A panel per
   task and judge; x is log2 of the parameters relative to the main size. Intervals: over
   prompts in one world, over worlds in several.
   """
   loss, main = main_loss(runs), next(iter(sizes(runs)), "")
-  tasks = style.tasks_with(name, [run for run in runs if run.loss == loss], METHODS)
+  tasks = style.tasks_with(name, [run for run in runs if run.loss == loss], SERIES)
   tasks = {task: _at_common_settings(of_task) for task, of_task in tasks.items()}
-  tasks = {t: of for t, of in tasks.items() if len({run.size for run in of}) > 1}
+  tasks = {t: rs for t, rs in tasks.items() if len({run.size for run in rs}) > 1}
   if not tasks:
     raise style.missing(name, ["online, shuffled and offline at a second policy size"])
-  parameters_of = {run.size: run.parameters for of in tasks.values() for run in of}
-  if main not in parameters_of:  # it has no runs of all three methods
+  parameters_of = {run.size: run.parameters for rs in tasks.values() for run in rs}
+  if main not in parameters_of:  # it has no runs of all three series
     main = min(parameters_of, key=lambda size: parameters_of[size])
-  at_main = parameters_of[main]
-  drawn = [(task, judge) for task, of in tasks.items() for judge in of[0].wins]
-  figure, axes_list = style.panels(len(drawn))
-  axes_of = dict(zip(drawn, axes_list, strict=True))
+  figure, axes_of = style.panels_by_judge(tasks)
   rows: Rows = []
   for (task, judge), axes in axes_of.items():
-    of_task = tasks[task]
-    for method in METHODS:
-      found: dict[int, Estimate] = {}
-      for parameters in sorted({run.parameters for run in of_task}):
-        of_size = [run for run in of_task if run.parameters == parameters]
-        per_world = {
-          world: _best_result(in_world, method, judge, relative)
-          for world, in_world in by_world(of_size).items()
-          if {method, "online"} <= {run.method for run in in_world}
-        }
-        if per_world:
-          found[parameters] = over_worlds(per_world)
-          size = of_size[0].size
-          rows.append(
-            {"kind": "best result", "task": task, "judge": judge, "method": method}
-            | {"size": size, "parameters": parameters}
-            | {"log2_relative": math.log2(parameters / at_main)}
-            | style.numbers(found[parameters])
-          )
-      x = [math.log2(parameters / at_main) for parameters in found]
-      style.error_bars(axes, x, list(found.values()), method, style.name_of(method))
-    axes.set_title(f"{task}, {style.judged_by(judge)}", loc="left")
+    for series in SERIES:
+      best = _best_by_size(tasks[task], series, judge, relative)
+      x = [math.log2(parameters_of[size] / parameters_of[main]) for size in best]
+      style.error_bars(axes, x, list(best.values()), series, style.name_of(series))
+      for (size, estimate), at in zip(best.items(), x, strict=True):
+        row = {"task": task, "judge": judge, "series": series, "size": size}
+        place = {"parameters": parameters_of[size], "log2_relative": at}
+        rows.append({"kind": "best result", **row, **place, **style.numbers(estimate)})
     axes.set_xlabel(f"log2 of parameters relative to {main}")
     axes.set_ylabel("90 % quantile" + (", minus online's" if relative else ""))
   style.share_y(axes_of)
-  style.shared_legend(figure, axes_list)
+  style.shared_legend(figure, axes_of.values())
   return figure, rows
 
 
 def _at_common_settings(runs: Sequence[Run]) -> list[Run]:
-  groups = [[run for run in runs if run.method == method] for method in METHODS]
+  groups = [[run for run in runs if run.series == series] for series in SERIES]
   return [run for group in matched_sizes(groups) for run in group]
 
 
+def _best_by_size(
+  runs: Sequence[Run], series: str, judge: str, relative: bool
+) -> dict[str, Estimate]:
+  """Size -> best result over worlds, the smallest size first."""
+  parameters_of = {run.size: run.parameters for run in runs}
+  best = {}
+  for size in sorted(parameters_of, key=lambda size: parameters_of[size]):
+    of_size = [run for run in runs if run.size == size]
+    per_world = {
+      world: _best_result(in_world, series, judge, relative)
+      for world, in_world in by_world(of_size).items()
+      if {series, "online"} <= {run.series for run in in_world}
+    }
+    if per_world:
+      best[size] = over_worlds(per_world)
+  return best
+
+
 def _best_result(
-  runs: Sequence[Run], method: str, judge: str, relative: bool
+  runs: Sequence[Run], series: str, judge: str, relative: bool
 ) -> Estimate:
-  of = {m: [run for run in runs if run.method == m] for m in (method, "online")}
-  best_R = best_result_R(of[method], judge, RESAMPLES)
+  chosen = [run for run in runs if run.series == series]
+  best_R = best_result_R(chosen, judge, RESAMPLES)
   if relative:
-    best_R = best_R - best_result_R(of["online"], judge, RESAMPLES)
-  return over_prompts(best_R, of[method])
+    online = [run for run in runs if run.series == "online"]
+    best_R = best_R - best_result_R(online, judge, RESAMPLES)
+  return over_prompts(best_R, chosen)
 
 
 # --- Beyond the paper -----------------------------------------------------------------
@@ -141,74 +146,86 @@ def hybrid(runs: Sequence[Run]) -> Drawing:
   return figure, rows
 
 
+@dataclasses.dataclass(frozen=True)
+class _Gap:
+  """One of the two differences to online that a dial shows, and how it is drawn."""
+
+  kind: str  # of the CSV's rows
+  words: str  # for the legend
+  measure: Callable[..., Estimate]
+  linestyle: Any
+  marker: dict[str, str]
+
+
+_GAPS = (
+  _Gap("peak", "peak", peak_gap, "-", {}),
+  _Gap(
+    "equal KL", "at equal KL", gap_at_equal_kl, (0, (3, 2)),
+    {"markerfacecolor": "white"},
+  ),
+)  # fmt: skip
+
+
 def _dial(
   tasks: dict[str, list[Run]],
-  method: str,
+  series: str,
   position: Callable[[Run], float],
-  offline_at: float | None = None,
+  offline_at: float = math.nan,
 ) -> tuple[Figure, Rows, list[Axes], set[float]]:
   """A panel per task and judge: peak gap and gap at equal KL to online, per position.
 
-  Runs are compared at the settings that all three methods have. Without `offline_at`,
+  Runs are compared at the settings that all three series have. Without `offline_at`,
   offline is a level. CSV kinds: peak, equal KL.
 
   Returns (figure, rows, axes, positions drawn).
   """
-  drawn = [(task, judge) for task, of in tasks.items() for judge in of[0].wins]
-  figure, axes_list = style.panels(len(drawn))
-  axes_of = dict(zip(drawn, axes_list, strict=True))
+  figure, axes_of = style.panels_by_judge(tasks)
   rows: Rows = []
-  ticks: set[float] = set()
+  positions: set[float] = set()
   for (task, judge), axes in axes_of.items():
     dial, online, offline = matched(
-      [[r for r in tasks[task] if r.method == m] for m in (method, "online", "offline")]
+      [[r for r in tasks[task] if r.series == s] for s in (series, "online", "offline")]
     )
-    of: dict[tuple[str, float], list[Run]] = {}
+    places: dict[tuple[str, float], list[Run]] = {}  # (series, position) -> its runs
     for run in dial:
-      of.setdefault((method, position(run)), []).append(run)
+      places.setdefault((series, position(run)), []).append(run)
     if offline:
-      of["offline", math.nan if offline_at is None else offline_at] = offline
-    keys = sorted(of, key=lambda key: key[1])
-    for kind, gap, dashes, fill in (
-      ("peak", peak_gap, (), None),
-      ("equal KL", gap_at_equal_kl, (3, 2), "white"),
-    ):
-      found = {key: _to_online(of[key], online, gap, judge) for key in keys}
-      for (drawn_method, at), estimate in found.items():
-        row = {"task": task, "judge": judge, "method": drawn_method, "position": at}
-        rows.append({"kind": kind, **row, **style.numbers(estimate)})
-      placed = {key[1]: e for key, e in found.items() if not math.isnan(key[1])}
-      ticks |= placed.keys()
-      look = {"markerfacecolor": fill} if fill else {}
-      label = f"{style.name_of(method)}, {'at equal KL' if dashes else 'peak'}"
-      style.error_bars(
-        axes, list(placed), list(placed.values()), method, label,
-        linestyle=(0, dashes) if dashes else "-", **look,
-      )  # fmt: skip
-      _offline_level(axes, found, kind, dashes)
+      places["offline", offline_at] = offline
+    places = {key: places[key] for key in sorted(places, key=lambda key: key[1])}
+    positions |= {at for _, at in places if not math.isnan(at)}
+    for gap in _GAPS:
+      estimates = {
+        key: _to_online(runs, online, gap.measure, judge)
+        for key, runs in places.items()
+      }
+      for (placed, at), estimate in estimates.items():
+        row = {"task": task, "judge": judge, "series": placed, "position": at}
+        rows.append({"kind": gap.kind, **row, **style.numbers(estimate)})
+      _draw_dial(axes, series, gap, estimates)
     axes.axhline(0, color=style.COLOURS["online"], lw=1.3, label="online")
-    axes.set_title(f"{task}, {style.judged_by(judge)}", loc="left")
     axes.set_ylabel("win rate minus online's")
   style.share_y(axes_of)
-  style.shared_legend(figure, axes_list, columns=3)
-  return figure, rows, axes_list, ticks
+  style.shared_legend(figure, axes_of.values(), columns=3)
+  return figure, rows, list(axes_of.values()), positions
 
 
-def _offline_level(
-  axes: Axes,
-  found: dict[tuple[str, float], Estimate],
-  kind: str,
-  dashes: tuple[float, ...],
+def _draw_dial(
+  axes: Axes, series: str, gap: _Gap, estimates: dict[tuple[str, float], Estimate]
 ) -> None:
-  for (method, at), estimate in found.items():
-    if method == "offline" and math.isnan(at) and not math.isnan(estimate.value):
-      label = f"offline, {'at equal KL' if dashes else 'peak'}"
+  """Estimates at their positions; offline without one as a level."""
+  placed = {at: e for (_, at), e in estimates.items() if not math.isnan(at)}
+  style.error_bars(
+    axes, list(placed), list(placed.values()), series,
+    f"{style.name_of(series)}, {gap.words}", linestyle=gap.linestyle, **gap.marker,
+  )  # fmt: skip
+  for (_, at), estimate in estimates.items():
+    if math.isnan(at) and not math.isnan(estimate.value):
       axes.axhline(
         estimate.value,
         color=style.COLOURS["offline"],
         lw=1.3,
-        linestyle=(0, dashes) if dashes else "-",
-        label=label,
+        linestyle=gap.linestyle,
+        label=f"offline, {gap.words}",
       )
 
 

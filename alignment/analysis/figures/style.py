@@ -113,6 +113,17 @@ def panels(
   return figure, list(axes[:count])
 
 
+def panels_by_judge(
+  tasks: Mapping[str, Sequence[Run]],
+) -> tuple[Figure, dict[tuple[str, str], Axes]]:
+  """A figure with a titled panel for every task, and judge of its runs."""
+  keys = [(task, judge) for task, runs in tasks.items() for judge in runs[0].wins]
+  figure, axes_list = panels(len(keys))
+  for (task, judge), axes in zip(keys, axes_list, strict=True):
+    axes.set_title(f"{task}, {judged_by(judge)}", loc="left")
+  return figure, dict(zip(keys, axes_list, strict=True))
+
+
 def log_kl_axis(axes: Axes) -> None:
   """KL on a logarithmic axis with plain numbers: 0.1, 0.3, 1, 3, 10."""
   axes.set_xscale("log")
@@ -156,15 +167,15 @@ def share_y(axes_of: Mapping[Any, Axes]) -> None:
       axes.set_ylim(min(bottoms), max(tops))
 
 
-def name_of(method: str) -> str:
-  return {"proxy_pm": "proxy PM"}.get(method, method.replace("_", "-"))
+def name_of(series: str) -> str:
+  return {"proxy_pm": "proxy PM"}.get(series, series.replace("_", "-"))
 
 
 def error_bars(
   axes: Axes,
   x: Sequence[float],
   estimates: Sequence[Estimate],
-  method: str,
+  series: str,
   label: str,
   **style: Any,
 ) -> None:
@@ -178,8 +189,8 @@ def error_bars(
     [at for at, _ in points],
     [e.value for _, e in points],
     yerr=[below, above],
-    color=COLOURS.get(method, "#666666"),
-    marker=MARKERS.get(method, "X"),
+    color=COLOURS.get(series, "#666666"),
+    marker=MARKERS.get(series, "X"),
     capsize=2.5,
     lw=1.6,
     elinewidth=1.0,
@@ -208,25 +219,20 @@ def missing(name: str, what: Iterable[str], settings: str = "") -> UserError:
 
 
 def tasks_with(
-  name: str, runs: Sequence[Run], methods: Sequence[str], settings: str = ""
+  name: str, runs: Sequence[Run], series: Sequence[str], settings: str = ""
 ) -> dict[str, list[Run]]:
-  """task -> its runs, for tasks with runs of all `methods`.
+  """task -> its runs, for tasks with runs of all `series`.
 
-  Raises UserError, naming the methods that are missing, if there is no such task.
+  Raises UserError, naming the series that are missing, if there is no such task.
   """
-  found = {
+  tasks = {
     task: [run for run in runs if run.task == task]
     for task in dict.fromkeys(run.task for run in runs)
   }
-  complete = {
-    task: of_task
-    for task, of_task in found.items()
-    if set(methods) <= {run.method for run in of_task}
-  }
+  series_of = {task: {run.series for run in tasks[task]} for task in tasks}
+  complete = {task: tasks[task] for task in tasks if series_of[task].issuperset(series)}
   if not complete:
-    most = max(
-      ({run.method for run in r} for r in found.values()), key=len, default=set()
-    )
-    lacking = [m for m in methods if m not in most] or list(methods)
+    most = max(series_of.values(), key=len, default=set())
+    lacking = [each for each in series if each not in most] or list(series)
     raise missing(name, lacking, settings)
   return complete

@@ -1,17 +1,19 @@
-"""Training statistics: of a role, for the report; replay beside online (App. F)."""
+"""Training statistics: of a model, for the report; replay beside online (App. F)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import math
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 import numpy as np
 
+from alignment.analysis import replays
 from alignment.analysis.figures import style
-from alignment.analysis.figures.style import COLOURS, Drawing, Rows, panels
+from alignment.analysis.figures.style import COLOURS, Drawing, panels
 from alignment.analysis.figures.win_rate import main_runs
-from alignment.analysis.measures import paired_metrics, relative_difference_S
+from alignment.analysis.replays import Pair, relative_difference_S
 from alignment.analysis.runs import Run
 
 
@@ -26,61 +28,71 @@ def appendix_f(runs: Sequence[Run]) -> Drawing:
   pairs = [
     pair
     for of_task in tasks.values()
-    for pair in paired_metrics(
-      [r for r in of_task if r.method == "replay" and r.replay_window == 0],
-      [r for r in of_task if r.method == "online"],
+    for pair in replays.pairs(
+      [r for r in of_task if r.series == "replay" and r.replay_window == 0],
+      [r for r in of_task if r.series == "online"],
     )
-    if pair[3]
+    if pair.statistics
   ]
   if not pairs:
     raise style.missing(
       "appendix_f", ["a replay in order with its online run's metrics.jsonl"]
     )
-  rows: Rows = []
-  for replay, online, steps_S, statistics in pairs:
-    for name, values_2xS in statistics.items():
-      differences_S = relative_difference_S(values_2xS)
-      for step, a, b, difference in zip(
-        steps_S, *values_2xS, differences_S, strict=True
-      ):
-        identity = {"task": replay.task, "world": replay.world, "statistic": name}
-        names = {"replay_run": replay.name, "online_run": online.name}
-        numbers = {"replay": float(a), "online": float(b)}
-        rows.append(
-          {**identity, **names, "step": int(step), **numbers}
-          | {"relative_difference": float(difference)}
-        )
-  replay, _, steps_S, statistics = pairs[0]
-  figure, axes_list = panels(len(statistics) + 1, width=3.6, height=2.6, columns=3)
+  return _draw_pair(pairs[0]), [row for pair in pairs for row in _rows(pair)]
+
+
+def _rows(pair: Pair) -> Iterator[dict[str, Any]]:
+  identity = {"task": pair.replay.task, "world": pair.replay.world}
+  names = {"replay_run": pair.replay.name, "online_run": pair.online.name}
+  for statistic, values_2xS in pair.statistics.items():
+    differences_S = relative_difference_S(values_2xS)
+    for step, a, b, difference in zip(
+      pair.steps_S, *values_2xS, differences_S, strict=True
+    ):
+      numbers = {"replay": float(a), "online": float(b)}
+      yield (
+        {**identity, "statistic": statistic, **names, "step": int(step), **numbers}
+        | {"relative_difference": float(difference)}
+      )
+
+
+def _draw_pair(pair: Pair) -> Figure:
+  """A panel per statistic, and one of all relative differences."""
+  figure, axes_list = panels(len(pair.statistics) + 1, width=3.6, height=2.6, columns=3)
   for axes, (name, (replay_S, online_S)) in zip(
-    axes_list, statistics.items(), strict=False
+    axes_list, pair.statistics.items(), strict=False
   ):
-    axes.plot(steps_S, online_S, color=COLOURS["online"], lw=2.2, label="online")
+    axes.plot(pair.steps_S, online_S, color=COLOURS["online"], lw=2.2, label="online")
     axes.plot(
-      steps_S, replay_S, color=COLOURS["replay"], dashes=(3, 2), lw=1.2,
+      pair.steps_S, replay_S, color=COLOURS["replay"], dashes=(3, 2), lw=1.2,
       label="replayed in order",
     )  # fmt: skip
     axes.set_ylabel(name.replace("_", " "))
-  last = axes_list[-1]
-  for values_2xS in statistics.values():
-    last.plot(steps_S, relative_difference_S(values_2xS), lw=1.0, color="#888888")
-  largest = max(relative_difference_S(v).max() for v in statistics.values())
-  last.plot(
-    [], [], lw=1.0, color="#888888", label=f"each statistic (max {largest:.2g})"
-  )
-  last.axhline(1e-3, color="#333333", lw=1.0, dashes=(1, 1.5), label="0.1 %")
-  last.set_ylim(bottom=0)
-  last.set_ylabel("relative difference")
+  _draw_differences(axes_list[-1], pair)
   for axes in axes_list:
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-  axes_list[0].set_title(f"{replay.task}, world {replay.world}", loc="left")
+  title = f"{pair.replay.task}, world {pair.replay.world}"
+  axes_list[0].set_title(title, loc="left")
   style.shared_legend(figure, axes_list)
-  return figure, rows
+  return figure
+
+
+def _draw_differences(axes: Axes, pair: Pair) -> None:
+  differences = [relative_difference_S(values) for values in pair.statistics.values()]
+  for difference_S in differences:
+    axes.plot(pair.steps_S, difference_S, lw=1.0, color="#888888")
+  largest = max(difference_S.max() for difference_S in differences)
+  axes.plot(
+    [], [], lw=1.0, color="#888888", label=f"each statistic (max {largest:.2g})"
+  )
+  axes.axhline(1e-3, color="#333333", lw=1.0, dashes=(1, 1.5), label="0.1 %")
+  axes.set_ylim(bottom=0)
+  axes.set_ylabel("relative difference")
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
-  """Small multiples of one role's metrics against `step`, a panel per metric.
+  """Small multiples of one model's metrics against `step`, a panel per metric.
 
   Keys of a row other than `step` are metrics; a row may lack any of them, and values
   that are no finite numbers leave a gap.
@@ -95,7 +107,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     ]
     if not np.isnan(values).all():
       curves[metric] = [step for step, _ in points], values
-  # Three to a row, also where there are fewer: all roles' panels have one size.
+  # Three to a row, also where there are fewer: all models' panels have one size.
   figure, axes_of = panels(max(3, len(curves)), width=3.1, height=2.2, columns=3)
   for unused in axes_of[len(curves) :]:
     unused.remove()

@@ -1,0 +1,100 @@
+"""The results of a study, made of what it has published: figures, claims, report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alignment.analysis import figures, published
+from alignment.analysis.claims import claims, format_claims, table
+from alignment.analysis.published import Published
+from alignment.analysis.records import read_metrics
+from alignment.analysis.report import write_report
+from alignment.analysis.runs import (
+  Classification,
+  Run,
+  load_classification,
+  load_runs,
+)
+from alignment.runtime.files import write_atomically
+from alignment.types import UserError
+
+
+def redraw(workdir: Path) -> None:
+  """Writes `figures/`, `claims.csv` and `report.html`; prints claims and what it wrote.
+
+  From the files of the working directory alone: `study.json`, and those it names.
+
+  Raises:
+    UserError: for a file that is missing or damaged, before anything is written; at the
+      end for figures whose runs the study does not have.
+  """
+  study = published.load(workdir)
+  runs = _runs(workdir, study)
+  classified = _classification(workdir, study)
+  curves = _curves(workdir, study)
+  drawn, missing = _draw(workdir, study, runs, classified)
+  measured = claims(runs, classification=classified)
+  csv_path, page_path = workdir / "claims.csv", workdir / "report.html"
+  write_report(
+    page_path,
+    study,
+    curves=curves,
+    figures=[(png, figures.FIGURES[name]) for name, (png, _) in drawn.items()],
+    claims=measured,
+  )
+  write_atomically(csv_path, figures.csv_bytes(table(measured)))
+  print(format_claims(measured))
+  for path in (
+    *(path for both in drawn.values() for path in both),
+    csv_path,
+    page_path,
+  ):
+    print(path)
+  if missing:
+    raise UserError("; ".join(missing))
+
+
+def _runs(workdir: Path, study: Published) -> list[Run]:
+  """This study's runs; those of earlier configurations in the directory are not."""
+  for name in study.runs:
+    _check_is_there(workdir / "runs" / name / "evaluations.jsonl")
+  return load_runs(workdir, study.runs)
+
+
+def _classification(workdir: Path, study: Published) -> list[Classification]:
+  for world in study.classified_worlds:
+    _check_is_there(workdir / "classification" / f"world{world}.jsonl")
+  rows = load_classification(workdir)
+  return [row for row in rows if row.world in study.classified_worlds]
+
+
+def _curves(workdir: Path, study: Published) -> dict[str, list[dict[str, Any]]]:
+  """Model -> its training statistics, a dict with `step` per row."""
+  paths = {name: workdir / "training" / f"{name}.jsonl" for name in study.training}
+  for path in paths.values():
+    _check_is_there(path)
+  return {name: read_metrics(path) for name, path in paths.items()}
+
+
+def _check_is_there(path: Path) -> None:
+  if not path.exists():
+    raise UserError(
+      f"{path}: missing, though {published.FILE} names it; run the study's command "
+      "again, which writes it"
+    )
+
+
+def _draw(
+  workdir: Path,
+  study: Published,
+  runs: Sequence[Run],
+  classified: Sequence[Classification],
+) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
+  """Figure -> its PNG and CSV; and why others could not be drawn."""
+  drawn, missing = {}, []
+  for name in study.figures:
+    try:
+      drawn[name] = figures.draw(name, runs, workdir / "figures", classified)
+    except UserError as error:
+      missing.append(str(error))
+  return drawn, missing

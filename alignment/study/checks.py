@@ -1,0 +1,299 @@
+"""Everything that is refused before anything runs.
+
+`studies` says it in one line, for the configuration (values, names, contradictions),
+for every world's setting (models, checkpoints, mesh), and for the working directory.
+What a stage finds in its data, and what training runs into, is said there.
+"""
+
+from collections.abc import Iterator, Mapping
+import functools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from alignment.analysis import figures
+from alignment.core import losses
+from alignment.data import layouts, readers
+from alignment.runtime import sharding
+from alignment.study import graph, recipes
+from alignment.study.artefacts import Artefact, closure
+from alignment.study.recipes import PolicyRecipe, PreferenceRecipe, Recipe
+from alignment.study.setting import Setting
+from alignment.study.stages.data import PairData
+from alignment.study.stages.models import Model, TrainedModel
+from alignment.types import UserError
+
+_LEAST = {  # values that make sense; two prompts, since half of them select
+  "workers": 1, "log_every": 1, "save_every": 1,
+  "prompt_length": 1, "response_length": 1,
+  "evaluation.prompts": 2, "evaluation.kl_prompts": 1, "evaluation.pairs": 1,
+  "evaluation.batch_size": 1, "evaluation.stream_steps": 1,
+  "evaluation.stream_pairs": 1, "sample.responses": 1, "sample.temperature": 0,
+}  # fmt: skip
+
+
+def studies(config: ConfigDict, workdir: Path) -> list[graph.Study]:
+  """The graph of every world, none of which is refused.
+
+  Raises:
+    UserError: saying what is, and what to do.
+  """
+  check_config(config)
+  check_workdir(config, workdir)
+  built = [graph.Study(Setting.of(config, world)) for world in graph.worlds(config)]
+  for study in built:
+    check_study(study)
+  return built
+
+
+# --- a configuration by itself --------------------------------------------------------
+
+
+def check_config(config: ConfigDict) -> None:
+  """Values out of range, names that name nothing, settings that contradict each other.
+
+  Raises:
+    UserError: for the first of them.
+  """
+  if not 1 <= config.worlds <= 1000:
+    raise UserError(f"worlds is {config.worlds}; give 1 to 1000")
+  for name in config.figures:
+    if name not in figures.FIGURES:
+      names = ", ".join(figures.FIGURES)
+      raise UserError(f"figures: no figure '{name}'; there are {names}")
+  for key, least in _LEAST.items():
+    given = functools.reduce(getattr, key.split("."), config)
+    if not least <= given < math.inf:
+      raise UserError(f"{key} is {given}; give at least {least}")
+  _check_evaluation(config.evaluation)
+  _check_all_data(config)
+  for name, recipe in _recipes(config):
+    check_recipe(name, recipe)
+    if isinstance(recipe, PolicyRecipe):
+      check_policy(name, recipe, config.datasets)
+  _check_datasets(config)
+  _check_sizes(config)
+
+
+def _check_evaluation(c: ConfigDict) -> None:
+  if c.kl_prompts > c.prompts:
+    raise UserError("evaluation.kl_prompts are more than evaluation.prompts")
+  if len(set(c.best_of)) < len(c.best_of):
+    raise UserError("evaluation.best_of has a number twice")
+  for n in c.best_of:
+    if not isinstance(n, int) or n < 1:
+      raise UserError(f"evaluation.best_of has {n!r}; give numbers of samples")
+
+
+def _check_all_data(config: ConfigDict) -> None:
+  data = recipes.plain(config.data)
+  _check_data(data)
+  for overrides in config.sft.data:
+    if not isinstance(overrides, Mapping):
+      raise UserError(f"sft.data has {overrides!r}; its entries override keys of data")
+    for key in overrides.keys() - config.data.keys():
+      raise UserError(f"sft.data has '{key}', which is no key of data")
+    if "toy" in (config.data.format, overrides.get("format")):
+      raise UserError("sft.data pools files and TFDS data sets, not the toy language")
+    _check_data(data | recipes.plain(overrides))
+
+
+def _check_data(c: Mapping[str, Any]) -> None:
+  if not 0 < c["validation_fraction"] < 1:
+    raise UserError("data.validation_fraction must lie between 0 and 1")
+  if c["num_pairs"] < 0:
+    raise UserError(f"data.num_pairs is {c['num_pairs']}; give at least 0")
+  if c["format"] not in ("toy", *readers.FORMATS):
+    names = ", ".join(["toy", *readers.FORMATS])
+    raise UserError(f"data.format '{c['format']}' is unknown; there are {names}")
+  layouts.mapping(c["columns"])
+
+
+def _check_datasets(config: ConfigDict) -> None:
+  for name, models in config.datasets.items():
+    if name in recipes.DATASETS:
+      raise UserError(f"datasets.{name}: the study has one of this name; rename it")
+    if len(models) != 2 or not all(isinstance(model, str) for model in models):
+      raise UserError(f"datasets.{name} is {models!r}; name two models")
+    for text in models:
+      recipes.source(config, name, text)
+
+
+def _check_sizes(config: ConfigDict) -> None:
+  sizes = {run.recipe.size for run in recipes.runs(config).values()}
+  if sizes and config.policy.size not in sizes:
+    raise UserError(
+      f"policy.size is '{config.policy.size}', but no run has it: set it to "
+      f"{' or '.join(map(repr, sorted(sizes)))}, whose SFT model and best-of-n are "
+      "what figures compare with"
+    )
+
+
+def _recipes(config: ConfigDict) -> Iterator[tuple[str, Recipe]]:
+  """Every recipe that the configuration names, for messages by name."""
+  for name in ("golden_pm", "proxy_pm"):
+    yield name, PreferenceRecipe.of(config[name])
+  for name in ("golden_policy", "policy"):
+    yield name, PolicyRecipe.of(config[name])
+  for name, run in recipes.runs(config).items():
+    yield name, run.recipe
+    if run.recipe.replays:
+      yield f"{name}'s stream", recipes.stream_of(config, run.recipe)
+
+
+# --- recipes --------------------------------------------------------------------------
+
+
+def check_recipe(name: str, recipe: Recipe) -> None:
+  """What could not be trained, whatever it is.
+
+  Raises:
+    UserError: for an unknown optimizer or on_non_finite, a number out of range, or
+      microbatches that do not divide the batch.
+  """
+  if recipe.on_non_finite not in ("stop", "skip"):
+    raise UserError(
+      f"{name}: on_non_finite '{recipe.on_non_finite}' is unknown: stop or skip"
+    )
+  for key in ("steps", "batch_size", "evaluations"):
+    if getattr(recipe, key, 1) < 1:
+      raise UserError(f"{name}: {key} is {getattr(recipe, key)}; give at least 1")
+  if recipe.warmup_steps < 0:
+    raise UserError(f"{name}: warmup_steps is {recipe.warmup_steps}; give at least 0")
+  if not 0 <= recipe.learning_rate < math.inf:
+    raise UserError(f"{name}: learning_rate is {recipe.learning_rate}; give 0 or more")
+  recipe.optimizer.transform()
+  size, k = recipe.batch_size, recipe.microbatches
+  if k < 1 or size % k:
+    raise UserError(f"{name}: microbatches {k} does not divide batch_size {size}")
+
+
+def check_policy(name: str, recipe: PolicyRecipe, datasets: Mapping[str, Any]) -> None:
+  """What could not be trained as a policy.
+
+  Raises:
+    UserError: for a loss, a method or a data set that does not exist, and for values
+      out of range.
+  """
+  loss = losses.bind(recipe.loss, dict(recipe.loss_options))
+  if recipe.loss_options:  # in range: losses say so when they are called
+    logps = jax.ShapeDtypeStruct((1, losses.get(recipe.loss).responses), "float32")
+    jax.eval_shape(loss, logps, logps, 1.0)
+  if recipe.method not in ("online", "offline"):
+    raise UserError(f"{name}: method '{recipe.method}' is unknown: online or offline")
+  if recipe.init == "scratch":
+    raise UserError(
+      "a policy needs a start that can respond: init='sft' or a directory"
+    )
+  if not 0 < recipe.beta < math.inf:
+    raise UserError(f"{name}: beta is {recipe.beta}; give a number above 0")
+  if not recipe.evaluate_at:
+    raise UserError(f"{name}: evaluate_at is empty; give fractions of `steps`")
+  for f in recipe.evaluate_at:
+    if not isinstance(f, int | float) or not 0 <= f <= 1:
+      raise UserError(f"evaluate_at has {f!r}; give fractions of `steps`, 0 to 1")
+  # At temperature 0 both responses would be the same.
+  if not 0 < recipe.temperature < math.inf or not 0 < recipe.top_p <= 1:
+    raise UserError(f"{name}: temperature must be above 0, top_p in (0, 1]")
+  if recipe.online:
+    _check_online(name, recipe)
+  else:
+    _check_offline(name, recipe, datasets)
+
+
+def _check_online(name: str, recipe: PolicyRecipe) -> None:
+  fraction = recipe.on_policy_fraction
+  if not 0 < fraction <= 1:
+    raise UserError(f"{name}: on_policy_fraction must be above 0 and at most 1")
+  share = fraction * recipe.batch_size
+  if round(share) == 0 or abs(share - round(share)) > 1e-6:
+    raise UserError(
+      f"{name}: on_policy_fraction {fraction} of batch_size {recipe.batch_size} is "
+      "not a number of pairs"
+    )
+  if recipe.record and fraction < 1:
+    raise UserError(f"{name}: only a run of on_policy_fraction 1 can be recorded")
+  if recipe.refresh_every < 0:
+    raise UserError(f"{name}: refresh_every must be 0 (never) or a number of steps")
+
+
+def _check_offline(
+  name: str, recipe: PolicyRecipe, datasets: Mapping[str, Any]
+) -> None:
+  if recipe.dataset not in (*recipes.DATASETS, *datasets):
+    names = ", ".join([*recipes.DATASETS, *datasets])
+    raise UserError(f"{name}: dataset '{recipe.dataset}' is unknown; there are {names}")
+  if recipe.replay_window < -1:
+    raise UserError(f"{name}: replay_window must be -1 (all), 0 (none) or batches")
+
+
+# --- a study on this machine ----------------------------------------------------------
+
+
+def check_study(study: graph.Study) -> None:
+  """What a world's artefacts cannot be: models, checkpoints, batches, files.
+
+  Raises:
+    UserError: for the first of them.
+  """
+  check_batches(study)
+  size_of: dict[Path, str] = {}
+  for artefact in _every(study):
+    if isinstance(artefact, PairData):
+      c = artefact.chosen
+      if c["format"] not in ("toy", "tfds") and not c["path"]:
+        raise UserError("data.path is not set: name a file of pairs")
+    if isinstance(artefact, TrainedModel):
+      check_recipe(artefact.name, artefact.recipe)  # SFT's follows from others' sizes
+      _ = artefact.objective
+    if isinstance(artefact, Model):
+      start = artefact.start
+      artefact.model()
+      origin = study.setting.models.origin(start)
+      if origin and (other := size_of.setdefault(origin, start.size)) != start.size:
+        raise UserError(
+          f"{origin}: cannot be both {other} and {start.size}; put {{size}} in its path"
+        )
+  for artefact in _every(study):
+    _ = artefact.key  # reads what of the data and checkpoints determines numbers
+
+
+def check_batches(study: graph.Study) -> None:
+  """Batches that the mesh does not divide.
+
+  Raises:
+    UserError: for the first of them.
+  """
+  mesh, rows = study.setting.mesh, study.config.evaluation.batch_size
+  sharding.check_batch(rows, mesh, "evaluation.batch_size")
+  for artefact in _every(study):
+    if isinstance(artefact, TrainedModel):
+      where = f"{artefact.name}: batch_size / microbatches"
+      sharding.check_batch(artefact.microbatch, mesh, where)
+
+
+def _every(study: graph.Study) -> list[Artefact]:
+  return closure(study.artefacts().values(), identity=id)
+
+
+def check_workdir(config: ConfigDict, workdir: Path) -> None:
+  """Whether results can be kept there.
+
+  Raises:
+    UserError: if it has the results of another task: theirs have the same names.
+  """
+  for path in workdir.glob("runs/*/evaluations.jsonl"):
+    try:
+      task = json.loads(path.read_bytes().splitlines()[0])["task"]
+    except (ValueError, LookupError, TypeError):  # damaged: it will be replaced
+      continue
+    if task != config.task:
+      raise UserError(
+        f"{workdir}: has the results of task '{task}'; give '{config.task}' a "
+        f"--workdir of its own (a link there to {workdir / 'artefacts'} shares "
+        "finished stages)"
+      )

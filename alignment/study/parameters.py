@@ -1,0 +1,81 @@
+"""Parameters of a study's models: their shapes, layout, checkpoints and beginnings."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from alignment.models import huggingface, t5
+from alignment.runtime import checkpoint, sharding
+from alignment.runtime.files import read_json
+from alignment.study.models import Models
+from alignment.study.recipes import Start
+from alignment.types import Params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Parameters:
+  """The parameters of models, laid out over one mesh by one table of rules."""
+
+  models: Models
+  mesh: Mesh
+  rules: sharding.Rules
+
+  def abstract(self, model: t5.T5) -> Params:
+    """Shapes, dtypes and layout of a model's parameters."""
+    return _abstract(model, self.mesh, self.rules)
+
+  def abstract_fixed(self, model: t5.T5) -> Params:
+    """The same of a model that is only read."""
+    return _abstract_fixed(model, self.mesh, self.rules)
+
+  def count(self, model: t5.T5) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(self.abstract(model)))
+
+  def load(self, directory: Path, model: t5.T5, step: int | None = None) -> Params:
+    """Parameters of a finished model artefact: those it settled on, or of `step`."""
+    return _restore(directory, self.abstract(model), step)
+
+  def load_fixed(
+    self, directory: Path, model: t5.T5, step: int | None = None
+  ) -> Params:
+    """The same for a model that is only read: a reference, a judge, an opponent."""
+    return _restore(directory, self.abstract_fixed(model), step)
+
+  def initial(self, start: Start, sft: Path | None, seed: int) -> Params:
+    """Where a model starts: the SFT's checkpoint, a Hugging Face one, or scratch."""
+    model = self.models.model(start)
+    if sft is not None:
+      return self.load(sft, model)
+    origin = self.models.origin(start)
+    if origin is None:
+      return sharding.init_sharded(
+        model.init, jax.random.key(seed), mesh=self.mesh, rules=self.rules
+      )
+    return jax.tree.map(
+      lambda p, a: jax.make_array_from_callback(p.shape, a.sharding, p.__getitem__),
+      huggingface.read_params(origin, model.cfg),
+      self.abstract(model),
+    )
+
+
+def _restore(directory: Path, abstract: Params, step: int | None) -> Params:
+  if step is None:
+    step = read_json(directory / "model.json")["step"]
+  return checkpoint.restore_params(directory, step, abstract)
+
+
+@functools.cache  # tracing `init` takes longer than many a step of a small model
+def _abstract(model: t5.T5, mesh: Any, rules: sharding.Rules) -> Params:
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  return sharding.with_layout(shapes, sharding.shardings(shapes, mesh, rules))
+
+
+@functools.cache
+def _abstract_fixed(model: t5.T5, mesh: Any, rules: sharding.Rules) -> Params:
+  params = _abstract(model, mesh, rules)
+  shapes = jax.eval_shape(model.frozen, params)
+  return sharding.with_layout(shapes, jax.tree.map(lambda p: p.sharding, params))

@@ -1,0 +1,221 @@
+"""Artefacts that are pairs: D_initial, D_golden, resampled pairs, reference scores."""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from alignment.core import evaluation
+from alignment.data import pairs, readers, records, tokenizer
+from alignment.data.examples import Reading
+from alignment.runtime import hosts
+from alignment.runtime.files import checksum, read_json, write_json
+from alignment.runtime.metrics import progress
+from alignment.study.artefacts import Artefact, Read
+from alignment.study.programs import Program
+from alignment.study.recipes import PolicyRecipe, PreferenceRecipe, Start
+from alignment.study.stages.judging import check_judge, label
+from alignment.study.stages.models import Model, TrainedJudge
+from alignment.types import UserError
+
+MIN_VALIDATION_PROMPTS = 4
+SPLITS = ("train", "validation")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PairData(Artefact):
+  """Pairs of text, tokenised: `train/`, `validation/` and their statistics.
+
+  Attributes:
+    chosen: `config.data`, or (for what SFT pools) with keys of its own.
+  """
+
+  kind: ClassVar[str] = "data"
+  chosen: Mapping[str, Any]
+
+  def settings(self) -> dict[str, Any]:
+    """What is in its files stands for their paths."""
+    c = dict(self.chosen)
+    path, _ = c.pop("path"), c.pop("data_dir")
+    if c["format"] not in ("toy", "tfds"):  # of which no file is named
+      c["sha256"] = [checksum(file) for file in records.files(path)]
+    return self.setting.sizes | {"data": c}
+
+  def make(self, directory: Path, read: Read) -> None:
+    del read
+    hosts.on_first(lambda: self._make(directory))
+
+  def _make(self, directory: Path) -> None:
+    reading = Reading()
+    splits = self._tokenized(reading)
+    self._check_validation(splits)
+    report = {"reading": reading.lines()}
+    for line in report["reading"]:
+      progress(f"data: {line}")
+    for split, (dataset, statistics) in splits.items():
+      (directory / split).mkdir(exist_ok=True)
+      dataset.save(directory / split)
+      report[split] = statistics.lines()
+      for line in report[split]:
+        progress(f"data ({split}): {line}")
+    write_json(directory / "statistics.json", report)
+
+  def _tokenized(self, reading: Reading) -> dict[str, tokenizer.Tokenized]:
+    """The pairs of both splits; `reading` receives what was dropped and ignored."""
+    c = ConfigDict(self.chosen)
+    if c.format == "toy":
+      assert self.setting.language is not None
+      examples = self.setting.language.examples(c.num_pairs)
+    else:
+      examples = readers.FORMATS[c.format](c, reading)
+    collected = tokenizer.Tokenizer(
+      self.setting.vocabulary,
+      reading,
+      **self.setting.lengths,
+      truncate_prompt=c.truncate_prompt,
+      long_response=c.long_response,
+    )
+    for example in itertools.islice(examples, c.num_pairs or None):
+      collected.add(example)
+    return collected.split(c.validation_fraction)
+
+  def _check_validation(self, splits: Mapping[str, tokenizer.Tokenized]) -> None:
+    train, validation = (splits[split].statistics for split in SPLITS)
+    if validation.prompts < MIN_VALIDATION_PROMPTS:
+      raise UserError(
+        f"data: {validation.pairs} validation pairs beside {train.pairs}, but "
+        f"preference models need {MIN_VALIDATION_PROMPTS} different prompts there, "
+        "half to choose a step and half to report: use more pairs, or raise "
+        f"data.validation_fraction (it is {self.chosen['validation_fraction']})"
+      )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RelabelledPairs(Artefact):
+  """D_golden: both splits of D_initial in the golden preference model's order."""
+
+  kind: ClassVar[str] = "relabel"
+  recipe: PreferenceRecipe
+  data: PairData
+  golden_pm: TrainedJudge
+
+  def settings(self) -> dict[str, Any]:
+    return self.setting.judging
+
+  def make(self, directory: Path, read: Read) -> None:
+    if self.setting.config.evaluation.require_good_judge:
+      check_judge(self.setting.world, read_json(read(self.golden_pm) / "model.json"))
+    agreement = {}
+    for split in SPLITS:
+      dataset = pairs.PairDataset.load(read(self.data) / split)
+      (directory / split).mkdir(exist_ok=True)
+      judge = read(self.golden_pm)
+      swap = label(self.setting, self.recipe, judge, dataset, directory / split)
+      agreement[split] = float(1 - swap.mean())
+    write_json(directory / "agreement.json", agreement)
+    progress(f"D_golden: keeps {agreement['train']:.1%} of the human labels")
+
+  def programs(self) -> Iterator[Program]:
+    yield self.golden_pm.margins_program((self.name,), {})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SampledPairs(Artefact):
+  """D_a-vs-b: prompts of D_golden, a response of each of two models, golden labels.
+
+  Attributes:
+    recipes: of the two models.
+    steps: of their kept checkpoints; None for what a model settled on.
+  """
+
+  kind: ClassVar[str] = "sample_pairs"
+  recipes: tuple[PolicyRecipe, PolicyRecipe]
+  steps: tuple[int | None, int | None]
+  judge_recipe: PreferenceRecipe
+  first: Model
+  second: Model
+  golden_data: RelabelledPairs
+  golden_pm: TrainedJudge
+
+  def settings(self) -> dict[str, Any]:
+    return self.setting.judging | {"steps": list(self.steps)}
+
+  def make(self, directory: Path, read: Read) -> None:
+    dataset = pairs.PairDataset.load(read(self.golden_data) / "train")
+    sampled = [
+      self._sample(which, read(model), recipe, step, dataset)
+      for which, model, recipe, step in zip(
+        ("first", "second"),
+        (self.first, self.second),
+        self.recipes,
+        self.steps,
+        strict=True,
+      )
+    ]
+    unlabelled = pairs.PairDataset(dataset.prompts, (sampled[0], sampled[1]))
+    (directory / "train").mkdir(exist_ok=True)
+    judge = read(self.golden_pm)
+    label(self.setting, self.judge_recipe, judge, unlabelled, directory / "train")
+
+  def programs(self) -> Iterator[Program]:
+    for model in (self.first, self.second):
+      yield model.sample_program(1, (self.name,), {})
+    yield self.golden_pm.margins_program((self.name,), {})
+
+  def _sample(
+    self,
+    which: str,
+    model_dir: Path,
+    recipe: PolicyRecipe,
+    step: int | None,
+    dataset: pairs.PairDataset,
+  ) -> pairs.Ragged:
+    setting = self.setting
+    model, key = setting.model(recipe), setting.key("sample_pairs", which)
+    params = setting.parameters.load_fixed(model_dir, model, step)
+    samples = setting.map_pairs(
+      lambda batch: evaluation.sample(
+        model,
+        params,
+        batch,
+        key,
+        1,
+        setting.config.response_length,
+        decoding=setting.decoding,
+      ),
+      dataset,
+    )
+    return pairs.Ragged.from_padded(
+      samples.tokens_BxNxT[:, 0], samples.lengths_BxN[:, 0]
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScoredPairs(Artefact):
+  """Pairs with log pi_ref of both responses: computed once, stored with them."""
+
+  kind: ClassVar[str] = "score_reference"
+  start: Start
+  dataset: RelabelledPairs | SampledPairs
+  reference: Model
+
+  def settings(self) -> dict[str, Any]:
+    return self.setting.numerics
+
+  def make(self, directory: Path, read: Read) -> None:
+    model = self.setting.model(self.start)
+    params = self.setting.parameters.load_fixed(read(self.reference), model)
+    dataset = pairs.PairDataset.load(read(self.dataset) / "train")
+    zero = np.zeros((len(dataset), 2), np.float32)
+    ref_logps = self.setting.map_pairs(
+      lambda batch: evaluation.log_ratios(model, params, batch),
+      dataset.with_columns(ref_logps=zero),
+    )
+    dataset.with_columns(ref_logps=ref_logps).save(directory)
+
+  def programs(self) -> Iterator[Program]:
+    yield self.reference.log_ratios_program((self.name,), {})

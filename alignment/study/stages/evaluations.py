@@ -1,0 +1,445 @@
+"""Artefacts that say how good policies are: responses, evaluations, classification."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from alignment.core import evaluation
+from alignment.core.rows import map_rows
+from alignment.data import pairs, stream
+from alignment.runtime import hosts
+from alignment.runtime.files import read_json, read_npz, write_atomically, write_npz
+from alignment.runtime.metrics import progress
+from alignment.study.artefacts import Artefact, Read
+from alignment.study.programs import Program, Work
+from alignment.study.recipes import PolicyRecipe
+from alignment.study.setting import Setting
+from alignment.study.stages.data import ScoredPairs
+from alignment.study.stages.models import Model, TrainedJudge
+from alignment.study.stages.policies import TrainedPolicy
+from alignment.types import UserError
+
+Evaluated = tuple[dict[str, Any], dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Responses(Artefact):
+  """A policy's responses to the fixed prompts: `responses.npz`."""
+
+  kind: ClassVar[str] = "samples"
+  policy: Model
+  pairs: ScoredPairs
+
+  def settings(self) -> dict[str, Any]:
+    return self.setting.numerics | {"prompts": self.setting.config.evaluation.prompts}
+
+  def make(self, directory: Path, read: Read) -> None:
+    setting, model = self.setting, self.policy.model()
+    params = setting.parameters.load_fixed(read(self.policy), model)
+    dataset = pairs.PairDataset.load(read(self.pairs))
+    rows, key = prompt_rows(setting, dataset), setting.key("opponent")
+    samples = setting.map_pairs(
+      lambda batch: evaluation.sample(
+        model,
+        params,
+        batch,
+        key,
+        1,
+        setting.config.response_length,
+        decoding=setting.decoding,
+      ),
+      dataset,
+      rows,
+    )
+    write_npz(
+      directory / "responses.npz",
+      rows=rows,
+      tokens=samples.tokens_BxNxT[:, 0],
+      lengths=samples.lengths_BxN[:, 0],
+    )
+
+  def programs(self) -> Iterator[Program]:
+    yield self.policy.sample_program(1, (self.name,), {})
+
+
+def prompt_rows(setting: Setting, dataset: pairs.PairDataset) -> np.ndarray:
+  """Rows of the fixed prompts: different prompts of the train split."""
+  count = setting.config.evaluation.prompts
+  return pairs.distinct_prompts(dataset, count, setting.seed("prompts"))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Contested(Artefact):
+  """Compares responses to the fixed prompts: what all evaluations read.
+
+  Attributes:
+    described: run, series, loss, ...: part of every record.
+    reference: what the KL is measured from.
+    pairs: of D_golden, scored under the reference.
+    golden_pm: who judges.
+    golden_samples: the opponent's responses.
+    sft_samples: those of SFT, the zero of the golden score.
+  """
+
+  described: Mapping[str, Any]
+  reference: Model
+  pairs: ScoredPairs
+  golden_pm: TrainedJudge
+  golden_samples: Responses
+  sft_samples: Responses
+
+  def common(self, *counts: str) -> dict[str, Any]:
+    """What determines every evaluation's numbers, with counts of `evaluation`."""
+    c = self.setting.config
+    numbers = {key: c.evaluation[key] for key in ("prompts", *counts)}
+    return (
+      self.setting.judging
+      | numbers
+      | {
+        "task": c.task,
+        "described": dict(self.described),
+      }
+    )
+
+  def contest(self, read: Read) -> evaluation.Contest:
+    """The fixed prompts, the golden policy's and SFT's responses, and the judge."""
+    setting, judge = self.setting, self.golden_pm.judge()
+    dataset = pairs.PairDataset.load(read(self.pairs))
+    rows = prompt_rows(setting, dataset)
+    opponent, start = (
+      read_npz(read(samples) / "responses.npz")
+      for samples in (self.golden_samples, self.sft_samples)
+    )
+    return evaluation.Contest(
+      judge=judge,
+      judge_params=setting.parameters.load_fixed(read(self.golden_pm), judge.model),
+      prompts=dataset.batch(rows, **setting.lengths),
+      opponent=(opponent["tokens"], opponent["lengths"]),
+      start=(start["tokens"], start["lengths"]),
+      utility=setting.utility(dataset, rows),
+      batch_size=setting.config.evaluation.batch_size,
+      mesh=setting.mesh,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation(Contested):
+  """Every kept checkpoint of a policy: `evaluations.jsonl` and `outcomes.npz`.
+
+  Each checkpoint's result is written as it comes; a restart goes on after it.
+  """
+
+  kind: ClassVar[str] = "evaluation"
+  policy: Model
+  steps: tuple[int, ...]
+
+  def settings(self) -> dict[str, Any]:
+    return self.common("kl_prompts", "pairs") | {"steps": list(self.steps)}
+
+  def make(self, directory: Path, read: Read) -> None:
+    setting, model = self.setting, self.policy.model()
+    c, parameters = setting.config.evaluation, setting.parameters
+    dataset = pairs.PairDataset.load(read(self.pairs))
+    classified = pairs.distinct_prompts(dataset, c.pairs, setting.seed("pairs"))
+    evaluator = evaluation.PolicyEvaluation(
+      contest=self.contest(read),
+      model=model,
+      reference_params=parameters.load_fixed(read(self.reference), model),
+      pairs=dataset.batch(classified, **setting.lengths),
+      kl_prompts=c.kl_prompts,
+      key=setting.key("evaluation"),
+      decoding=setting.decoding,
+    )
+
+    def checkpoint(step: int) -> Evaluated:
+      return evaluator(parameters.load_fixed(read(self.policy), model, step))
+
+    described = {**self.described, "parameters": parameters.count(model)}
+    write_evaluations(setting, described, self.steps, checkpoint, directory)
+
+  def programs(self) -> Iterator[Program]:
+    """One checkpoint; reference and golden judge are there all the time."""
+    setting, shapes = self.setting, self.setting.shapes
+    model, params = self.policy.model(), self.policy.abstract_fixed()
+    reference, judge = self.reference.abstract_fixed(), self.golden_pm.abstract_fixed()
+    S, T = shapes.prompt_length, shapes.response_length
+    rows, N = setting.config.evaluation.batch_size, evaluation.SAMPLES
+    scored = model.cfg, rows, S, N, T
+    held = {"reference": reference, "judge": judge}
+    yield self.policy.sample_program(N, (self.name,), held)
+    yield Program(
+      f"divergence, {self.policy.start.size}",
+      lambda: evaluation.divergence,
+      (model, params, model, reference, shapes.batch(rows), shapes.rows(
+        (rows, N, T), jnp.float32)),
+      {"judge": judge},
+      Work("forward", (scored, scored)),
+      setting.mesh,
+      (self.name,),
+    )  # fmt: skip
+    yield self.policy.log_ratios_program((self.name,), held)
+    fixed = {"policy": params, "reference": reference}
+    yield self.golden_pm.margins_program((self.name,), fixed)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BestOfN(Contested):
+  """The best of n SFT samples by the proxy's judgement, as the reference curve.
+
+  The `step` of a record is n, its `kl` the bound log n - (n - 1)/n; the rest is
+  measured.
+  """
+
+  kind: ClassVar[str] = "best_of_n"
+  proxy_pm: TrainedJudge
+  numbers: tuple[int, ...]
+
+  def settings(self) -> dict[str, Any]:
+    return self.common() | {"numbers": list(self.numbers)}
+
+  def make(self, directory: Path, read: Read) -> None:
+    setting, contest = self.setting, self.contest(read)
+    bests = self._bests(read, contest)
+
+    def result(n: int) -> Evaluated:
+      tokens, lengths, ended = bests[n]
+      record, outcomes = contest.record((tokens, lengths), ended)
+      unmeasured = [*UNMEASURED_OF_BEST]
+      if contest.utility:
+        unmeasured.append("judge_accuracy_on_policy")
+      bound = {"kl": float(np.log(n) - (n - 1) / n)}
+      return {**dict.fromkeys(unmeasured), **record, **bound}, outcomes
+
+    count = setting.parameters.count(self.reference.model())
+    described = {**self.described, "parameters": count}
+    write_evaluations(setting, described, self.numbers, result, directory)
+
+  def _bests(
+    self, read: Read, contest: evaluation.Contest
+  ) -> dict[int, tuple[np.ndarray, ...]]:
+    """n -> tokens_PxT, lengths_P and ended_P of the best of the first n samples.
+
+    Samples meet one after the other, the winner stays; ties keep the earlier.
+    """
+    setting, model = self.setting, self.reference.model()
+    proxy, parameters = self.proxy_pm.judge(), setting.parameters
+    params = parameters.load_fixed(read(self.reference), model)
+    proxy_params = parameters.load_fixed(read(self.proxy_pm), proxy.model)
+    key, T = setting.key("best_of_n"), setting.config.response_length
+    best: tuple[np.ndarray, ...] = ()
+    bests = {}
+    for n in range(1, max(self.numbers) + 1):
+      turn, index = divmod(n - 1, SAMPLED_TOGETHER)
+      if index == 0:
+        turn_key = jax.random.fold_in(key, turn)
+        samples = contest.map(
+          lambda batch, k=turn_key: evaluation.sample(
+            model, params, batch, k, SAMPLED_TOGETHER, T, decoding=setting.decoding
+          ),
+          contest.prompts,
+        )
+      drawn = tuple(
+        x[:, index]
+        for x in (samples.tokens_BxNxT, samples.lengths_BxN, samples.ended_BxN)
+      )
+      if n == 1:
+        best = drawn
+      else:
+        meets = (drawn[0], drawn[1]), (best[0], best[1])
+        margins_P = contest.judged(proxy, proxy_params, *meets)
+        best = tuple(
+          np.where((margins_P > 0).reshape((-1,) + (1,) * (x.ndim - 1)), x, y)
+          for x, y in zip(drawn, best, strict=True)
+        )
+      if n in self.numbers:
+        bests[n] = best
+    return bests
+
+  def programs(self) -> Iterator[Program]:
+    held = {
+      "proxy": self.proxy_pm.abstract_fixed(),
+      "judge": self.golden_pm.abstract_fixed(),
+    }
+    yield self.reference.sample_program(SAMPLED_TOGETHER, (self.name,), held)
+
+
+SAMPLED_TOGETHER = 8  # samples of best-of-n drawn at a time
+UNMEASURED_OF_BEST = (
+  "kl_stderr",
+  "entropy",
+  "self_classification_accuracy",
+  "decode_vs_score_max_abs_diff",
+  "classification_accuracy",
+  "chosen_log_ratio",
+  "rejected_log_ratio",
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StreamClassification(Artefact):
+  """Figure 6: who classifies the pairs of the online stream as the golden PM does.
+
+  At evenly spaced steps of the recorded run, pairs of that step and those after it (of
+  a run that has fewer, all) are labelled by the golden preference model, and by each
+  classifier: the proxy PM by its margin, a finished policy by rho > 0. Writes
+  `classification.jsonl`; steps at which fewer than two pairs have a label are left out.
+  """
+
+  kind: ClassVar[str] = "classify_stream"
+  online: TrainedPolicy  # whose stream it is
+  offline: TrainedPolicy
+  golden_pm: TrainedJudge
+  proxy_pm: TrainedJudge
+
+  def settings(self) -> dict[str, Any]:
+    c = self.setting.config
+    counts = {key: c.evaluation[key] for key in ("stream_steps", "stream_pairs")}
+    return self.setting.judging | counts | {"task": c.task}
+
+  def make(self, directory: Path, read: Read) -> None:
+    c = self.setting.config.evaluation
+    steps = read_json(read(self.online) / "model.json")["step"]
+    recorded = stream.Stream.load(read(self.online) / "stream", steps)
+    count = min(c.stream_pairs, len(recorded))
+    last = steps - -(-count // recorded.batch_size)
+    starts = np.unique(np.linspace(0, last, c.stream_steps).round().astype(int))
+    rows = starts[:, None] * recorded.batch_size + np.arange(count)[None, :]
+    golden, margins = self._margins(read, recorded, rows.ravel())
+    lines = []
+    for classifier, values in margins.items():
+      for i, step in enumerate(starts):
+        part = slice(i * count, (i + 1) * count)
+        right = evaluation.classified(values[part], golden[part])
+        if len(right) < 2:  # a collapsed policy's pairs: nothing to classify
+          continue
+        lines.append(
+          {
+            "task": self.setting.config.task,
+            "world": self.setting.world,
+            "classifier": classifier,
+            "step": int(step),
+            "accuracy": float(right.mean()),
+            "stderr": float(right.std(ddof=1) / np.sqrt(len(right))),
+            "pairs": len(right),
+          }
+        )
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    write_atomically(directory / "classification.jsonl", text.encode())
+
+  def _margins(
+    self, read: Read, recorded: stream.Stream, rows: np.ndarray
+  ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The golden margins of rows of the stream, and those of every classifier."""
+    setting = self.setting
+
+    def over_rows(function: Callable[[Any], Any]) -> np.ndarray:
+      size = setting.config.evaluation.batch_size
+      batch = lambda i: (recorded.batch(i),)  # noqa: E731
+      return map_rows(function, batch, rows, size, setting.mesh)
+
+    def judged(pm: TrainedJudge) -> np.ndarray:
+      judge = pm.judge()
+      params = setting.parameters.load_fixed(read(pm), judge.model)
+      return over_rows(lambda b: evaluation.margins(judge, params, b))
+
+    def classified(policy: TrainedPolicy) -> np.ndarray:
+      model = policy.model()
+      params = setting.parameters.load_fixed(read(policy), model)
+      ratios = over_rows(lambda b: evaluation.log_ratios(model, params, b))
+      return ratios[:, 0] - ratios[:, 1]
+
+    golden = judged(self.golden_pm)
+    return golden, {
+      "proxy_pm": judged(self.proxy_pm),
+      "online": classified(self.online),
+      "offline": classified(self.offline),
+    }
+
+  def programs(self) -> Iterator[Program]:
+    for judge in (self.golden_pm, self.proxy_pm):
+      yield judge.margins_program((self.name,), {})
+    for policy in (self.online, self.offline):
+      yield policy.log_ratios_program((self.name,), {})
+
+
+def write_evaluations(
+  setting: Setting,
+  described: Mapping[str, Any],
+  steps: Sequence[int],
+  evaluate: Callable[[int], Evaluated],
+  directory: Path,
+) -> None:
+  """Writes what `evaluate` says of every step, each as soon as it is there."""
+  described = {**described, "task": setting.config.task, "world": setting.world}
+  records, outcomes = [], []
+  for step in steps:
+    path = directory / f"step-{step}.npz"
+    if not hosts.on_first(path.exists):
+      measured, arrays = evaluate(step)
+      record = _checked(described["run"], step, measured)
+      text = json.dumps({**described, "step": step, **record}, allow_nan=False)
+      write_npz(path, record=np.frombuffer(text.encode(), np.uint8), **arrays)
+      hosts.wait_for_first()
+    arrays = read_npz(path, "record")
+    records.append(json.loads(arrays.pop("record").tobytes()))
+    outcomes.append(arrays)
+    r = records[-1]
+    progress(
+      f"{described['run']}: step {step}  KL {r['kl']:.3g}  win rate {r['win_rate']:.3f}"
+      + (f"  true {r['true_win_rate']:.3f}" if "true_win_rate" in r else "")
+    )
+  text = "".join(json.dumps(record) + "\n" for record in records)
+  write_atomically(directory / "evaluations.jsonl", text.encode())
+  write_npz(
+    directory / "outcomes.npz",
+    steps_E=np.array(steps),
+    **{
+      f"{judge}_ExP": np.stack([o[judge] for o in outcomes]).astype(np.float32)
+      for judge in ("golden", "truth")
+      if judge in outcomes[0]
+    },
+  )
+
+
+def _checked(run: str, step: int, record: Mapping[str, Any]) -> dict[str, Any]:
+  """A record whose NaNs (means over nothing, as where all is ties) are null.
+
+  Raises:
+    UserError: if anything is infinite, or the KL or win rate is not a number.
+  """
+  for key, value in record.items():
+    undefined = value is None or math.isnan(value)
+    if undefined and key in ("kl", "win_rate") or not undefined and math.isinf(value):
+      raise UserError(
+        f"{run} at step {step}: {key} is {value}: this policy has diverged; lower its "
+        "learning rate, raise its beta, or take it out of `runs`"
+      )
+  return {k: None if v is None or math.isnan(v) else v for k, v in record.items()}
+
+
+def describe(run: str, series: str, recipe: PolicyRecipe) -> dict[str, Any]:
+  """What every record of an evaluation says of its run (analysis/runs.py)."""
+  trained = series not in ("sft", "best_of_n")
+  online, replays = recipe.online, trained and recipe.replays
+  fraction = recipe.on_policy_fraction if online else 0.0
+  return {
+    "run": run,
+    "series": series,
+    "method": recipe.method if trained else None,
+    "loss": recipe.loss,
+    "beta": recipe.beta if trained else None,
+    "learning_rate": recipe.learning_rate if trained else None,
+    "seed": recipe.seed,
+    "size": recipe.size,
+    "dataset": recipe.dataset if trained and not online else None,
+    "replay_window": recipe.replay_window if replays else None,
+    "refresh_every": recipe.refresh_every if trained and online else None,
+    "on_policy_fraction": fraction if trained else None,
+  }

@@ -1,0 +1,382 @@
+"""Artefacts that are models: SFT, imported checkpoints, preference models.
+
+What trains shares one base: an objective, a source of batches and a start make a
+`loop.Learner`, which `make` runs and `programs` puts on shapes.
+"""
+
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from alignment.core import evaluation, judges, loop, train_step
+from alignment.core.optim import Optimizer
+from alignment.data import pairs, sources
+from alignment.models import t5
+from alignment.runtime import checkpoint
+from alignment.runtime.files import checksum, write_json
+from alignment.runtime.metrics import progress
+from alignment.study.artefacts import Artefact, Read
+from alignment.study.programs import Pass, Program, Work
+from alignment.study.recipes import PreferenceRecipe, Recipe, Start
+from alignment.study.setting import Setting
+from alignment.study.stages.judging import margins_of
+from alignment.types import Params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model(Artefact):
+  """Parameters under `params/<step>`, and in `model.json` the step it settled on."""
+
+  @property
+  @abc.abstractmethod
+  def start(self) -> Start:
+    """Which model it is."""
+
+  def model(self) -> t5.T5:
+    return self.setting.model(self.start)
+
+  def abstract_fixed(self) -> Params:
+    """Shapes and layout of its parameters where it is only read."""
+    return self.setting.parameters.abstract_fixed(self.model())
+
+  def sample_program(
+    self, count: int, stages: tuple[str, ...], held: Mapping[str, Params]
+  ) -> Program:
+    """`count` responses to each of a batch of prompts that are evaluated together."""
+    setting, shapes, model = self.setting, self.setting.shapes, self.model()
+    S, T = shapes.prompt_length, shapes.response_length
+    rows = setting.config.evaluation.batch_size
+    arguments = (self.abstract_fixed(), shapes.batch(rows), shapes.key, count, T)
+    return Program(
+      f"sample {count}, {self.start.size}",
+      lambda: evaluation.sample,
+      (model, *arguments),
+      held,
+      Work("sample", ((model.cfg, rows, S, count, T),)),
+      setting.mesh,
+      stages,
+    )
+
+  def log_ratios_program(
+    self, stages: tuple[str, ...], held: Mapping[str, Params]
+  ) -> Program:
+    """Log-ratios of a batch of pairs that are evaluated together."""
+    setting, shapes, model = self.setting, self.setting.shapes, self.model()
+    S, T = shapes.prompt_length, shapes.response_length
+    rows = setting.config.evaluation.batch_size
+    return Program(
+      f"log_ratios, {self.start.size}",
+      lambda: evaluation.log_ratios,
+      (model, self.abstract_fixed(), shapes.batch(rows)),
+      held,
+      Work("forward", ((model.cfg, rows, S, 2, T),)),
+      setting.mesh,
+      stages,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImportedModel(Model):
+  """A Hugging Face checkpoint as a model artefact, at step 0."""
+
+  kind: ClassVar[str] = "import"
+  imported: Start
+
+  @property
+  def start(self) -> Start:
+    return self.imported
+
+  def settings(self) -> dict[str, Any]:
+    role = described_start(self.setting, dataclasses.asdict(self.imported))
+    return self.setting.sizes | {"role": role}
+
+  def make(self, directory: Path, read: Read) -> None:
+    del read
+    checkpoints = checkpoint.Checkpoints(directory)
+    start = self.setting.parameters.initial(self.imported, sft=None, seed=0)
+    checkpoints.save_params(0, start)
+    checkpoints.close()
+    write_json(directory / "model.json", {"step": 0})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedModel(Model):
+  """A model that the training loop makes."""
+
+  recipe: Recipe
+
+  @property
+  def start(self) -> Start:
+    return self.recipe
+
+  @property
+  @abc.abstractmethod
+  def objective(self) -> train_step.Objective:
+    """What its steps minimise."""
+
+  @property
+  def beta(self) -> float:
+    return 0.0
+
+  @property
+  def optimizer(self) -> Optimizer:
+    return self.recipe.optimizer
+
+  def trained(self) -> dict[str, Any]:
+    """How it is trained, as JSON: a part of `settings`."""
+    return {"role": described_start(self.setting, self.recipe.described())}
+
+  # --- training ---
+
+  def train(
+    self,
+    directory: Path,
+    *,
+    params: Any,
+    source: sources.Source,
+    keep: Sequence[int],
+    show: tuple[str, ...],
+    refresh_every: int = 1,
+    before_save: Any = None,
+  ) -> None:
+    """Runs the loop; `params()` makes the parameters at step 0."""
+    learner = loop.Learner(
+      abstract_state=self.abstract_state(),
+      init_state=lambda: self._init_state()(params()),
+      step=self.step_function(),
+      hyper=self.hyper(),
+    )
+    schedule = loop.Schedule(
+      steps=self.recipe.steps,
+      keep_params_at=tuple(keep),
+      log_every=self.setting.config.log_every,
+      save_every=self.setting.config.save_every,
+      refresh_every=refresh_every,
+      show=show,
+    )
+    loop.train(self.name, directory, learner, source, schedule, before_save)
+
+  def abstract_state(self) -> train_step.TrainState:
+    p = self.setting.parameters
+    return train_step.abstract_state(self.model(), self.optimizer, p.mesh, p.rules)
+
+  def _init_state(self) -> Any:
+    p = self.setting.parameters
+    return train_step.compiled_init(self.model(), self.optimizer, p.mesh, p.rules)
+
+  def step_function(self) -> Any:
+    """The compiled train step."""
+    p = self.setting.parameters
+    return train_step.compiled(
+      self.objective,
+      self.optimizer,
+      self.recipe.microbatches,
+      p.mesh,
+      p.rules,
+      self.model(),
+      self.recipe.on_non_finite == "skip",
+    )
+
+  def hyper(self) -> train_step.Hyper:
+    r = self.recipe
+    decay_steps = r.steps if r.decay else 0
+    return train_step.hyper(r.learning_rate, r.warmup_steps, decay_steps, self.beta)
+
+  # --- the same on shapes ---
+
+  def step_program(
+    self,
+    label: str,
+    passes: tuple[Pass, ...],
+    held: Mapping[str, Params],
+    responses: int = 2,
+  ) -> Program:
+    """The train step; `passes` are those of one microbatch."""
+    shapes, k = self.setting.shapes, self.recipe.microbatches
+    numbers = shapes.everywhere(train_step.hyper(0.0))
+    batch = shapes.batch(self.recipe.batch_size, responses)
+    return Program(
+      f"{label}, {self.recipe.size}",
+      self.step_function,
+      (self.abstract_state(), batch, numbers),
+      held,
+      Work("train", passes, k),
+      self.setting.mesh,
+      (self.name,),
+    )
+
+  @property
+  def microbatch(self) -> int:
+    return self.recipe.batch_size // self.recipe.microbatches
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SupervisedModel(TrainedModel):
+  """SFT: supervised fine-tuning on both responses of every pair of all data, pooled."""
+
+  kind: ClassVar[str] = "sft"
+  data: tuple[Artefact, ...]
+
+  @property
+  def objective(self) -> train_step.Objective:
+    return train_step.SupervisedObjective(self.model())
+
+  def settings(self) -> dict[str, Any]:
+    return self.setting.numerics | self.trained()
+
+  def make(self, directory: Path, read: Read) -> None:
+    setting, recipe = self.setting, self.recipe
+    seed = setting.seed("sft")
+    datasets = [read(data) / "train" for data in self.data]
+    self.train(
+      directory,
+      params=lambda: setting.parameters.initial(recipe, sft=None, seed=seed),
+      source=offline_source(setting, recipe, datasets, seed),
+      keep=[recipe.steps],
+      show=("loss",),
+    )
+    write_json(directory / "model.json", {"step": recipe.steps})
+
+  def programs(self) -> Iterator[Program]:
+    T, S = self.setting.shapes.response_length, self.setting.shapes.prompt_length
+    passes = ((self.model().cfg, self.microbatch, S, 2, T),)
+    yield self.step_program("SFT step", passes, {})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedJudge(TrainedModel):
+  """A preference model, kept where its accuracy on validation pairs is best.
+
+  Half of the validation prompts choose the step, the other half report the accuracy.
+  """
+
+  kind: ClassVar[str] = "preference_model"
+  recipe: PreferenceRecipe
+  data: Artefact
+  sft: Model | None  # where it starts, if that is the study's own
+
+  def judge(self) -> judges.PreferenceModel:
+    return self.setting.judge(self.recipe)
+
+  @property
+  def objective(self) -> train_step.Objective:
+    return train_step.PreferenceObjective(self.judge())
+
+  def settings(self) -> dict[str, Any]:
+    return self.setting.judging | self.trained() | {"name": self.name}
+
+  def make(self, directory: Path, read: Read) -> None:
+    setting, recipe = self.setting, self.recipe
+    seed = setting.seed(self.name)
+    sft = read(self.sft) if self.sft else None
+    parts = recipe.evaluations
+    keep = sorted({recipe.steps * (i + 1) // parts for i in range(parts)})
+    self.train(
+      directory,
+      params=lambda: setting.parameters.initial(recipe, sft, seed),
+      source=offline_source(setting, recipe, [read(self.data) / "train"], seed),
+      keep=keep,
+      show=("loss", "accuracy"),
+    )
+    report = self._report(directory, read(self.data), keep)
+    write_json(directory / "model.json", report)
+    progress(
+      f"{self.name}: best at step {report['step']}; accuracy "
+      f"{report['validation_accuracy']:.3f} on held-out pairs, "
+      f"{report['train_accuracy']:.3f} on training pairs"
+    )
+
+  def _report(
+    self, directory: Path, data: Path, steps: Sequence[int]
+  ) -> dict[str, Any]:
+    """The step that judges best, and how well it judges."""
+    setting, judge = self.setting, self.judge()
+    train_set = pairs.PairDataset.load(data / "train")
+    validation = pairs.PairDataset.load(data / "validation")
+    prompts = validation.prompt_numbers()
+    choosing = prompts < len(np.unique(prompts)) // 2
+
+    def accuracy(step: int) -> float:  # one set of parameters at a time
+      params = setting.parameters.load_fixed(directory, judge.model, step)
+      rows = np.flatnonzero(choosing)
+      return evaluation.outcome(
+        margins_of(setting, judge, params, validation, rows)
+      ).mean()
+
+    step = max(steps, key=accuracy)  # of equals, the earliest
+    params = setting.parameters.load_fixed(directory, judge.model, step)
+    reporting = np.flatnonzero(~choosing)
+    margins = margins_of(setting, judge, params, validation, reporting)
+    held_out = evaluation.outcome(margins)
+    first = np.arange(min(len(train_set), len(held_out)))
+    seen = margins_of(setting, judge, params, train_set, first)
+    report = {
+      "step": step,
+      "validation_accuracy": float(held_out.mean()),
+      "validation_stderr": evaluation.clustered_stderr(held_out, prompts[reporting]),
+      "validation_pairs": len(held_out),
+      "train_accuracy": float(evaluation.outcome(seen).mean()),
+    }
+    gap = setting.true_gap(validation, reporting)
+    if gap is not None:
+      agree = evaluation.classified(margins, gap)
+      of_prompt = prompts[reporting][gap != 0]
+      if len(np.unique(of_prompt)) > 1:
+        report["truth_accuracy"] = float(agree.mean())
+        report["truth_stderr"] = evaluation.clustered_stderr(agree, of_prompt)
+    return report
+
+  def programs(self) -> Iterator[Program]:
+    judge = self.judge()
+    once = (judge.model.cfg, self.microbatch, judge.context_length, 1, 1)
+    yield self.step_program(f"{self.name} step", (once, once), {})
+    yield self.margins_program((self.name,), {})
+
+  def margins_program(
+    self, stages: tuple[str, ...], held: Mapping[str, Params]
+  ) -> Program:
+    """Its margins of a batch of evaluated pairs, while stages hold other models."""
+    setting, judge = self.setting, self.judge()
+    rows = setting.config.evaluation.batch_size
+    once = (judge.model.cfg, rows, judge.context_length, 1, 1)
+    return Program(
+      f"margins, {self.recipe.size}",
+      lambda: evaluation.margins,
+      (judge, self.abstract_fixed(), setting.shapes.batch(rows)),
+      held,
+      Work("forward", (once, once)),
+      setting.mesh,
+      stages,
+    )
+
+
+def offline_source(
+  setting: Setting,
+  recipe: Recipe,
+  directories: Sequence[Path],
+  seed: int,
+  num_responses: int = 2,
+) -> sources.OfflineSource:
+  """Pairs of one or more data sets, by index."""
+  parts = [pairs.PairDataset.load(directory) for directory in directories]
+  return sources.OfflineSource(
+    dataset=pairs.PairDataset.concatenate(parts),
+    batch_size=recipe.batch_size,
+    **setting.lengths,
+    mesh=setting.mesh,
+    seed=seed,
+    num_responses=num_responses,
+  )
+
+
+def described_start(setting: Setting, role: dict[str, Any]) -> dict[str, Any]:
+  """A role with a checkpoint's content for its directory."""
+  if role["init"] in ("scratch", "sft"):
+    return role
+  directory = Path(role["init"].replace("{size}", role["size"]))
+  files = sorted(directory.glob("*.safetensors")) + [directory / "config.json"]
+  return role | {"init": [checksum(file) for file in files]}

@@ -1,1 +1,0 @@
-"""Configurations: each file opens with its command, hardware, duration and result."""

@@ -1,1 +1,0 @@
-"""How the runs of a configuration are split over machines (launch/sweep.py)."""

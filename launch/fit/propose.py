@@ -1,0 +1,118 @@
+"""Which slice a study needs, by estimate: what compilation is then asked to confirm.
+
+A generation's `margin` (topology.py) is how far the estimate may be off.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import math
+
+from jax.sharding import AbstractMesh
+from ml_collections import ConfigDict
+
+from alignment.runtime import sharding
+from alignment.study.artefacts import closure
+from alignment.study.checks import check_batches
+from alignment.study.estimate import Memory, estimate
+from alignment.study.programs import Program, Work
+from alignment.study.stages.models import TrainedModel
+from alignment.types import UserError
+from launch.fit.placed import placed
+from launch.fit.topology import GENERATIONS, Topology
+
+
+def batch_sizes(config: ConfigDict) -> Iterator[int]:
+  """Rows that every program of a study works on at once."""
+  study = placed(config, abstract_mesh({"data": 1, "fsdp": 1, "tensor": 1}))
+  for artefact in closure(study.artefacts().values(), identity=id):
+    if isinstance(artefact, TrainedModel):
+      yield artefact.microbatch
+  yield config.evaluation.batch_size
+
+
+def mesh_for(config: ConfigDict, chips: int) -> dict[str, int]:
+  """A layout for so many chips: rows as far as batches divide, then tensors."""
+  rows = math.gcd(chips, *batch_sizes(config))
+  return {"data": 1, "fsdp": rows, "tensor": chips // rows}
+
+
+def abstract_mesh(sizes: dict[str, int]) -> AbstractMesh:
+  return AbstractMesh(tuple(sizes[axis] for axis in sharding.AXES), sharding.AXES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+  """The smallest slice of a generation on which a study should fit."""
+
+  topology: Topology
+  mesh: dict[str, int]
+  largest: str  # the program that needs most
+  memory: Memory
+
+
+def propose(config: ConfigDict, generation: str) -> Proposal | None:
+  """By estimate; None if no usual slice is large enough.
+
+  Raises:
+    UserError: if the configuration is at odds with itself.
+  """
+  for shape in GENERATIONS[generation].slices:
+    topology = Topology(generation, shape)
+    sizes = mesh_for(config, topology.chips)
+    try:
+      study = placed(config, abstract_mesh(sizes))
+      check_batches(study)
+      programs = study.programs()
+    except UserError as error:
+      if "divisible by mesh axis" in str(error):
+        continue  # too many chips for its heads
+      raise
+    needed = {program.name: estimate(program) for program in programs}
+    name = max(needed, key=lambda n: needed[n].total)
+    if topology.margin * needed[name].total <= topology.limit:
+      return Proposal(topology, sizes, name, needed[name])
+  return None
+
+
+def suggest(program: Program, config: ConfigDict, topology: Topology) -> list[str]:
+  """What to change where a program does not fit: only what should do, by estimate."""
+  ideas = []
+  work = program.work
+  shards = program.mesh.shape["data"] * program.mesh.shape["fsdp"]
+  rows = work.passes[0][1]
+
+  def fits(remat: str | None = None, k: int = 1, accumulate: int = 1) -> bool:
+    """With another rematerialisation, or 1/k of the rows at a time."""
+    passes = tuple(
+      (dataclasses.replace(cfg, remat=remat or cfg.remat), rows // k, S, N, T)
+      for cfg, rows, S, N, T in work.passes
+    )
+    changed = Work(work.kind, passes, work.microbatches * accumulate)
+    needed = estimate(dataclasses.replace(program, work=changed)).total
+    return topology.margin * needed <= topology.limit
+
+  parts = [k for k in _powers_of_2(rows // shards) if rows % (k * shards) == 0]
+  if work.kind == "train":
+    if config.model.remat != "full" and fits(remat="full"):
+      ideas.append("--config.model.remat=full")
+    k = next((k for k in parts if fits(k=k, accumulate=k)), None)
+    if k is not None:
+      stage = program.stages[0]
+      role = "sft" if stage.startswith("sft_") else stage
+      role = role if role in config else "policy"
+      ideas.append(f"--config.{role}.microbatches={k * work.microbatches}")
+  elif work.kind in ("forward", "sample"):
+    k = next((k for k in parts if fits(k=k)), None)
+    if k is not None:
+      ideas.append(f"--config.evaluation.batch_size={rows // k}")
+  larger = topology.neighbour(1)
+  if larger is not None:
+    sizes = mesh_for(config, larger.chips)
+    mesh = " ".join(f"--config.mesh.{axis}={size}" for axis, size in sizes.items())
+    ideas.append(f"more chips: --topology={larger} {mesh}")
+  return ideas
+
+
+def _powers_of_2(limit: int) -> list[int]:
+  """2, 4, ... up to a limit."""
+  return [2**i for i in range(1, limit.bit_length()) if 2**i <= limit]

@@ -1,0 +1,189 @@
+"""What is refused before anything runs, in one line."""
+
+import json
+import re
+
+import pytest
+
+from alignment.models import huggingface, t5
+from alignment.types import UserError
+from tests import studies, synthetic, tiny
+
+
+@pytest.mark.parametrize(
+  "overrides, message",
+  [
+    ({"model.dtype": "float16"}, "model.dtype is 'float16'; use float32 or bfloat16"),
+    ({"model.remat": "some"}, "model.remat is 'some'; use none or dots or full"),
+    ({"golden_pm.evaluations": 0}, "golden_pm: evaluations is 0; give at least 1"),
+    ({"sft.steps": 0}, "sft_nano: steps is 0"),
+    ({"proxy_pm.batch_size": -8}, "proxy_pm: batch_size is -8"),
+    ({"policy.learning_rate": float("nan")}, "learning_rate is nan; give 0 or more"),
+    ({"golden_policy.learning_rate": -0.1}, "learning_rate is -0.1"),
+    ({"evaluation.prompts": 1}, "evaluation.prompts is 1; give at least 2"),
+    ({"evaluation.kl_prompts": -1}, "evaluation.kl_prompts is -1"),
+    ({"evaluation.batch_size": 0}, "evaluation.batch_size is 0"),
+    ({"datasets": {"golden": ("sft", "sft")}}, "datasets.golden: the study has one of"),
+    ({"datasets": {"d": ("sft",)}}, "datasets.d is ('sft',); name two models"),
+    ({"evaluation.kl_prompts": 99}, "kl_prompts are more than evaluation.prompts"),
+    ({"sample.responses": 0}, "sample.responses is 0; give at least 1"),
+    ({"sample.temperature": float("nan")}, "sample.temperature is nan; give at least"),
+    ({"response_length": 0}, "response_length is 0"),
+    ({"data.validation_fraction": float("nan")}, "must lie between 0 and 1"),
+    ({"data.num_pairs": -10}, "data.num_pairs is -10; give at least 0"),
+    ({"data.language": {"care": (0.0, 1.0)}}, "data.language needs care from"),
+    ({"sft.optimizer.clip_norm": -1.0}, "optimizer.clip_norm is -1.0; give at least 0"),
+    ({"evaluation.best_of": (0,)}, "evaluation.best_of has 0"),
+    ({"evaluation.best_of": (2, 2)}, "evaluation.best_of has a number twice"),
+    ({"evaluation.best_of": ("a",)}, "evaluation.best_of has 'a'"),
+    ({"runs": {"x/y": {"beta": (0.1,)}}}, "runs.x/y: a name has letters, digits"),
+    ({"datasets": {"d": (1, 2)}}, "datasets.d is (1, 2); name two models"),
+  ],
+)
+def test_numbers_out_of_range_are_refused_before_anything_runs(overrides, message):
+  with pytest.raises(UserError, match=re.escape(message)):
+    studies.graph(studies.nano(**overrides))
+
+
+@pytest.mark.parametrize(
+  "axes, message",
+  [
+    (
+      {"method": ("offline",), "dataset": ("strem",)},
+      "dataset 'strem' is unknown; there are golden, stream, mine",
+    ),
+    (
+      {"method": ("offline",), "dataset": ("mine",)},
+      "datasets.mine: 'onlin@0.5' is no model; there are 'sft', 'golden_policy'",
+    ),
+    ({"on_policy_fraction": (0.0,)}, "on_policy_fraction must be above 0 and at most"),
+    (
+      {"on_policy_fraction": (0.5,), "record": (True,)},
+      "mine_ipo_fraction0.5_recordTrue: only a run of on_policy_fraction 1 can be rec",
+    ),
+    ({"on_policy_fraction": (0.01,)}, "on_policy_fraction 0.01 of batch_size 8 is not"),
+    ({"steps": (0,)}, "mine_ipo_steps0: steps is 0; give at least 1"),
+    ({"top_p": (0.0,)}, r"top_p in \(0, 1\]"),
+    ({"beta": ("1e-3",)}, "runs.mine.beta has '1e-3'; policy's is 0.*"),
+    ({"beta": (float("inf"),)}, "runs.mine.beta has inf; policy's is"),
+    ({"steps": (4.5,)}, "runs.mine.steps has 4.5; policy's is 8"),
+    ({"record": (1,)}, "runs.mine.record has 1; policy's is False"),
+    ({"init": (3,)}, "runs.mine.init has 3; policy's is 'sft'"),
+    ({"optimizer": (3,)}, "runs.mine.optimizer has 3; policy's is {"),
+    ({"optimizer": ({"bogus": 1},)}, "optimizer has no 'bogus'"),
+    ({"beta": (0.0,)}, "beta is 0.0; give a number above 0"),
+    ({"temperature": (0.0,)}, "temperature must be above 0"),
+    (
+      {"dataset": ("golden",)},
+      "dataset has no meaning for its runs, whose method is 'on",
+    ),
+    ({"replay_window": (0,)}, "runs.mine.replay_window has no meaning"),
+    ({"method": ("offline",), "temperature": (0.5,)}, "temperature has no meaning"),
+    ({"method": ("offline",), "stream": ({"beta": 1.0},)}, "stream has no meaning"),
+    ({"on_policy_fraction": (0.3,)}, "0.3 of batch_size 8 is not a number of pairs"),
+    ({"warmup_steps": (-1,)}, "warmup_steps is -1; give at least 0"),
+    (
+      {"loss": ("dpo",), "loss_options": ({"label_smoothing": 0.7},)},
+      r"'label_smoothing' of loss 'dpo' must be in \[0, 0.5\)",
+    ),
+    ({"refresh_every": (-1,)}, "refresh_every must be 0 .never. or a number of steps"),
+    (
+      {"method": ("offline",), "dataset": ("stream",), "replay_window": (-2,)},
+      "replay_window must be -1",
+    ),
+    (
+      {
+        "method": ("offline",),
+        "dataset": ("stream",),
+        "stream": ({"beta": 0.2}, {"beta": 0.3}),
+      },
+      "two runs are called mine_ipo; method, loss, dataset and",
+    ),
+    ({"lr": (1e-3,)}, "runs.mine.lr is no key of policy; they are .*learning_rate"),
+    ({"beta": 0.1}, "runs.mine.beta must be a tuple of values, not 0.1"),
+    ({"beta": ()}, r"runs.mine.beta must be a tuple of values, not \(\)"),
+    ({"loss": ("ipoo",)}, "loss 'ipoo'"),
+    (
+      {"method": ("offline",), "dataset": ("stream",), "stream": ({"lr": 1e-3},)},
+      "policy.stream has 'lr', which is no key of an online policy",
+    ),
+    (
+      {
+        "method": ("offline",),
+        "dataset": ("stream",),
+        "stream": ({"method": "online"},),
+      },
+      "policy.stream has 'method', which is no key of an online policy",
+    ),
+    ({"method": ("onlin",)}, "mine_ipo: method 'onlin' is unknown"),
+    ({"loss": ("dpo",), "loss_options": ({"smooth": 0.1},)}, "dpo.*smooth"),
+  ],
+)
+def test_bad_runs(axes, message):
+  config = studies.nano()
+  config.runs = {"mine": axes}
+  config.datasets = {"mine": ("sft", "onlin@0.5")}
+  with pytest.raises(UserError, match=message):
+    studies.graph(config)
+
+
+def test_labels_of_the_study_itself():
+  config = studies.nano()
+  config.runs = {"golden_policy": {}}
+  with pytest.raises(
+    UserError, match="runs.golden_policy: the study has a 'golden_pol"
+  ):
+    studies.graph(config)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"log_every": 0}, "log_every is 0; give at least 1"),
+    (
+      {"figures": ("figure_99",)},
+      "figures: no figure 'figure_99'; there are figure_01",
+    ),
+    (
+      {"task": "other"},
+      "has the results of task 'toy'; give 'other' a --workdir of its",
+    ),
+  ],
+)
+def test_what_could_not_be_finished_is_refused_at_the_start(tmp_path, changes, message):
+  results = tmp_path / "runs" / "world0_sft"
+  results.mkdir(parents=True)
+  record = synthetic.make_run("world0_sft", "sft", [[1.0]], [0.0], task="toy").records
+  (results / "evaluations.jsonl").write_text(json.dumps(record[0]) + "\n")
+  with pytest.raises(UserError, match=message):
+    studies.run(studies.nano(**changes), tmp_path)
+
+
+def test_the_main_size_is_that_of_some_run():
+  config = studies.nano(**{"runs": {"online": {"size": ("micro", "milli")}}})
+  with pytest.raises(UserError, match="no run has it: set it to 'micro' or 'milli', w"):
+    studies.graph(config)
+
+
+def test_one_checkpoint_is_not_of_two_sizes(tmp_path):
+  cfg = t5.config("nano", vocab_rows=128)
+  huggingface.write(tmp_path / "nano", cfg, tiny.params(0, cfg))
+  (tmp_path / "micro").symlink_to(tmp_path / "nano")
+  sizes = {"runs": {"online": {"size": ("nano", "micro")}}}
+  with pytest.raises(
+    UserError, match="nano: cannot be both nano and micro; put {size}"
+  ):
+    studies.graph(studies.nano(**sizes, **{"sft.init": str(tmp_path / "nano")}))
+  studies.graph(studies.nano(**sizes, **{"sft.init": f"{tmp_path}/{{size}}"}))
+
+
+def test_the_toy_language_is_not_pooled():
+  with pytest.raises(UserError, match="sft.data pools files and TFDS data sets, not"):
+    studies.graph(studies.nano(**{"sft.data": ({"num_pairs": 9},)}))
+
+
+def test_unknown_key_of_pooled_data():
+  config = studies.nano()
+  config.sft.data = ({"nam": "chatbot_arena"},)
+  with pytest.raises(UserError, match="sft.data has 'nam', which is no key of data"):
+    studies.graph(config)

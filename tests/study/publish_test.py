@@ -1,0 +1,107 @@
+"""What the nano study leaves for people: figures, claims, the report."""
+
+import csv
+import re
+
+import pytest
+
+from alignment.analysis import runs
+from alignment.analysis.envelopes import KL_FLOOR
+from alignment.analysis.results import redraw
+from alignment.study import publish
+from alignment.types import UserError
+from tests import studies
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+
+def test_every_figure_is_drawn(nano):
+  drawn = {path.stem for path in (nano.workdir / "figures").glob("*.png")}
+  assert drawn == set(studies.every().figures)
+  assert {path.stem for path in (nano.workdir / "figures").glob("*.csv")} == drawn
+
+
+def test_figure_1_draws_the_evaluations(nano):
+  with open(nano.workdir / "figures" / "figure_01.csv", encoding="utf-8") as f:
+    rows = list(csv.DictReader(f))
+  points = {
+    (r["judge"], r["run"], int(r["step"])): (float(r["kl"]), float(r["win_rate"]))
+    for r in rows
+    if r["kind"] == "point"
+  }
+  expected = {
+    (judge, r["run"], r["step"]): (r["kl"], r[rate])
+    for r in nano.records()
+    if r["series"] in ("online", "offline")
+    and (r["loss"], r["size"]) == ("ipo", "nano")
+    and r["kl"] >= KL_FLOOR
+    for judge, rate in (("golden PM", "win_rate"), ("truth", "true_win_rate"))
+  }
+  assert points.keys() == expected.keys() and points
+  for key, values in expected.items():
+    assert points[key] == pytest.approx(values, rel=1e-5)
+  assert (
+    (nano.workdir / "figures" / "figure_01.png").read_bytes().startswith(b"\x89PNG")
+  )
+
+
+def test_every_claim_is_in_the_csv(nano):
+  with open(nano.workdir / "claims.csv", newline="", encoding="utf-8") as f:
+    rows = list(csv.DictReader(f))
+  assert {row["figure"] for row in rows} >= {"1", "4", "5", "9", "12", "13", "App. F"}
+  assert {row["world"] for row in rows} == {"all", "0"}
+  assert {row["verdict"] for row in rows if row["world"] == "all"} == {"undecided"}
+
+
+def test_report_is_whole_and_self_contained(nano):
+  page = (nano.workdir / "report.html").read_text(encoding="utf-8")
+  references = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", page)
+  assert references and all(r.startswith(("data:", "#")) for r in references)
+  assert "@import" not in page and "url(http" not in page
+  for text in ("golden_pm", "proxy_pm", "SFT", "online", "offline", "golden policy"):
+    assert text in page, text
+  # Held-out and true of the golden PM, and these and the golden PM's of the proxy.
+  assert len(re.findall(r">[01]\.\d{3} ± 0\.\d{3}<", page)) == 5
+
+
+def test_a_figure_without_its_runs_costs_nothing_else(nano, tmp_path):
+  # Shared, as the documentation says.
+  (tmp_path / "artefacts").symlink_to(nano.workdir / "artefacts")
+  config = studies.every()
+  runs_of = config.runs.to_dict()
+  del runs_of["final_vs_final"]
+  stale = tmp_path / "runs" / "world0_final_vs_final_ipo" / "evaluations.jsonl"
+  stale.parent.mkdir(parents=True)
+  stale.write_text("damaged")  # of an earlier configuration, and not looked at
+  studies.run(config, tmp_path, ["data"])
+  config.runs = runs_of
+  config.figures = ("figure_05", "figure_01")
+  with pytest.raises(UserError, match="figure_05: no evaluated run of final_vs_final"):
+    studies.finish(config, tmp_path)
+  assert (tmp_path / "figures" / "figure_01.png").exists()
+  assert (tmp_path / "claims.csv").exists() and (tmp_path / "report.html").exists()
+
+
+def test_a_judge_check_switched_on_later_holds(nano, monkeypatch, tmp_path):
+  (tmp_path / "artefacts").symlink_to(nano.workdir / "artefacts")
+  report = {"validation_accuracy": 0.5, "validation_stderr": 0.0, "train_accuracy": 0.5}
+  monkeypatch.setattr(publish, "read_json", lambda _: report)
+  config = studies.every(**{"evaluation.require_good_judge": True})
+  with pytest.raises(UserError, match="golden preference model of world 0: held-out"):
+    studies.finish(config, tmp_path)
+
+
+def test_loaded_runs_pass_their_own_checks(nano):
+  names = {run.name for run in runs.load_runs(nano.workdir)}
+  assert names == {r["run"] for r in nano.records()}
+
+
+def test_published_files_say_all_that_is_drawn(nano, tmp_path):
+  """Without configuration and artefacts: the same figures, claims and report."""
+  for name in ("runs", "classification", "training", "study.json"):
+    (tmp_path / name).symlink_to(nano.workdir / name)
+  redraw(tmp_path)
+  for path in (nano.workdir / "figures").glob("*.csv"):
+    assert (tmp_path / "figures" / path.name).read_bytes() == path.read_bytes()
+  for name in ("claims.csv", "report.html"):
+    assert (tmp_path / name).read_bytes() == (nano.workdir / name).read_bytes()
