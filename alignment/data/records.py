@@ -31,7 +31,8 @@ _OPENERS = {
 _UNREADABLE = {b"(\xb5/\xfd": "zstandard", b"PK\x03\x04": "zip", b"ARROW1": "Arrow IPC"}
 _PARQUET = b"PAR1"
 _SUFFIXES = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz")
-_SHARD = re.compile(r"(?P<split>.+)-(?P<shard>\d{5})-of-(?P<shards>\d{5})\.")
+_SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-(?P<shards>\d{5})(-\w+)?\.")
+_SPLITS = ("train", "validation", "valid", "val", "dev", "eval", "test")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -121,21 +122,26 @@ def _check_shards(directory: Path, paths: Sequence[Path]) -> None:
   """One split, and all of its shards, of files that are named as hub data sets are."""
   splits: dict[str, list[Path]] = {}
   for path in paths:
-    if match := _SHARD.match(path.name):
-      splits.setdefault(f"{path.parent / match['split']}", []).append(path)
+    splits.setdefault(_split_of(path), []).append(path)
   if len(splits) > 1:
     raise UserError(
       f"{directory}: holds several splits, {', '.join(sorted(splits))}; name the files"
-      f" of one, as data.path='{min(splits)}-*'"
+      f" of one, as data.path='{min(splits)}*'"
     )
-  for split, shards in splits.items():
-    match = _SHARD.match(shards[0].name)
-    assert match is not None
-    if len(shards) < int(match["shards"]):
-      raise UserError(
-        f"{split}: has {len(shards)} of its {int(match['shards'])} files; fetch the"
-        " rest"
-      )
+  shards = [match for path in paths if (match := _SHARD.match(path.name))]
+  if shards and len(shards) < int(shards[0]["shards"]):
+    raise UserError(
+      f"{directory}: has {len(shards)} of its {int(shards[0]['shards'])} files; fetch"
+      " the rest"
+    )
+
+
+def _split_of(path: Path) -> str:
+  """What the files of a path's split have in common: their names' start."""
+  if match := _SHARD.match(path.name):
+    return str(path.parent / match["split"])
+  stem = path.name.partition(".")[0]
+  return str(path.parent / stem) if stem in _SPLITS else f"{path.parent}/"
 
 
 def _decompressed(raw: IO[bytes], start: bytes, path: Any) -> IO[bytes]:

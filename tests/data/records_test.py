@@ -170,7 +170,26 @@ def test_directories_and_patterns(tmp_path):
   assert fields(tmp_path / "data" / "train-*") == ROWS
   (tmp_path / "data" / "test-00000-of-00001.parquet").unlink()
   (tmp_path / "data" / "train-00000-of-00002.parquet").unlink()
-  fails(tmp_path, "data/train: has 1 of its 2 files; fetch the rest")
+  fails(tmp_path, "has 1 of its 2 files; fetch the rest")
+
+
+def test_splits_are_not_mixed(tmp_path):
+  for names in (
+    ["train.jsonl", "test.jsonl"],
+    ["default/train/0000.parquet", "default/test/0000.parquet"],
+    ["train-00000-of-00001-0ab1.parquet", "test-00000-of-00001-2cd3.parquet"],
+  ):
+    directory = tmp_path / names[0].replace("/", "-")
+    for name in names:
+      (directory / name).parent.mkdir(parents=True, exist_ok=True)
+      parquet(directory / name)
+    fails(directory, "holds several splits, ", "test", "train", "name the files of one")
+    assert fields(directory / names[0]) == ROWS
+  directory = tmp_path / "parts"
+  directory.mkdir()
+  for name in ("a.parquet", "b.parquet"):
+    parquet(directory / name)
+  assert fields(directory) == ROWS * 2
 
 
 def test_nothing_to_read(tmp_path):
