@@ -7,6 +7,7 @@ strings.
 """
 
 from collections.abc import Callable, Iterator
+import os
 from typing import IO, Any
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from alignment.types import UserError
 _MAX_ROWS = 1024  # decoded at once
 _BYTES = 1 << 26  # which these may take
 _MAX_BYTES = 1 << 28  # more is refused
-_FEW_BYTES = 1 << 24  # an unpacked column that is smaller harms nobody
+_FEW_BYTES = 1 << 24  # unpacked rows that are smaller harm nobody
 _READING = {"pre_buffer": False, "buffer_size": 1 << 20}  # page by page
 
 
@@ -35,7 +36,7 @@ def rows(
   Raises:
     UserError: the file is damaged, or unpacks to what no text does.
   """
-  number = 0
+  number, bytes_on_disk = 0, raw.seek(0, os.SEEK_END)
   try:
     file = pq.ParquetFile(raw, **_READING)
     names = file.schema_arrow.names
@@ -45,8 +46,13 @@ def rows(
     others = dict.fromkeys(name for name in names if name not in decoded)
     sharing = pq.ParquetFile(raw, read_dictionary=_strings(file.metadata), **_READING)
     for group in range(file.num_row_groups):
-      _check(file.metadata.row_group(group), decoded, path)
-      size, copies_fit = _plan(sharing, group, decoded)
+      unpacked = file.metadata.row_group(group).total_byte_size
+      if unpacked > _FEW_BYTES and unpacked > 200 * bytes_on_disk:
+        raise UserError(
+          f"{path}: unpacks to far more than text does ({unpacked:,} bytes of"
+          f" {bytes_on_disk:,})"
+        )
+      size, copies_fit = _plan(sharing, group, decoded, path)
       reader = file if copies_fit else sharing
       for batch in reader.iter_batches(size, [group], decoded, use_threads=False):
         if batch.nbytes > _MAX_BYTES:
@@ -69,42 +75,45 @@ def _strings(metadata: Any) -> list[str]:
   return [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
 
 
-def _leaves(group: Any, name: str) -> list[Any]:
-  """What the file says of a column's parts in a group of rows."""
-  columns = [group.column(i) for i in range(group.num_columns)]
-  return [c for c in columns if c.path_in_schema.split(".")[0] == name]
+def _plan(sharing: Any, group: int, decoded: list[str], path: Any) -> tuple[int, bool]:
+  """How many rows of a group to decode at once, and whether strings may be copied.
 
-
-def _check(group: Any, decoded: list[str], path: Any) -> None:
-  """Refuses what by its own account is a bomb, not text."""
-  for name in decoded:
-    for leaf in _leaves(group, name):
-      size, packed = leaf.total_uncompressed_size, leaf.total_compressed_size
-      if leaf.num_values > 100 * group.num_rows + 1_000_000 or (
-        size > _FEW_BYTES and size > 200 * packed
-      ):
-        raise UserError(
-          f"{path}: column '{leaf.path_in_schema}' unpacks to far more than text does"
-          f" ({leaf.num_values:,} values, {size:,} of {packed:,} bytes)"
-        )
-
-
-def _plan(sharing: Any, group: int, decoded: list[str]) -> tuple[int, bool]:
-  """How many rows of a group to decode at once, and whether strings may be copied."""
-  metadata = sharing.metadata.row_group(group)
+  Raises:
+    UserError: what by its own account is a bomb, not text.
+  """
   size, copies_fit = _MAX_ROWS, True
-  if not decoded or not metadata.num_rows:
+  metadata = sharing.metadata.row_group(group)
+  num_rows = metadata.num_rows
+  if not decoded or not num_rows:
     return size, copies_fit
-  first = next(sharing.iter_batches(1, [group], decoded, use_threads=False))
+  # What it says of single columns would end the process where it is damaged, so these
+  # are decoded first, which finds that.
+  first = next(sharing.iter_batches(1, [group], decoded, use_threads=False), None)
+  if first is None:
+    raise pa.ArrowInvalid("rows that it announces are not there")
   for name, column in zip(decoded, first.columns, strict=True):
-    leaves = _leaves(metadata, name)
-    average = sum(leaf.total_uncompressed_size for leaf in leaves) // metadata.num_rows
+    leaves = _leaves(sharing.metadata, metadata, name)
+    values = max(leaf.num_values for leaf in leaves)
+    if values > 100 * num_rows + 1_000_000:
+      raise UserError(
+        f"{path}: column '{name}' has {values:,} values, too many for text"
+      )
+    average = sum(leaf.total_uncompressed_size for leaf in leaves) // num_rows
     longest = _longest(column)
     size = max(1, min(size, _BYTES // (1 + max(longest, average))))
     if pa.types.is_nested(column.type):  # a single row may have any number of strings
-      values = max(leaf.num_values for leaf in leaves)
       copies_fit &= longest * values < _MAX_BYTES
   return size, copies_fit
+
+
+def _leaves(file: Any, group: Any, name: str) -> list[Any]:
+  """What the file says of a column's parts in a group of rows."""
+  paths = [file.schema.column(i).path for i in range(file.num_columns)]
+  return [
+    group.column(i)
+    for i, path in enumerate(paths)
+    if path == name or path.startswith(f"{name}.")
+  ]
 
 
 def _longest(array: Any) -> int:
