@@ -47,8 +47,8 @@ class Statistics:
     if unknown:
       warning = "warning: " if unknown >= WARN_UNKNOWN else ""
       lines.append(
-        f"{warning}{self.unknown_in_prompts:.1%} of the prompts' tokens and"
-        f" {self.unknown_in_responses:.1%} of the responses' are unknown to the"
+        f"{warning}{self.unknown_in_prompts:.2%} of the prompts' tokens and"
+        f" {self.unknown_in_responses:.2%} of the responses' are unknown to the"
         " vocabulary"
       )
     return lines

@@ -146,10 +146,10 @@ def test_unknown_tokens_are_told_warned_of_and_refused():
   assert (statistics.unknown_in_prompts, statistics.unknown_in_responses) == (
     1 / 400, 3 / 800,
   )  # fmt: skip
-  line = "0.2% of the prompts' tokens and 0.4% of the responses' are unknown to the"
+  line = "0.25% of the prompts' tokens and 0.38% of the responses' are unknown to the"
   assert statistics.lines()[-1] == f"{line} vocabulary"
   _, statistics = tokenize(one, Narrow(), **limits)
-  line = "warning: 1.0% of the prompts' tokens and 1.5% of the responses' are unknown"
+  line = "warning: 1.00% of the prompts' tokens and 1.50% of the responses' are unknown"
   assert statistics.lines()[-1].startswith(line)
   many = examples(("ab", "1" * 10, "a" * 30), ("ab", "a" * 10, "b" * 30))
   with pytest.raises(UserError, match="12.5% of the responses' tokens are unknown to"):
