@@ -10,8 +10,9 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PYTEST = .venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 ENVIRONMENT = .venv/.installed
 PEERS = .peers/.installed
+DOCS = .docs/.installed
 
-.PHONY: help quickstart install test slow soak peers fixtures lint format clean
+.PHONY: help quickstart install test slow soak peers fixtures docs lint format clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -28,7 +29,7 @@ test: lint  ## install, lint, check types, and run all tests but the slow and th
 slow: $(ENVIRONMENT)  ## the tests that take minutes
 	$(PYTEST) -m slow
 
-soak: $(ENVIRONMENT)  ## kills, interrupts, 100,000 hostile inputs, a million pairs: 80 minutes
+soak: $(ENVIRONMENT)  ## kills, interrupts, hostile inputs, a million pairs: 80 minutes
 	.venv/bin/python -m tests.endurance.soak --kills=50 --seed=0
 	.venv/bin/python -m tests.endurance.interrupts --tries=100 --seed=0
 	.venv/bin/python -m tests.endurance.fuzz --inputs=100000
@@ -41,6 +42,11 @@ peers: $(PEERS)  ## compare with PyTorch, transformers and TRL, installed into .
 fixtures: $(PEERS)  ## rewrite tests/fixtures with transformers and TRL
 	.peers/bin/python tests/peers/make_t5_fixtures.py
 	.peers/bin/python tests/peers/make_loss_fixtures.py
+	.peers/bin/python -m tests.peers.make_chat_fixtures
+
+docs: $(DOCS)  ## the site of docs/ and of the docstrings, in build/docs/index.html
+	rm -rf build/docs docs/api
+	.docs/bin/python -m sphinx -W --keep-going -q docs build/docs
 
 lint: $(ENVIRONMENT)  ## ruff and mypy
 	.venv/bin/ruff check
@@ -52,9 +58,10 @@ format: $(ENVIRONMENT)  ## rewrite the code as lint wants it
 	.venv/bin/ruff format
 
 clean:  ## remove the environments and caches; results in workdir/ stay
-	rm -rf .venv .peers .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf .venv .peers .docs .mypy_cache .pytest_cache .ruff_cache build docs/api \
+	  *.egg-info
 
-# Both environments: exactly the lock files, checked against setup.py's bounds.
+# All environments: exactly the lock files, checked against setup.py's bounds.
 define install
 @$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= \
   (3, 13) else "error: $(PYTHON) is Python %d.%d, but 3.11 to 3.13 is needed (TensorFlow \
@@ -72,5 +79,10 @@ $(ENVIRONMENT): requirements.lock setup.py
 $(PEERS): requirements.lock requirements-peers.lock setup.py
 	$(install)
 	$(@D)/bin/pip install --extra-index-url $(TORCH_INDEX) $(TORCH)
+	$(@D)/bin/pip check
+	@touch $@
+
+$(DOCS): requirements.lock requirements-docs.lock setup.py
+	$(install)
 	$(@D)/bin/pip check
 	@touch $@

@@ -19,6 +19,7 @@ INSTALL_REQUIRES = [
   "flax>=0.12.8,<0.13",  # Linen modules
   "importlib_resources>=7",  # imported by TFDS 4.9.10, which does not declare it
   "jax>=0.10.2,<0.12",  # random bits and compiled programs change with it
+  "jinja2>=3.1.6,<4",  # chat templates; older sandboxes have known holes
   "matplotlib>=3.11,<4",  # figures
   "ml-collections>=1.1,<2",  # configs
   "ml_dtypes>=0.6,<1",  # bfloat16 in NumPy
@@ -31,6 +32,7 @@ INSTALL_REQUIRES = [
   "sentencepiece>=0.2.3,<0.3",  # the T5 vocabulary
   "tensorboard>=2.21,<3",  # imported by clu's writers, which do not declare it
   "tensorflow-datasets>=4.9.10,<5",  # data set builders
+  "tokenizers>=0.23.3,<0.24",  # tokenizer.json; another version may read it otherwise
   f"tensorflow-cpu>=2.21,<3; {_X86}",  # event files of clu, records of TFDS
   f"tensorflow>=2.21,<3; {_NOT_X86}",
 ]
@@ -48,6 +50,12 @@ EXTRAS_REQUIRE = {
     "torch>=2.13,<3",
     "transformers>=5.23,<6",  # T5 in PyTorch
     "trl>=1.16,<1.17",  # the tests call private methods of its DPOTrainer
+  ],
+  "docs": [  # `make docs`, in the way of Flax and Optax
+    "myst-parser>=5.2,<6",  # pages in Markdown
+    "sphinx>=9,<9.1",  # 9.1 needs Python 3.12
+    "sphinx-book-theme>=1.4,<2",
+    "sphinx-copybutton>=0.5.2,<0.6",
   ],
   "cuda": ["jax[cuda12]"],
   "tpu": ["jax[tpu]"],

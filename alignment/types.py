@@ -59,3 +59,12 @@ class Batch(struct.PyTreeNode):
   ref_logps_BxN: Array  # float32, log pi_ref(y|x) summed over the response's tokens
   weights_B: Array  # float32, 0 drops the row
   ids_B: Array  # int32, the prompt's index in its data set: keys random draws
+
+
+class ScoredBatch(Batch):
+  """A batch whose responses a judge has scored: what group losses learn from.
+
+  Responses are in no particular order; scores are comparable within a row.
+  """
+
+  scores_BxN: Array  # float32

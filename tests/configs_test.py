@@ -1,5 +1,6 @@
 """Every config: instantiated, study into a graph, and run for a step at tiny size."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -188,12 +189,12 @@ def test_every_drawn_figure_has_its_runs():
 
 def test_the_papers_recipes_by_size():
   config = study_config.get_config("figure_10,tldr")
-  found = {
-    r["size"]: (r["batch_size"], r["learning_rate"])
-    for label, r in recipes.runs(config).values()
-    if label == "online"
+  online = {
+    r.size: (r.batch_size, r.learning_rate)
+    for series, r in recipes.runs(config).values()
+    if series == "online"
   }
-  assert found == {
+  assert online == {
     "t5_1_1_large": (32, 1e-5), "t5_1_1_xl": (16, 1e-5), "t5_1_1_xxl": (8, 1e-5)
   }  # fmt: skip
   assert {size: (r["batch_size"], r["learning_rate"], r["steps"])
@@ -205,42 +206,45 @@ def test_the_papers_recipes_by_size():
 @pytest.mark.parametrize("task", TASKS)
 def test_what_is_replayed_is_among_the_online_runs(task):
   config = study_config.get_config(f"figure_14,{task}")
-  found = recipes.runs(config).values()
-  online = [recipes.relevant(r) for label, r in found if label == "online"]
-  replays = [r for label, r in found if label == "shuffled"]
-  assert len({r["size"] for r in replays}) == 3
+  runs = recipes.runs(config).values()
+  online = [r.described() for series, r in runs if series == "online"]
+  replays = [r for series, r in runs if series == "shuffled"]
+  assert len({r.size for r in replays}) == 3
   for recipe in replays:
-    stream = recipes.relevant(recipes.stream_of(config, recipe))
+    stream = recipes.stream_of(config, recipe).described()
     assert stream | {"record": False} in online
 
 
 def test_a_replay_learns_from_the_online_run_of_its_own_loss():
   config = study_config.get_config("figure_13")
-  replay = recipes.plain(config.policy) | {
-    "method": "offline", "dataset": "stream", "loss": "dpo",
-    "loss_options": {"label_smoothing": 0.1}, "seed": 3, "replay_window": 4,
-  }  # fmt: skip
+  replay = dataclasses.replace(
+    recipes.PolicyRecipe.of(config.policy),
+    method="offline", dataset="stream", loss="dpo",
+    loss_options=(("label_smoothing", 0.1),), seed=3, replay_window=4,
+  )  # fmt: skip
   stream = recipes.stream_of(config, replay)
   for key in ("loss", "loss_options", "seed"):
-    assert stream[key] == replay[key]
-  assert (stream["method"], stream["record"]) == ("online", True)
+    assert getattr(stream, key) == getattr(replay, key)
+  assert (stream.method, stream.record) == ("online", True)
 
 
 def test_seeds_are_not_hyper_parameters():
   config = study_config.get_config("figure_07")
-  default = recipes.plain(config.policy)
-  assert recipes.is_default(config, default | {"seed": 7, "refresh_every": 10})
-  assert not recipes.is_default(config, default | {"beta": 2 * default["beta"]})
+  default = recipes.PolicyRecipe.of(config.policy)
+  free = dataclasses.replace(default, seed=7, refresh_every=10)
+  assert recipes.is_default(config, free)
+  changed = dataclasses.replace(default, beta=2 * default.beta)
+  assert not recipes.is_default(config, changed)
 
 
 @pytest.mark.parametrize("figure", ["figure_07", "figure_08", "appendix_e1"])
 @pytest.mark.parametrize("task", TASKS)
 def test_every_method_has_one_run_of_default_hyper_parameters(figure, task):
   config = study_config.get_config(f"{figure},{task}")
-  found = [
-    label for label, r in recipes.runs(config).values() if recipes.is_default(config, r)
+  series = [
+    s for s, r in recipes.runs(config).values() if recipes.is_default(config, r)
   ]
-  assert sorted(found) == ["offline", "online", "shuffled"]
+  assert sorted(series) == ["offline", "online", "shuffled"]
 
 
 @pytest.mark.parametrize("chosen", ["figure_02", "all,summaries"])

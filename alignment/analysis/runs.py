@@ -105,6 +105,7 @@ _OF_A_CLASSIFIER = {
   **dict.fromkeys(("world", "step", "pairs"), INTEGER),
   **dict.fromkeys(("accuracy", "stderr"), FINITE),
 }
+KEYS = (_OF_A_RUN | _OF_A_CHECKPOINT | _OF_TRUTH).keys()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # two runs are never the same

@@ -2,5 +2,5 @@
 
 Pure functions over pytrees and the loop that calls them; nothing here knows a study.
 May import: `alignment.models`, `alignment.data`, `alignment.runtime`. Start with
-`losses.py`, `rollout.py` and `train_step.py`.
+`losses`, `rollout.py` and `train_step.py`.
 """

@@ -26,6 +26,20 @@ Responses = tuple[np.ndarray, np.ndarray]  # tokens_PxT, lengths_P
 SAMPLES = 2  # per prompt: the first is judged, both say how a policy classifies its own
 
 
+# A column of evaluations: (prompts, tokens_PxT, lengths_P) -> one number per prompt.
+Column = Callable[[Batch, np.ndarray, np.ndarray], Any]
+COLUMNS: dict[str, Column] = {}
+
+
+def column(function: Column) -> Column:
+  """Registers a column of one's own: its mean is in every record, under its name.
+
+  Of host arrays: the fixed prompts as a batch, and the policy's responses to them.
+  """
+  COLUMNS[function.__name__] = function
+  return function
+
+
 @functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7), static_argnames="decoding")
 def sample(
   model: t5.T5,
@@ -153,6 +167,8 @@ class Contest:
       "response_length": responses[1].mean(),
       "truncation_rate": 1 - ended_P.mean(),
     }
+    for name, measure in COLUMNS.items():
+      record[name] = np.mean(measure(self.prompts, *responses))
     outcomes = {"golden": wins_P, "tokens": responses[0], "lengths": responses[1]}
     if self.utility:
       utility_P = self.utility(*responses)

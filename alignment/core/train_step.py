@@ -20,7 +20,7 @@ import optax
 from alignment.core import judges, logprobs, losses, optim
 from alignment.models import t5
 from alignment.runtime import sharding
-from alignment.types import Array, Batch, Params, SumWeight
+from alignment.types import Array, Batch, Params, ScoredBatch, SumWeight, UserError
 
 Objective = Callable[[Params, Batch, Array], dict[str, SumWeight]]
 
@@ -49,7 +49,10 @@ def hyper(
 
 @dataclasses.dataclass(frozen=True)
 class PolicyObjective:
-  """A pairwise loss on the policy's summed log-probabilities (losses.py)."""
+  """A loss on the policy's summed log-probabilities (losses).
+
+  Of scored responses, metrics compare the best with the worst.
+  """
 
   model: t5.T5
   loss: str
@@ -58,12 +61,18 @@ class PolicyObjective:
   def __call__(self, params: Params, batch: Batch, beta: Array) -> dict[str, SumWeight]:
     logps_BxN = score(self.model, params, batch)
     weights_B, total = batch.weights_B, batch.weights_B.sum()
-    loss = losses.bind(self.loss, dict(self.loss_options))
-    loss_B = loss(logps_BxN, batch.ref_logps_BxN, beta)
+    loss = losses.get(self.loss)
+    bound = losses.bind(self.loss, dict(self.loss_options))
+    loss_B = bound(logps_BxN, batch.ref_logps_BxN, beta, **needed(loss, batch))
     ratios_BxN = logps_BxN - batch.ref_logps_BxN
+    lengths_BxN = batch.lengths_BxN
+    if isinstance(batch, ScoredBatch):
+      ratios_BxN = best_and_worst(ratios_BxN, batch.scores_BxN)
+    else:
+      lengths_BxN = lengths_BxN[:, :2]  # a third is no sample
     rho_B = ratios_BxN[:, 0] - ratios_BxN[:, 1]
     correct_B = (rho_B > 0) + 0.5 * (rho_B == 0)
-    lengths_B = batch.lengths_BxN[:, :2].mean(axis=1)
+    lengths_B = lengths_BxN.mean(axis=1)
 
     def weighted(values_B: Array) -> SumWeight:
       return jnp.sum(values_B * weights_B), total
@@ -76,6 +85,23 @@ class PolicyObjective:
       "rejected_log_ratio": weighted(ratios_BxN[:, 1]),
       "response_length": weighted(lengths_B),
     }
+
+
+def needed(loss: losses.Loss, batch: Batch) -> dict[str, Array]:
+  """What a loss names beside log-probabilities: the batch's fields of these names."""
+  lacking = sorted(need for need in loss.needs if not hasattr(batch, need))
+  if lacking:
+    raise UserError(
+      f"loss {loss.name!r} needs {' and '.join(lacking)}, which batches of this run "
+      "do not have: choose another loss"
+    )
+  return {need: getattr(batch, need) for need in loss.needs}
+
+
+def best_and_worst(values_BxN: Array, scores_BxN: Array) -> Array:
+  """The values of the responses with the highest and the lowest score, Bx2."""
+  chosen_Bx2 = jnp.stack([scores_BxN.argmax(axis=1), scores_BxN.argmin(axis=1)], axis=1)
+  return jnp.take_along_axis(values_BxN, chosen_Bx2, axis=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -146,11 +146,10 @@ class Tokenizer:
     opening = transcripts.opening(example.prompt)
     opening_ids = ids if opening == prompt_text else self._vocab.encode(opening)
     self._splitter.add(opening, opening_ids, prompt)
-    unknown = self._vocab.unk_id
     self._prompt_tokens.append(len(ids) + 1)
     self._response_tokens.extend(lengths)
-    self._unknown_in_prompts.append(ids.count(unknown))
-    self._unknown_in_responses.extend(reply.count(unknown) for reply in replies)
+    self._unknown_in_prompts.append(self._num_unknown(ids))
+    self._unknown_in_responses.extend(map(self._num_unknown, replies))
     self._prompts.append(prompt)
     for writer, tokens in zip(self._responses, cut, strict=True):
       writer.append(tokens)
@@ -186,6 +185,10 @@ class Tokenizer:
       return self._vocab.encode(text)
     except UserError as e:
       raise UserError(f"{source}: field '{field}': {e}") from e
+
+  def _num_unknown(self, ids: list[int]) -> int:
+    unknown = self._vocab.unk_id
+    return 0 if unknown is None else ids.count(unknown)
 
   def _refuse_long(self, lengths: list[int], source: str) -> None:
     if self._long_response == "drop":

@@ -1,4 +1,4 @@
-"""Small files: written whole or not at all, and checked before they are used.
+"""Paths that users give, and small files: written whole or not at all, and checked.
 
 `seal` says what a finished directory holds (its done-marker keeps that), `verify`
 compares. Checkpoints are not sealed: they carry fingerprints of their arrays instead

@@ -51,8 +51,8 @@ def mesh_shape(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, in
   """
   shape = [data, fsdp, tensor]
   if shape.count(-1) == 1:
-    known = -math.prod(shape)
-    shape[shape.index(-1)] = devices // known if known > 0 else 0
+    others = -math.prod(shape)
+    shape[shape.index(-1)] = devices // others if others > 0 else 0
   if min(shape) < 1 or math.prod(shape) != devices:
     raise UserError(
       f"mesh (data={data}, fsdp={fsdp}, tensor={tensor}) does not cover "
@@ -237,19 +237,19 @@ def put_rows(rows: Callable[[np.ndarray], Any], count: int, mesh: Mesh) -> Any:
   sharding = batch_sharding(mesh)
   shards = sharding.addressable_devices_indices_map((count,)).values()
   held = {index[0].indices(count)[:2] for index in shards if index is not None}
-  mine = np.concatenate([np.arange(*span) for span in sorted(held)])
+  held_rows = np.concatenate([np.arange(*span) for span in sorted(held)])
 
   def put(x):
     x = np.asarray(x)
 
     def block(index):
       start, stop, _ = index[0].indices(count)
-      first = np.searchsorted(mine, start)
+      first = np.searchsorted(held_rows, start)
       return x[first : first + stop - start]
 
     return jax.make_array_from_callback((count, *x.shape[1:]), sharding, block)
 
-  return jax.tree.map(put, rows(mine))
+  return jax.tree.map(put, rows(held_rows))
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

@@ -12,11 +12,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
-from alignment.analysis import figures
-from alignment.core import losses
+from alignment.analysis import figures, runs
+from alignment.core import evaluation, losses
 from alignment.data import layouts, readers
 from alignment.runtime import sharding
 from alignment.study import graph, recipes
@@ -82,6 +81,8 @@ def check_config(config: ConfigDict) -> None:
 def _check_evaluation(c: ConfigDict) -> None:
   if c.kl_prompts > c.prompts:
     raise UserError("evaluation.kl_prompts are more than evaluation.prompts")
+  for name in sorted(evaluation.COLUMNS.keys() & runs.KEYS):
+    raise UserError(f"evaluation column '{name}': records have one of this name")
   if len(set(c.best_of)) < len(c.best_of):
     raise UserError("evaluation.best_of has a number twice")
   for n in c.best_of:
@@ -179,10 +180,12 @@ def check_policy(name: str, recipe: PolicyRecipe, datasets: Mapping[str, Any]) -
     UserError: for a loss, a method or a data set that does not exist, and for values
       out of range.
   """
-  loss = losses.bind(recipe.loss, dict(recipe.loss_options))
-  if recipe.loss_options:  # in range: losses say so when they are called
-    logps = jax.ShapeDtypeStruct((1, losses.get(recipe.loss).responses), "float32")
-    jax.eval_shape(loss, logps, logps, 1.0)
+  loss = losses.check(recipe.loss, dict(recipe.loss_options))
+  if loss.responses == losses.GROUP:
+    raise UserError(
+      f"{name}: loss '{loss.name}' needs N scored responses of a prompt, and a study "
+      "makes pairs: choose a pairwise loss"
+    )
   if recipe.method not in ("online", "offline"):
     raise UserError(f"{name}: method '{recipe.method}' is unknown: online or offline")
   if recipe.init == "scratch":

@@ -290,3 +290,17 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused():
 
   with pytest.raises(UserError, match="evaluation.batch_size 6 is not divisible"):
     rows.map_rows(None, None, np.arange(6), 6, Shards())
+
+
+def test_a_column_of_ones_own_is_its_mean_over_prompts(monkeypatch):
+  monkeypatch.setattr(evaluation, "COLUMNS", {})
+
+  @evaluation.column
+  def prompt_share(prompts, tokens_PxT, lengths_P):
+    return lengths_P / (prompts.prompt_lengths_B + lengths_P)
+
+  prompts, contest = tiny.batch(11), evaluator().contest
+  responses = prompts.responses_BxNxT[:, 0], prompts.lengths_BxN[:, 0]
+  record, _ = contest.record(responses, np.ones(11))
+  share = responses[1] / (prompts.prompt_lengths_B + responses[1])
+  assert record["prompt_share"] == pytest.approx(share.mean())

@@ -79,10 +79,16 @@ def test_token_logps_gradient_keeps_the_logits_type_and_stores_no_float32_copy()
   assert [x.dtype for x in big] == [jnp.bfloat16]
 
 
-def test_a_token_outside_the_vocabulary_is_nan():
+@pytest.mark.parametrize("token", [V, V + 1, 2**31 - 1, -1, -2, -V, -V - 1, -(2**31)])
+def test_a_token_outside_the_vocabulary_is_nan(token):
+  """Below 0 too: -1 ... -V are no other names of V - 1 ... 0."""
   logits, _, responses, _ = random_inputs()
-  responses[0, 0, 0] = V
-  assert np.isnan(logprobs.token_logps(logits, responses)[0, 0, 0])
+  clean = logprobs.token_logps(logits, responses)
+  responses[0, 0, 0] = token
+  value = np.array(logprobs.token_logps(logits, responses.astype(np.int32)))
+  assert np.isnan(value[0, 0, 0])
+  value[0, 0, 0] = clean[0, 0, 0]
+  np.testing.assert_array_equal(value, clean)
 
 
 def test_sequence_logps_sum_over_the_length_eos_included():
@@ -215,3 +221,96 @@ def test_dead_ids_contribute_exactly_nothing():
 def test_shapes_that_do_not_match_raise():
   with pytest.raises((ValueError, TypeError)):
     logprobs.sequence_logps(jnp.zeros((B, N, T)), jnp.ones(B, jnp.int32))
+
+
+# --- over chunks of positions, from hidden states and a head ---
+
+D = 4
+
+
+def head_of(weights_DxV):
+  return lambda hidden: jnp.einsum(
+    "bntd,dv->bntv", hidden, weights_DxV, preferred_element_type=jnp.float32
+  )
+
+
+def plain_and_chunked(kind, responses, lengths, chunk):
+  """Functions of (hidden_p, weights_p, hidden_q, weights_q) that should be equal."""
+
+  def plain(hidden_p, weights_p, hidden_q, weights_q):
+    logits_p, logits_q = head_of(weights_p)(hidden_p), head_of(weights_q)(hidden_q)
+    return {
+      "token_logps": lambda: logprobs.token_logps(logits_p, responses),
+      "kl": lambda: logprobs.exact_kl(logits_p, logits_q, lengths),
+      "entropy": lambda: logprobs.entropy(logits_p, lengths),
+    }[kind]()
+
+  def chunked(hidden_p, weights_p, hidden_q, weights_q):
+    head_p, head_q = head_of(weights_p), head_of(weights_q)
+    return {
+      "token_logps": lambda: logprobs.chunked_token_logps(
+        hidden_p, head_p, responses, chunk
+      ),
+      "kl": lambda: logprobs.chunked_kl(
+        hidden_p, head_p, hidden_q, head_q, lengths, chunk
+      ),
+      "entropy": lambda: logprobs.chunked_entropy(hidden_p, head_p, lengths, chunk),
+    }[kind]()
+
+  return plain, chunked
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 64])  # of T = 5
+@pytest.mark.parametrize("kind", ["token_logps", "kl", "entropy"])
+def test_chunks_give_the_value_and_gradient_of_the_plain_way(kind, chunk):
+  """In the hidden states and in both heads, through what they close over."""
+  rng = np.random.default_rng(0)
+  _, _, responses, lengths = random_inputs()
+  shapes = ((B, N, T, D), (D, V)) * 2
+  inputs = [rng.normal(0, 1, shape).astype(np.float32) for shape in shapes]
+  plain, chunked = plain_and_chunked(kind, responses, jnp.asarray(lengths), chunk)
+
+  def value_and_gradient(function):
+    value, vjp = jax.vjp(function, *inputs)
+    cotangent = np.random.default_rng(1).normal(0, 1, value.shape).astype(np.float32)
+    return value, vjp(jnp.asarray(cotangent))
+
+  for expected, value in zip(
+    jax.tree.leaves(value_and_gradient(plain)),
+    jax.tree.leaves(value_and_gradient(chunked)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["token_logps", "kl", "entropy"])
+def test_chunks_need_a_tenth_of_the_memory_at_262k_ids(kind):
+  """Temporaries of value and gradient as compiled; nothing is run, or even made."""
+  T, vocabulary = 64, 262_144  # noqa: N806
+  responses = jax.ShapeDtypeStruct((1, 2, T), jnp.int32)
+  lengths = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+  hidden = jax.ShapeDtypeStruct((1, 2, T, D), jnp.float32)
+  weights = jax.ShapeDtypeStruct((D, vocabulary), jnp.float32)
+
+  def temporaries(which):
+    def loss(hidden_p, weights_p, hidden_q, weights_q, responses, lengths):
+      functions = plain_and_chunked(kind, responses, lengths, chunk=2)
+      return functions[which](hidden_p, weights_p, hidden_q, weights_q).sum()
+
+    program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    compiled = program.lower(hidden, weights, hidden, weights, responses, lengths)
+    return compiled.compile().memory_analysis().temp_size_in_bytes
+
+  plain, chunked = temporaries(0), temporaries(1)
+  assert plain > 2 * T * vocabulary * 4  # or it is not the plain way that is compared
+  assert chunked <= plain / 10
+
+
+def test_chunks_keep_rows_of_a_bad_id_apart_and_are_at_least_one_position():
+  _, _, responses, _ = random_inputs()
+  hidden, weights = jnp.ones((B, N, T, D)), jnp.ones((D, V))
+  responses[0, 0, 0] = -1
+  value = logprobs.chunked_token_logps(hidden, head_of(weights), responses, 2)
+  assert np.isnan(value[0, 0, 0]) and np.isnan(value).sum() == 1
+  with pytest.raises(ValueError, match="at least one position, not 0"):
+    logprobs.chunked_token_logps(hidden, head_of(weights), responses, 0)

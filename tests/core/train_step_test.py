@@ -11,7 +11,7 @@ from alignment.core import losses, optim, rollout, train_step
 from alignment.data import pairs, sources
 from alignment.models import t5
 from alignment.runtime import sharding
-from alignment.types import UserError
+from alignment.types import ScoredBatch, UserError
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -233,3 +233,70 @@ def test_an_unknown_loss_is_named(batch):
     jax.eval_shape(
       train_step.PolicyObjective(tiny.POLICY, "ippo"), tiny.params(), batch, BETA
     )
+
+
+@pytest.fixture
+def given_logps(monkeypatch):
+  """Parameters are the log-probabilities themselves: no model is compiled."""
+  monkeypatch.setattr(train_step, "score", lambda model, params, batch: params)
+
+
+def random_logps(batch):
+  shape = batch.lengths_BxN.shape
+  return np.random.default_rng(0).normal(-8, 3, shape).astype(np.float32)
+
+
+def test_an_objective_gives_a_loss_the_lengths_that_it_names(batch, given_logps):
+  objective = train_step.PolicyObjective(tiny.POLICY, "simpo", (("gamma", 0.3),))
+  logps = random_logps(batch)
+  loss_B = losses.simpo(logps, None, BETA, batch.lengths_BxN, gamma=0.3)
+  expected = jnp.sum(loss_B * batch.weights_B)
+  metrics = objective(logps, batch, BETA)
+  np.testing.assert_allclose(metrics["loss"][0], expected, rtol=1e-6)
+
+
+@pytest.fixture
+def scored():
+  """A batch of 3 scored responses, and a loss of scores alone, "reinforce"."""
+  registered = dict(losses.LOSSES)
+
+  @losses.group()
+  def reinforce(logps_BxN, ref_logps_BxN, beta, scores_BxN):
+    return -jnp.mean(scores_BxN * logps_BxN, axis=1)
+
+  plain = tiny.batch(4, responses=3)
+  scores = np.array([[1, 3, 2], [0, 0, 0], [5, -1, 0], [-3, -2, -1]], np.float32)
+  yield ScoredBatch(**vars(plain), scores_BxN=scores)
+  losses.LOSSES.clear()
+  losses.LOSSES.update(registered)
+
+
+def test_scored_responses_are_compared_best_with_worst(scored, given_logps):
+  objective = train_step.PolicyObjective(tiny.POLICY, "reinforce")
+  logps = random_logps(scored)
+  grads, metrics = gradients(objective, logps, scored)
+  np.testing.assert_allclose(grads, -scored.scores_BxN / 3 / 4, rtol=1e-5)
+  ratios = logps - scored.ref_logps_BxN
+  best, worst = ratios[np.arange(4), [1, 0, 0, 2]], ratios[np.arange(4), [0, 0, 1, 0]]
+  expected = {
+    "loss": -np.mean(scored.scores_BxN * logps, axis=1).sum(),
+    "rho": (best - worst).sum(),
+    "accuracy": (best > worst).sum() + 0.5 * (best == worst).sum(),
+    "chosen_log_ratio": best.sum(),
+    "rejected_log_ratio": worst.sum(),
+    "response_length": scored.lengths_BxN.mean(axis=1).sum(),
+  }
+  assert set(metrics) == set(expected)
+  for name, value in expected.items():
+    np.testing.assert_allclose(metrics[name][0], value, rtol=1e-5, err_msg=name)
+
+
+def test_a_loss_whose_needs_a_batch_has_not_is_named(scored, batch, given_logps):
+  def run(loss, batch):
+    objective = train_step.PolicyObjective(tiny.POLICY, loss)
+    objective(random_logps(batch), batch, BETA)
+
+  with pytest.raises(UserError, match="'reinforce' needs scores_BxN, which batches"):
+    run("reinforce", batch)
+  with pytest.raises(UserError, match="'rloo' needs kl_BxN, which batches"):
+    run("rloo", scored)

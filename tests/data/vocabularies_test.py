@@ -1,12 +1,15 @@
 """Vocabularies: round trips, T5's layout, markers, and one-line errors."""
 
+import json
 import os
 import types
 
 import pytest
 import sentencepiece
+import tokenizers
 
-from alignment.data import vocabularies
+from alignment.data import tokenizer, vocabularies
+from alignment.data.chats import Conversation
 from alignment.types import UserError
 
 SENTENCE = "the cat sat on the mat and Response A: beat Response B: today"
@@ -195,3 +198,97 @@ def test_t5s_own_model():
   )
   assert v.decode(v.encode("\n\nHuman: hi\n\nAssistant:")) == "Human: hi Assistant:"
   assert v.decode(range(2, v.size))
+
+
+# --- prompts and responses ------------------------------------------------------------
+
+ASKED = Conversation(
+  ({"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"},
+   {"role": "user", "content": "on the mat"})
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "bytes"])
+def test_conversations_are_transcripts(kind, model_path):
+  cfg = types.SimpleNamespace(kind=kind, path=model_path, words=())
+  v = vocabularies.from_config(cfg)
+  text = "\n\nHuman: the cat\n\nAssistant: sat\n\nHuman: on the mat\n\nAssistant:"
+  assert v.prompt(ASKED) == v.prompt(text) == [*v.encode(text), 1]
+  message = {"role": "assistant", "content": "today"}
+  assert v.response(ASKED, "today") == v.response(text, message)
+  assert v.response(ASKED, "today") == [*v.encode("today"), 1]
+  with pytest.raises(UserError, match="field 'tool_calls'"):
+    v.response(ASKED, message | {"tool_calls": [{}]})
+  with pytest.raises(UserError, match="content must be text"):
+    v.response(ASKED, message | {"content": None})
+
+
+def test_prompts_are_cut_as_encoders_read_them(any_vocab):
+  ids = any_vocab.encode("the cat sat on the mat and today")
+  for limit in range(2, len(ids) + 3):
+    for side in ("left", "right"):
+      fitted = any_vocab.fit_prompt("the cat sat on the mat and today", limit, side)
+      assert fitted.ids == tokenizer.fit_prompt(ids, limit, side)
+      assert fitted.tokens == len(ids) + 1 and fitted.messages_cut == 0
+      assert fitted.text_cut == (limit < len(ids) + 1)
+  with pytest.raises(UserError, match="prompt_length 0"):
+    any_vocab.fit_prompt("the cat", 0, "left")
+
+
+def test_special_ids_are_t5s(any_vocab):
+  v = any_vocab
+  assert (v.pad_id, v.eos_id, v.unk_id) == (0, 1, 2)
+  assert v.ending_ids == (1,) and v.dead_ids == (0,)
+  assert v.before_prompt == () and v.after_prompt == (1,)
+  assert v.judge_markers.before_prompt == ()
+  assert v.decode_prompt(v.prompt("the cat")) == "the cat"
+
+
+def test_unknown_tokens_are_counted(model_path):
+  v = vocabularies.SentencePieceVocabulary(model_path)
+  ids = v.encode("the 天空 cat {")
+  assert v.unknown(ids) == ids.count(2) == 2
+  assert vocabularies.ByteVocabulary().unknown(v.encode("the cat")) == 0
+  assert v.lost("天") == 0
+
+
+def test_every_token_has_its_spelling(any_vocab):
+  tokens = any_vocab.tokens()
+  assert tokens["<pad>"] == 0 and tokens["</s>"] == 1 and tokens["<unk>"] == 2
+  assert max(tokens.values()) == any_vocab.size - 1
+
+
+def test_a_checkpoint_with_only_tokenizer_json(model_path, tmp_path):
+  """T5's own, as the `tokenizers` library writes it: the same pieces and sentinels."""
+  v = vocabularies.SentencePieceVocabulary(model_path)
+  sentinels = [t for t in v.tokens() if t.startswith("<extra_id_")]
+  pieces = sorted((set(v.tokens()) - set(sentinels)), key=v.tokens().get)
+  theirs = tokenizers.Tokenizer(
+    tokenizers.models.Unigram([(piece, -1.0) for piece in pieces], unk_id=2)
+  )
+  theirs.add_special_tokens(sentinels[::-1])
+  path = tmp_path / "tokenizer.json"
+  theirs.save(str(path))
+  vocabularies.check_checkpoint(tmp_path, v)
+  with pytest.raises(UserError, match=r"tokenizer\.json: .*set vocab\.path to "):
+    vocabularies.check_checkpoint(tmp_path, vocabularies.ByteVocabulary())
+  theirs.add_tokens(["<new>"])
+  theirs.save(str(path))
+  with pytest.raises(UserError, match=r"tokenizer\.json: .*not the study's"):
+    vocabularies.check_checkpoint(tmp_path, v)
+  path.write_text("{}")
+  with pytest.raises(UserError, match="not a tokenizer, or damaged"):
+    vocabularies.check_checkpoint(tmp_path, v)
+
+
+def test_a_checkpoint_with_tokens_on_top(model_path, tmp_path):
+  v = vocabularies.SentencePieceVocabulary(model_path)
+  for name, content in v.files().items():
+    (tmp_path / name).write_bytes(content)
+  vocabularies.check_checkpoint(tmp_path, v)
+  added = tmp_path / "added_tokens.json"
+  added.write_text(json.dumps({"<extra_id_0>": v.size - 1}))
+  vocabularies.check_checkpoint(tmp_path, v)
+  added.write_text(json.dumps({"<sep>": v.size}))
+  with pytest.raises(UserError, match=r"added_tokens\.json: .*not the study's"):
+    vocabularies.check_checkpoint(tmp_path, v)

@@ -13,11 +13,14 @@ from alignment.data.examples import Reading
 from alignment.types import UserError
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your_data.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(
-  r"^```json(?: columns=(\{[^\n]*\}))?\n(.*?)^```\n```text\n(.*?)^```$",
-  PAGE,
-  re.M | re.S,
-)
+COLUMN = re.compile(r"--config\.data\.columns\.(\w+)=(\w+)")
+FENCES = re.split(r"^```(\w*)$\n", PAGE, flags=re.M)  # text, language, text, "", ...
+# The columns that are mapped before an example; the example; what is read.
+EXAMPLES = [
+  (dict(COLUMN.findall(FENCES[i - 1])), FENCES[i + 1], FENCES[i + 5])
+  for i in range(1, len(FENCES), 4)
+  if FENCES[i] == "json"
+]
 LINES = [json.dumps(json.loads(record)) for _, record, _ in EXAMPLES]
 
 
@@ -52,6 +55,7 @@ def outcome(path: Path, columns: dict[str, str]) -> str:
 
 def test_examples_are_all_found_and_have_three_lines():
   assert PAGE.count("```json") == len(EXAMPLES) >= 20
+  assert sum(len(columns) for columns, _, _ in EXAMPLES) == 3
   assert {record.count("\n") for _, record, _ in EXAMPLES} <= {3, 4}
 
 
@@ -61,4 +65,4 @@ def test_an_example_is_read_as_the_page_says(
   tmp_path, columns, record, expected, container
 ):
   path = written_as(tmp_path / "pairs", record, container)
-  assert outcome(path, json.loads(columns or "{}")) == expected
+  assert outcome(path, columns) == expected

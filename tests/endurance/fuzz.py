@@ -144,8 +144,7 @@ def strings(draw) -> dict[str, Any]:
 PAGE = (ROOT / "docs" / "your_data.md").read_text(encoding="utf-8")
 # One record of every layout there is.
 LAYOUTS = [
-  json.loads(record)
-  for record in re.findall(r"^```json[^\n]*\n(.*?)^```", PAGE, re.M | re.S)
+  json.loads(record) for record in re.findall(r"^```json\n(.*?)^```", PAGE, re.M | re.S)
 ]
 
 

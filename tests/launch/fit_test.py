@@ -109,7 +109,7 @@ def test_a_layout_divides_batches_first_then_tensors():
 )
 @pytest.mark.slow
 def test_proposals_for_the_paper_are_what_was_compiled(size, batch_size, v5e):
-  """The README's table; the next smaller slices were refused by the compiler."""
+  """As the table in docs/memory.md; the compiler refused the next smaller slices."""
   config = study.get_config("figure_04,tldr")
   for role in config.policy, config.golden_policy:
     role.size, role.batch_size = size, batch_size

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from alignment.core import evaluation
 from alignment.models import huggingface, t5
 from alignment.types import UserError
 from tests import studies, synthetic, tiny
@@ -62,6 +63,7 @@ def test_numbers_out_of_range_are_refused_before_anything_runs(overrides, messag
       "mine_ipo_fraction0.5_recordTrue: only a run of on_policy_fraction 1 can be rec",
     ),
     ({"on_policy_fraction": (0.01,)}, "on_policy_fraction 0.01 of batch_size 8 is not"),
+    ({"loss": ("rloo",)}, "mine_rloo: loss 'rloo' needs N scored responses"),
     ({"steps": (0,)}, "mine_ipo_steps0: steps is 0; give at least 1"),
     ({"top_p": (0.0,)}, r"top_p in \(0, 1\]"),
     ({"beta": ("1e-3",)}, "runs.mine.beta has '1e-3'; policy's is 0.*"),
@@ -187,3 +189,16 @@ def test_unknown_key_of_pooled_data():
   config.sft.data = ({"nam": "chatbot_arena"},)
   with pytest.raises(UserError, match="sft.data has 'nam', which is no key of data"):
     studies.graph(config)
+
+
+def test_a_column_of_ones_own_has_a_name_of_its_own(monkeypatch):
+  monkeypatch.setattr(evaluation, "COLUMNS", {"win_rate": len})
+  with pytest.raises(UserError, match="column 'win_rate': records have one of this"):
+    studies.graph(studies.nano())
+
+
+def test_a_column_of_ones_own_makes_evaluations_anew(monkeypatch):
+  plain = studies.graph(studies.nano()).evaluations()["world0_online_ipo"]
+  monkeypatch.setattr(evaluation, "COLUMNS", {"words": len})
+  other = studies.graph(studies.nano()).evaluations()["world0_online_ipo"]
+  assert plain.key != other.key and plain.policy.key == other.policy.key

@@ -98,7 +98,9 @@ class Contested(Artefact):
   def common(self, *counts: str) -> dict[str, Any]:
     """What determines every evaluation's numbers, with counts of `evaluation`."""
     c = self.setting.config
-    numbers = {key: c.evaluation[key] for key in ("prompts", *counts)}
+    numbers: dict[str, Any] = {k: c.evaluation[k] for k in ("prompts", *counts)}
+    if evaluation.COLUMNS:  # of one's own: one more, and all is evaluated again
+      numbers["columns"] = sorted(evaluation.COLUMNS)
     return (
       self.setting.judging
       | numbers

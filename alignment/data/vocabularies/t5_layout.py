@@ -1,86 +1,41 @@
-"""Vocabularies: text to token ids and back, and how a judge's input is marked up.
+"""The vocabularies that keep T5's layout: pad 0, EOS 1, unknown 2.
 
-Three kinds: T5's SentencePiece model, bytes as in ByT5, and a fixed list of words for
-worlds whose truth is known. All keep T5's layout: pad 0, EOS 1, unknown 2. Ids in
-[1, size) are live, so a policy may generate them; pad is dead, and so are the rows a
-model has above `size` (T5: 32,100 live ids, 32,128 rows).
+T5's SentencePiece model, bytes as in ByT5, and a fixed list of words for worlds whose
+truth is known. Ids in [1, size) are live, so a policy may generate them; pad is dead,
+and so are the rows a model has above `size` (T5: 32,100 live ids, 32,128 rows).
+Prompts end with EOS, as T5's encoder inputs do.
 """
 
-import abc
-from collections.abc import Iterable, Sequence
-import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 import hashlib
 import itertools
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import sentencepiece
+import tokenizers
 
+from alignment.data.vocabularies.base import JudgeMarkers, Vocabulary
 from alignment.types import UserError
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 NUM_SENTENCEPIECE_SENTINELS = 100  # as T5 was pre-trained
 NUM_BYTE_SENTINELS = 8
-FINGERPRINT = "vocabulary_fingerprint"  # in the config.json of an exported model
 
 
-@dataclasses.dataclass(frozen=True)
-class JudgeMarkers:
-  """What surrounds two responses in a preference model's input, and its two answers.
-
-  The encoder reads `prompt before_first y1 before_second y2 end`; after one decoder
-  step the logits of `first_id` and `second_id` say which response is better.
-  """
-
-  before_first: tuple[int, ...]
-  before_second: tuple[int, ...]
-  end: tuple[int, ...]
-  first_id: int
-  second_id: int
-
-
-class Vocabulary(abc.ABC):
-  """A map between text and ids.
-
-  `size` is one more than the largest live id. `fingerprint` is the sha256 (hex) of
-  all that determines the map, so that artefacts made with another one are not reused.
-  """
+class T5Layout(Vocabulary):
+  """What the three have in common."""
 
   pad_id = PAD_ID
   eos_id = EOS_ID
+  ending_ids = (EOS_ID,)
   unk_id = UNK_ID
-  size: int
-  fingerprint: str
-  judge_markers: JudgeMarkers
-
-  @abc.abstractmethod
-  def encode(self, text: str) -> list[int]:
-    """The ids of `text`, without EOS; text never yields pad or EOS."""
-
-  @abc.abstractmethod
-  def _text(self, ids: list[int]) -> str:
-    """The text of ids in [2, size)."""
-
-  def decode(self, ids: Iterable[int]) -> str:
-    """The text of `ids` up to the first EOS, pads left out.
-
-    Raises:
-      ValueError: an id is outside [0, size), so it comes from another vocabulary.
-    """
-    kept = []
-    for i in map(int, ids):
-      if not 0 <= i < self.size:
-        raise ValueError(f"id {i} is outside the vocabulary's [0, {self.size})")
-      if i == self.eos_id:
-        break
-      if i != self.pad_id:
-        kept.append(i)
-    return self._text(kept)
+  dead_ids = (PAD_ID,)
+  after_prompt = (EOS_ID,)
 
 
-class SentencePieceVocabulary(Vocabulary):
+class SentencePieceVocabulary(T5Layout):
   """T5's: a SentencePiece model with `<extra_id_0>` ... `<extra_id_99>` above it.
 
   T5 numbers its sentinels downwards: `<extra_id_0>` is the last id. Its model
@@ -111,6 +66,7 @@ class SentencePieceVocabulary(Vocabulary):
         f"{path}: (pad, eos, unk) ids are {found}, T5's are {(PAD_ID, EOS_ID, UNK_ID)};"
         " train the SentencePiece model with these ids (vocab.path)"
       )
+    self._proto = model
     self._pieces = self._model.vocab_size()
     self.size = self._pieces + NUM_SENTENCEPIECE_SENTINELS
     self.fingerprint = hashlib.sha256(b"sentencepiece\0" + model).hexdigest()
@@ -118,6 +74,15 @@ class SentencePieceVocabulary(Vocabulary):
 
   def encode(self, text: str) -> list[int]:
     return self._model.encode(text)
+
+  def tokens(self) -> Mapping[str, int]:
+    pieces = {self._model.id_to_piece(i): i for i in range(self._pieces)}
+    sentinels = range(NUM_SENTENCEPIECE_SENTINELS)
+    return pieces | {f"<extra_id_{n}>": self.size - 1 - n for n in sentinels}
+
+  def files(self) -> Mapping[str, bytes]:
+    config = _tokenizer_config("T5Tokenizer", NUM_SENTENCEPIECE_SENTINELS)
+    return {"spiece.model": self._proto, **config}
 
   def _text(self, ids: list[int]) -> str:
     parts = []
@@ -142,7 +107,7 @@ class SentencePieceVocabulary(Vocabulary):
     )
 
 
-class ByteVocabulary(Vocabulary):
+class ByteVocabulary(T5Layout):
   """UTF-8 bytes, as ByT5: byte b is id b + 3, and sentinels follow.
 
   Bytes that are not UTF-8, which a policy can generate, decode to U+FFFD.
@@ -163,6 +128,18 @@ class ByteVocabulary(Vocabulary):
   def encode(self, text: str) -> list[int]:
     return [b + UNK_ID + 1 for b in text.encode()]
 
+  def tokens(self) -> Mapping[str, int]:
+    special = {"<pad>": PAD_ID, "</s>": EOS_ID, "<unk>": UNK_ID}
+    sentinels = range(NUM_BYTE_SENTINELS)
+    return (
+      special
+      | {chr(b): b + UNK_ID + 1 for b in range(256)}
+      | {f"<extra_id_{n}>": self._SENTINEL + n for n in sentinels}
+    )
+
+  def files(self) -> Mapping[str, bytes]:
+    return _tokenizer_config("ByT5Tokenizer", NUM_BYTE_SENTINELS)
+
   def _text(self, ids: list[int]) -> str:
     return b"".join(self._bytes(i) for i in ids).decode(errors="replace")
 
@@ -174,7 +151,7 @@ class ByteVocabulary(Vocabulary):
     return bytes([i - UNK_ID - 1])
 
 
-class WordVocabulary(Vocabulary):
+class WordVocabulary(T5Layout):
   """White-space separated words of a fixed list; two marker ids come before them."""
 
   _SPECIAL = ("<pad>", "</s>", "<unk>", "<A>", "<B>")
@@ -206,48 +183,35 @@ class WordVocabulary(Vocabulary):
         raise UserError(f"unknown word {word!r}; add it to vocab.words")
     return ids
 
+  def tokens(self) -> Mapping[str, int]:
+    return self._ids
+
+  def files(self) -> Mapping[str, bytes]:
+    model = tokenizers.models.WordLevel(vocab=self._ids, unk_token="<unk>")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(list(self._SPECIAL))
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+      single="$A </s>", special_tokens=[("</s>", EOS_ID)]
+    )
+    config = _tokenizer_config("PreTrainedTokenizerFast")
+    return {"tokenizer.json": tokenizer.to_str().encode(), **config}
+
   def _text(self, ids: list[int]) -> str:
     return " ".join(self._words[i] for i in ids)
 
 
-def from_config(cfg: Any) -> Vocabulary:
-  """The vocabulary that `cfg.kind` names, from `cfg.path` or `cfg.words`."""
-  match cfg.kind:
-    case "sentencepiece":
-      if not cfg.path:
-        raise UserError("vocab.path is not set; name the SentencePiece model file")
-      return SentencePieceVocabulary(cfg.path)
-    case "bytes":
-      return ByteVocabulary()
-    case "words":
-      return WordVocabulary(cfg.words)
-  raise UserError(f"vocab.kind is {cfg.kind!r}; use sentencepiece, bytes or words")
-
-
-def check_checkpoint(directory: Path, vocabulary: Vocabulary) -> None:
-  """Compares with the vocabulary that a model's directory brings along, if it does.
-
-  Raises:
-    UserError: if the model was trained with another one: its ids mean other pieces.
-  """
-  path = directory / "spiece.model"
-  if path.exists():
-    theirs = SentencePieceVocabulary(path).fingerprint
-    if theirs != vocabulary.fingerprint:
-      raise UserError(
-        f"{path}: this checkpoint's vocabulary is not the study's, and all roles share "
-        "one; set vocab.path to this file, or start from another checkpoint"
-      )
-  try:
-    described = json.loads((directory / "config.json").read_bytes())
-  except (OSError, ValueError):
-    return  # `huggingface.read_config` says what is wrong with it
-  if isinstance(described, dict) and FINGERPRINT in described:
-    if described[FINGERPRINT] != vocabulary.fingerprint:
-      raise UserError(
-        f"{directory}: exported from a study with another vocabulary; set vocab to "
-        "that one, or start from another checkpoint"
-      )
+def _tokenizer_config(name: str, sentinels: int | None = None) -> dict[str, bytes]:
+  """The file that tells transformers the tokenizer's class and special tokens."""
+  described: dict[str, Any] = {
+    "tokenizer_class": name,
+    "pad_token": "<pad>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+  }
+  if sentinels is not None:
+    described["extra_ids"] = sentinels
+  return {"tokenizer_config.json": json.dumps(described, indent=2).encode()}
 
 
 def _protobuf_fields(message: bytes) -> Iterable[int]:
