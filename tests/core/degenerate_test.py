@@ -13,8 +13,7 @@ from alignment.analysis import claims
 from alignment.core import evaluation as policy_eval
 from alignment.core import judges, logprobs, losses, rollout, sampling, train_step
 from alignment.runtime import sharding
-from alignment.study.stages import evaluate as eval_stages
-from alignment.study.stages import train
+from alignment.study.stages import evaluations, judging
 from alignment.types import UserError
 from tests import synthetic, tiny
 
@@ -90,7 +89,7 @@ def test_a_judge_that_always_says_a_learns_from_both_orders():
 def test_a_golden_judge_at_chance_stops_the_study():
   report = {"validation_accuracy": 0.5, "validation_stderr": 0.0, "train_accuracy": 0.5}
   with pytest.raises(UserError, match="accuracy 0.500 .* is not above 0.6: use more"):
-    train.check_judge(0, report)
+    judging.check_judge(0, report)
 
 
 # --- policies that end at once, or never ---
@@ -206,11 +205,11 @@ def test_a_diverged_policy_is_named(change):
   with pytest.raises(
     UserError, match=f"^on at step 4: {key} is .*: this policy has div"
   ):
-    eval_stages._checked("on", 4, RECORD | change)
+    evaluations._checked("on", 4, RECORD | change)
 
 
 def test_a_mean_over_nothing_is_null():
-  record = eval_stages._checked(
+  record = evaluations._checked(
     "on", 4, RECORD | {"judge_accuracy_on_policy": math.nan}
   )
   assert record == RECORD | {"judge_accuracy_on_policy": None}
