@@ -25,7 +25,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 72rem; padding: 1.5rem clamp(1rem, 4vw, 3rem) 4rem;
   color: var(--ink); background: var(--paper); line-height: 1.5;
-  overflow-wrap: anywhere;
+  overflow-wrap: break-word;
   font-family: system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 h1 { font-size: clamp(1.4rem, 4vw, 1.9rem); line-height: 1.2; margin: .5rem 0 1rem; }
 h2 { font-size: 1.25rem; margin: 2.75rem 0 .75rem; padding-bottom: .3rem;
@@ -34,7 +34,7 @@ h3 { font-size: 1rem; margin: 1.5rem 0 .25rem; }
 p { max-width: 46rem; } .soft { color: var(--soft); }
 .answer { font-size: clamp(1.1rem, 2.6vw, 1.35rem); line-height: 1.45;
   max-width: 56rem; }
-nav a { margin-right: 1rem; color: var(--blue); overflow-wrap: normal; }
+nav a { display: inline-block; margin-right: 1rem; color: var(--blue); }
 ul { padding-left: 1.2rem; }
 summary { cursor: pointer; color: var(--blue); margin: 1rem 0; }
 footer { margin-top: 3rem; color: var(--soft); font-size: .85rem; }
@@ -55,6 +55,7 @@ th, td { text-align: left; vertical-align: top; padding: .5rem .7rem;
 thead th { color: var(--soft); font-weight: 600; background: var(--tint); }
 .wide { overflow-x: auto; }
 .number { white-space: nowrap; font-variant-numeric: tabular-nums; }
+.text, .claims td, summary { overflow-wrap: anywhere; }
 .text { white-space: pre-wrap; unicode-bidi: isolate;
   font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace;
   font-size: .85rem; }
@@ -67,11 +68,13 @@ thead th { color: var(--soft); font-weight: 600; background: var(--tint); }
   .claims td:first-child { width: 33%; } .claims td:last-child { width: 21%; }
 }
 @media (max-width: 46rem) {
-  thead { position: absolute; clip-path: inset(50%); height: 1px; overflow: hidden; }
-  table, tbody, tr, td, tbody th { display: block; width: 100%; }
-  tr { padding: .5rem 0; border-bottom: 2px solid var(--line); }
-  td { border: 0; padding: .25rem 0; } .samples .prompt { padding: .4rem; }
-  td[data-label]::before { content: attr(data-label); display: block;
+  .stacked thead { position: absolute; clip-path: inset(50%); height: 1px;
+    overflow: hidden; }
+  .stacked, .stacked :is(tbody, tr, td, th) { display: block; width: 100%; }
+  .stacked tr { padding: .5rem 0; border-bottom: 2px solid var(--line); }
+  .stacked td { border: 0; padding: .25rem 0; }
+  .stacked .prompt { padding: .4rem; }
+  .stacked td::before { content: attr(data-label); display: block;
     color: var(--soft); font-size: .78rem; font-weight: 600; }
   svg { max-width: none; width: calc(var(--width) * 1.06px); }
 }
@@ -182,14 +185,17 @@ def items(lines: Sequence[str]) -> str:
 
 
 def cell(content: str, label: str, kind: str = "", span: int = 1) -> str:
-  """A table cell; the label stands in for the column's head on a narrow screen."""
+  """A table cell; its label stands in for the column's head where it is stacked."""
   css = f' class="{kind}"' if kind else ""
   wide = f' colspan="{span}"' if span > 1 else ""
   return f'<td{css}{wide} data-label="{text(label)}">{content}</td>'
 
 
 def table(head: Iterable[str], rows: Iterable[str], kind: str = "") -> str:
-  """A table of rows of cells, which scrolls within itself where it is too wide."""
+  """A table of rows of cells, which scrolls within itself where it is too wide.
+
+  Of the kind "stacked", it has its cells below each other on a narrow screen instead.
+  """
   heads = "".join(f'<th scope="col">{text(name)}</th>' for name in head)
   css = f' class="{kind}"' if kind else ""
   body = "\n".join(f"<tr>{row}</tr>" for row in rows)
@@ -197,6 +203,11 @@ def table(head: Iterable[str], rows: Iterable[str], kind: str = "") -> str:
     f'<div class="wide"><table{css}>\n<thead><tr>{heads}</tr></thead>\n'
     f"<tbody>{body}</tbody></table></div>\n"
   )
+
+
+def folded(words: str, content: str) -> str:
+  """Content that shows when its words are clicked at."""
+  return f"<details><summary>{text(words)}</summary>{content}</details>\n"
 
 
 def figure(svg: str, caption: str = "") -> str:

@@ -12,6 +12,7 @@ from alignment.analysis.intervals import NORMAL_QUANTILE, Estimate
 from alignment.analysis.page import (
   cell,
   figure,
+  folded,
   items,
   number,
   page,
@@ -88,7 +89,7 @@ def _figures(drawings: Mapping[str, str], names: Iterable[str]) -> str:
 
 
 def _curves(model: str, rows: Sequence[Mapping[str, Any]]) -> str:
-  return f"<h3>{text(model)}</h3>{figure(svg(training_curves(rows), model))}"
+  return folded(model, figure(svg(training_curves(rows), model)))
 
 
 def _code(study: Published) -> str:
@@ -101,7 +102,15 @@ def _code(study: Published) -> str:
 
 
 def _models(models: Sequence[Model]) -> str:
-  return table(MODEL_COLUMNS, map(_model, models)) if models else ""
+  """Those whose accuracy is known, for all else rests on them; the others folded."""
+  audited = [model for model in models if model.validation_accuracy is not None]
+  tables = [
+    table(MODEL_COLUMNS, map(_model, some)) if some else ""
+    for some in (audited, [model for model in models if model not in audited])
+  ]
+  if all(tables):
+    return tables[0] + folded(f"{len(models) - len(audited)} more", tables[1])
+  return "".join(tables)
 
 
 def _model(model: Model) -> str:
@@ -131,23 +140,25 @@ def _accuracy(value: float | None, stderr: float | None) -> str:
 
 def _samples(samples: Sequence[Sample]) -> str:
   tables = [_sample(sample) for sample in samples]
-  shown, folded = tables[:SAMPLES_SHOWN], tables[SAMPLES_SHOWN:]
-  if folded:
-    more = f"<summary>{len(folded)} more</summary>"
-    shown.append(f"<details>{more}{''.join(folded)}</details>")
-  return "".join(shown)
+  shown, others = tables[:SAMPLES_SHOWN], tables[SAMPLES_SHOWN:]
+  more = folded(f"{len(others)} more", "".join(others)) if others else ""
+  return "".join(shown) + more
+
+
+_EMPTY = '<span class="soft">(empty)</span>'
 
 
 def _sample(sample: Sample) -> str:
   responses = sample.responses
   cells = "".join(
-    cell(text(response), policy, "text") for policy, response in responses.items()
+    cell(text(response) or _EMPTY, policy, "text")
+    for policy, response in responses.items()
   )
   prompt = (
     f'<td class="text prompt" colspan="{max(1, len(responses))}" data-label="prompt">'
     f"{text(sample.prompt)}</td>"
   )
-  return table(responses, [prompt, cells], "samples")
+  return table(responses, [prompt, cells], "samples stacked")
 
 
 def _estimate(estimate: Estimate, worlds: int) -> str:
@@ -197,7 +208,7 @@ def _claims(claims: Sequence[Claim], worlds: int) -> str:
   )
   return (
     paragraph(worlds_in_words(worlds))
-    + table(head, rows, "claims")
+    + table(head, rows, "claims stacked")
     + paragraph(explanation, "soft")
   )
 
