@@ -1,6 +1,6 @@
 """What a study answers, in one sentence: how much more often online wins."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import math
 
 from alignment.analysis.claims import WORLDS_NEEDED, Claim
@@ -29,8 +29,7 @@ def answer(claims: Sequence[Claim], task: str, loss: str) -> str:
   unclear = [e.low <= 0 <= e.high for e in estimates if not math.isnan(e.value)]
   remark = "; may be chance" if not all(unclear) else ""
   sentence = "; ".join(
-    f"{where} " + ", ".join(_gap(judge, e, remark) for judge, e in of_judge.items())
-    for where, of_judge in gaps.items()
+    f"{where} {_gaps(of_judge, remark)}" for where, of_judge in gaps.items()
   )
   sentence = f"{sentence[0].upper()}{sentence[1:]}."
   if unclear and all(unclear):
@@ -38,19 +37,23 @@ def answer(claims: Sequence[Claim], task: str, loss: str) -> str:
   return sentence
 
 
-def _gap(judge: str, estimate: Estimate, remark: str) -> str:
+def _gaps(estimates: Mapping[str, Estimate], remark: str) -> str:
   """Percentage points of whoever wins more often; a remark if the interval has 0."""
-  if math.isnan(estimate.value):
-    return f"there is no comparison ({judge}: {estimate.reason})"
-  ahead, behind = _COMPARED if estimate.value >= 0 else reversed(_COMPARED)
-  sign = math.copysign(100, estimate.value)
-  low, high = sorted((sign * estimate.low, sign * estimate.high))
-  interval = f"[{low:.1f}, {high:.1f}]".replace("-", "\N{MINUS SIGN}")
-  remark = remark if low <= 0 else ""
-  return (
-    f"{ahead} wins {sign * estimate.value:.1f} points more often than {behind} "
-    f"{interval} ({judge}{remark})"
-  )
+  words, last = [], ""
+  for judge, estimate in estimates.items():
+    if math.isnan(estimate.value):
+      words.append(f"there is no comparison ({judge}: {estimate.reason})")
+      continue
+    ahead, behind = _COMPARED if estimate.value >= 0 else reversed(_COMPARED)
+    sign = 100 if estimate.value >= 0 else -100
+    low, high = sorted((sign * estimate.low, sign * estimate.high))
+    points = f"{sign * estimate.value:.1f}"
+    if ahead != last:  # or it goes without saying
+      points = f"{ahead} wins {points} points more often than {behind}"
+    interval = f"[{low:.1f}, {high:.1f}]".replace("-", "\N{MINUS SIGN}")
+    words.append(f"{points} {interval} ({judge}{remark if low <= 0 else ''})")
+    last = ahead
+  return ", ".join(words)
 
 
 def worlds_in_words(worlds: int) -> str:

@@ -89,7 +89,7 @@ def _figures(drawings: Mapping[str, str], names: Iterable[str]) -> str:
 
 
 def _curves(model: str, rows: Sequence[Mapping[str, Any]]) -> str:
-  return folded(model, figure(svg(training_curves(rows), model)))
+  return folded(model, figure(svg(training_curves(rows), f"training of {model}")))
 
 
 def _code(study: Published) -> str:

@@ -1,4 +1,9 @@
-"""Chromium without a window, through its driver: a page as its readers see it."""
+"""Chromium without a window, through its driver: a page as its readers see it.
+
+  python -m tests.analysis.browser REPORT DIRECTORY
+
+writes how a report begins, with a point named: `desktop.png`, `dark.png`, `phone.png`.
+"""
 
 import base64
 from collections.abc import Iterator
@@ -8,9 +13,12 @@ from pathlib import Path
 import re
 import shutil
 import subprocess
+import sys
+import tempfile
 from typing import Any
 import urllib.request
 
+DESKTOP, PHONE = 1200, 390  # pixels
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
   "--headless",
@@ -118,3 +126,27 @@ def opened(profile: Path) -> Iterator[Browser]:
   finally:
     process.terminate()
     process.wait()
+
+
+# Scrolls to the first figure; where the point at its middle is, and what it is called.
+POINT = """
+const points = document.querySelector("svg").querySelectorAll(".points circle");
+points[0].ownerSVGElement.scrollIntoView({block: "end"});
+const point = points[Math.floor(points.length / 4)];
+const at = point.getBoundingClientRect();
+return [at.x + at.width / 2, at.y + at.height / 2, point.getAttribute("aria-label")];
+"""
+
+
+def take_screenshots(report: Path, directory: Path) -> None:
+  directory.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory() as profile, opened(Path(profile)) as session:
+    for name, width in (("desktop", DESKTOP), ("dark", DESKTOP), ("phone", PHONE)):
+      session.open(report, width, dark=name == "dark")
+      x, y, _ = session.run(POINT)
+      session.touch(x, y) if width == PHONE else session.move_to(x, y)
+      session.screenshot(directory / f"{name}.png")
+
+
+if __name__ == "__main__":
+  take_screenshots(Path(sys.argv[1]), Path(sys.argv[2]))

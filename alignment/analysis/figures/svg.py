@@ -44,7 +44,7 @@ def svg(figure: Figure, salt: str) -> str:
     salt: what its identifiers are made of: another for each figure of a page.
   """
   buffer = io.StringIO()
-  options = {"svg.fonttype": "none", "svg.hashsalt": salt}
+  options = {"svg.fonttype": "none", "svg.hashsalt": ascii(salt)}
   with matplotlib.rc_context(STYLE | options):
     figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
   drawing = _for_a_page(buffer.getvalue())
