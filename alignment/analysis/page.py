@@ -30,7 +30,7 @@ body { margin: 0 auto; max-width: 72rem; padding: 1.5rem clamp(1rem, 4vw, 3rem) 
 h1 { font-size: clamp(1.4rem, 4vw, 1.9rem); line-height: 1.2; margin: .5rem 0 1rem; }
 h2 { font-size: 1.25rem; margin: 2.75rem 0 .75rem; padding-bottom: .3rem;
   border-bottom: 1px solid var(--line); }
-h3 { font-size: 1rem; margin: 1.5rem 0 .25rem; }
+section:first-of-type h2 { margin-top: 1.5rem; }
 p { max-width: 46rem; } .soft { color: var(--soft); }
 .answer { font-size: clamp(1.1rem, 2.6vw, 1.35rem); line-height: 1.45;
   max-width: 56rem; }
@@ -44,8 +44,8 @@ svg { display: block; max-width: 100%; height: auto; fill: var(--c-000000, #000)
   width: calc(var(--width) * 1.333px); }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .points circle { fill: transparent; stroke-width: 1.5; }
-.points circle:hover, .points .shown { stroke: var(--ink); }
-#tip { position: fixed; z-index: 1; pointer-events: none; max-width: min(24rem, 90vw);
+.points .shown { stroke: var(--ink); }
+#tip { position: fixed; z-index: 1; pointer-events: none; max-width: min(34rem, 90vw);
   padding: .35rem .6rem; border-radius: .3rem; font-size: .85rem;
   color: var(--paper); background: var(--ink); }
 #tip[hidden] { display: none; }
@@ -73,6 +73,7 @@ thead th { color: var(--soft); font-weight: 600; background: var(--tint); }
   .stacked, .stacked :is(tbody, tr, td, th) { display: block; width: 100%; }
   .stacked tr { padding: .5rem 0; border-bottom: 2px solid var(--line); }
   .stacked td { border: 0; padding: .25rem 0; }
+  .stacked tbody th { border: 0; padding: .9rem 0 0; }
   .stacked .prompt { padding: .4rem; }
   .stacked td::before { content: attr(data-label); display: block;
     color: var(--soft); font-size: .78rem; font-weight: 600; }
