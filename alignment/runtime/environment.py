@@ -45,7 +45,11 @@ def code() -> dict[str, str | None]:
       commit = done.stdout.strip() or None
     except OSError:  # no git here
       pass
-  return {"version": importlib.metadata.version(_DISTRIBUTION), "commit": commit}
+  try:
+    version = importlib.metadata.version(_DISTRIBUTION)
+  except importlib.metadata.PackageNotFoundError:  # run where it is not installed
+    version = None
+  return {"version": version, "commit": commit}
 
 
 def changes(saved: Mapping[str, Any], state: Any) -> Iterator[str]:
