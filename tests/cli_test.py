@@ -63,7 +63,7 @@ def fails(cli, tmp_path):
     ("'policy.bogus' is no key of the configuration; all are in "
      "alignment/study/schema.py",
      ["--config.policy.bogus=1"]),
-    ("data.format 'csv' is unknown; there are toy, jsonl, tfds",
+    ("data.format 'csv' is unknown; there are toy, files, tfds",
      ["--config.data.format=csv"]),
     ("unexpected argument 'data': options start with --", ["data"]),
     ("no stage is called 'sfft'; there are show_batch, .*sft_micro", ["--stages=sfft"]),

@@ -64,7 +64,7 @@ def tiny(config: ConfigDict, pairs: Path) -> ConfigDict:
   config.log_every = config.save_every = 1
   if config.data.format != "toy":
     config.data.update(
-      {"format": "jsonl", "path": str(pairs), "validation_fraction": 0.3}
+      {"format": "files", "path": str(pairs), "validation_fraction": 0.3}
     )
     config.vocab.update({"kind": "bytes"})
     config.prompt_length = config.response_length = 12

@@ -10,5 +10,6 @@ May import: `alignment.runtime`, `alignment.types`; never models, data, core or 
   `intervals.py`, of the runs that `selection.py` finds comparable;
 - what the paper said: `statements.py` (in the terms of `hypotheses.py`), and the
   verdicts of `claims.py`;
-- what is shown: `figures/`, `report.py`.
+- what is shown: `figures/`, `report.py` (its first sentence is `answer.py`, its looks
+  `page.py`).
 """

@@ -12,6 +12,7 @@
   models: an object for each trained model, with the keys of `Model`
   training: names of `training/<name>.jsonl`, training statistics of a model each
   samples: {"note": string, "rows": [{"prompt": string, "responses": {column: string}}]}
+  version, commit: of the code that made it, strings or null; may be absent
 """
 
 import dataclasses
@@ -57,6 +58,7 @@ _STUDY: Schema = {
   "training": list_of(FILE_NAME),
   "samples": OBJECT,
 }
+_OF_CODE: Schema = {"version": or_null(STRING), "commit": or_null(STRING)}
 _MODEL: Schema = {
   "name": STRING,
   "parameters": MEASURED,
@@ -115,6 +117,8 @@ class Published:
   training: list[str]
   samples: list[Sample]
   samples_note: str  # of what checkpoints they are
+  version: str | None = None  # of the code that made it
+  commit: str | None = None
 
 
 def load(workdir: Path) -> Published:
@@ -133,6 +137,8 @@ def load(workdir: Path) -> Published:
   except (ValueError, RecursionError) as error:
     raise UserError(f"{path}: damaged ({error}); {_REMEDY}") from None
   check(record, _STUDY, str(path), _REMEDY)
+  of_code = {key: record.get(key) for key in _OF_CODE}
+  check(of_code, _OF_CODE, str(path), _REMEDY)
   _check_each(record["models"], _MODEL, f"{path}: models")
   check(record["samples"], _SAMPLES, f"{path}: samples", _REMEDY)
   rows = record["samples"]["rows"]
@@ -140,6 +146,7 @@ def load(workdir: Path) -> Published:
   plain = {key: record[key] for key in _STUDY if key not in ("models", "samples")}
   return Published(
     **plain,
+    **of_code,
     models=[Model(**{key: model[key] for key in _MODEL}) for model in record["models"]],
     samples=[Sample(row["prompt"], row["responses"]) for row in rows],
     samples_note=record["samples"]["note"],

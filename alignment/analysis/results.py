@@ -6,6 +6,7 @@ from typing import Any
 
 from alignment.analysis import figures, published
 from alignment.analysis.claims import claims, format_claims, table
+from alignment.analysis.figures import Drawn
 from alignment.analysis.published import Published
 from alignment.analysis.records import read_metrics
 from alignment.analysis.report import write_report
@@ -15,6 +16,7 @@ from alignment.analysis.runs import (
   load_classification,
   load_runs,
 )
+from alignment.analysis.selection import main_loss
 from alignment.runtime.files import write_atomically
 from alignment.types import UserError
 
@@ -38,14 +40,15 @@ def redraw(workdir: Path) -> None:
   write_report(
     page_path,
     study,
+    loss=main_loss(runs),
     curves=curves,
-    figures=[(png, figures.FIGURES[name]) for name, (png, _) in drawn.items()],
+    drawings={name: figure.svg for name, figure in drawn.items()},
     claims=measured,
   )
   write_atomically(csv_path, figures.csv_bytes(table(measured)))
   print(format_claims(measured))
   for path in (
-    *(path for both in drawn.values() for path in both),
+    *(path for figure in drawn.values() for path in (figure.png, figure.csv)),
     csv_path,
     page_path,
   ):
@@ -64,8 +67,7 @@ def _runs(workdir: Path, study: Published) -> list[Run]:
 def _classification(workdir: Path, study: Published) -> list[Classification]:
   for world in study.classified_worlds:
     _check_is_there(workdir / "classification" / f"world{world}.jsonl")
-  rows = load_classification(workdir)
-  return [row for row in rows if row.world in study.classified_worlds]
+  return load_classification(workdir, study.classified_worlds)
 
 
 def _curves(workdir: Path, study: Published) -> dict[str, list[dict[str, Any]]]:
@@ -89,8 +91,8 @@ def _draw(
   study: Published,
   runs: Sequence[Run],
   classified: Sequence[Classification],
-) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
-  """Figure -> its PNG and CSV; and why others could not be drawn."""
+) -> tuple[dict[str, Drawn], list[str]]:
+  """Figure -> its drawing; and why others could not be drawn."""
   drawn, missing = {}, []
   for name in study.figures:
     try:

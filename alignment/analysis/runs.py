@@ -257,18 +257,19 @@ def _load_run(path: Path) -> Run:
 
 
 def load_classification(
-  workdirs: str | Path | Sequence[str | Path],
+  workdirs: str | Path | Sequence[str | Path], worlds: Collection[int] | None = None
 ) -> list[Classification]:
   """Reads `classification/world<w>.jsonl` of working directories; [] if there is none.
 
-  Raises UserError, naming file, line and key, for whatever is damaged, and for a
-  classifier that is there twice at one step.
+  Of `worlds` only, if they are given: files of others are not looked at. Raises
+  UserError, naming file, line and key, for whatever is damaged, and for a classifier
+  that is there twice at one step.
   """
   if isinstance(workdirs, (str, Path)):
     workdirs = [workdirs]
   rows: dict[tuple, Classification] = {}
   for workdir in map(Path, workdirs):
-    for path in sorted(workdir.glob("classification/world*.jsonl")):
+    for path in _classified(workdir, worlds):
       for where, record in read_lines(path):
         check(record, _OF_A_CLASSIFIER, where)
         row = Classification(**{key: record[key] for key in _OF_A_CLASSIFIER})
@@ -280,6 +281,12 @@ def load_classification(
           )
         rows[key] = row
   return [rows[key] for key in sorted(rows)]
+
+
+def _classified(workdir: Path, worlds: Collection[int] | None) -> list[Path]:
+  paths = sorted(workdir.glob("classification/world*.jsonl"))
+  names = None if worlds is None else {f"world{world}" for world in worlds}
+  return [path for path in paths if names is None or path.stem in names]
 
 
 def read_evaluations(path: Path) -> list[dict[str, Any]]:

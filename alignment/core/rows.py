@@ -7,7 +7,6 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from alignment.data.pairs import PairDataset
 from alignment.runtime import hosts, sharding
 
 
@@ -40,18 +39,3 @@ def map_rows(
       output = sharding.fetch(function(*batch))
     outputs.append(jax.tree.map(lambda x, n=count: x[:n], output))
   return jax.tree.map(lambda *xs: np.concatenate(xs), *outputs)
-
-
-def distinct_prompts(dataset: PairDataset, count: int, seed: int) -> np.ndarray:
-  """Rows of `count` different prompts, chosen by `seed`; fewer if there are no more."""
-  order = np.random.Generator(np.random.Philox(key=[seed, 7])).permutation(len(dataset))
-  seen: set[bytes] = set()
-  rows = []
-  for i in order:  # mostly ends long before the data does
-    prompt = dataset.prompts[int(i)].tobytes()
-    if prompt not in seen:
-      seen.add(prompt)
-      rows.append(int(i))
-    if len(rows) == count:
-      break
-  return np.array(rows)

@@ -33,7 +33,7 @@ Message = Mapping[str, Any]
 Reply = str | Message | Sequence[Message]  # of one message
 # What a message may say beside its content. Other fields (who rated it, when, ...) say
 # nothing to a model; the reader of the data names them.
-_MEANINGFUL = (*REASONING, "tool_calls", "function_call", "tools")
+MEANINGFUL = (*REASONING, "tool_calls", "function_call", "tools")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def hidden_fields(conversation: Conversation) -> list[str]:
   fields = {
     field
     for message in conversation.messages
-    for field in _MEANINGFUL
+    for field in MEANINGFUL
     if message.get(field) not in (None, "", [], {}, ())
   }
   return sorted(fields | ({"tools"} if conversation.tools else set()))

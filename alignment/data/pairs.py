@@ -1,14 +1,13 @@
 """Tokenised preference pairs: ragged, memory-mapped, a million in little memory.
 
 A `PairDataset` saves to and loads from a directory of .npy files and yields padded
-batches by index; `index_for` says which indices a step reads. `tokenizer.py` makes one
-from text.
+batches by index; `order.index_for` says which indices a step reads. `tokenizer.py`
+makes one from text.
 """
 
 from array import array
 from collections.abc import Sequence
 import dataclasses
-import functools
 import hashlib
 import os
 import pathlib
@@ -21,6 +20,7 @@ from alignment.runtime.files import naming
 from alignment.types import Batch, UserError
 
 _CHUNK = 1 << 20  # tokens held in memory before they go to disk
+_ROWS = 1 << 9  # rows copied at a time
 _RAGGED = ("prompts", "responses0", "responses1")  # names of files
 
 
@@ -127,6 +127,13 @@ class PairDataset:
     )
     return np.array([numbers.setdefault(d, len(numbers)) for d in digests], np.int64)
 
+  def rows(self, indices: np.ndarray) -> "PairDataset":
+    """The pairs at `indices`, in that order, written anew."""
+    parts = (self.prompts, *self.responses)
+    prompts, first, second = (_gathered(part, indices) for part in parts)
+    columns = {name: column[indices] for name, column in self.columns.items()}
+    return PairDataset(prompts, (first, second), columns)
+
   def with_columns(self, **columns: np.ndarray) -> "PairDataset":
     """These pairs with columns added or replaced."""
     return dataclasses.replace(self, columns=self.columns | columns)
@@ -136,12 +143,8 @@ class PairDataset:
     """The pairs of all parts, in order; without columns, if there are several."""
     if len(parts) == 1:
       return parts[0]
-    writers = RaggedWriter(), RaggedWriter(), RaggedWriter()
-    for part in parts:
-      for writer, rows in zip(writers, (part.prompts, *part.responses), strict=True):
-        for i in range(len(rows)):
-          writer.append(rows[i])
-    prompts, first, second = (writer.finish() for writer in writers)
+    columns = zip(*((part.prompts, *part.responses) for part in parts), strict=True)
+    prompts, first, second = (_end_to_end(column) for column in columns)
     return cls(prompts, (first, second))
 
   def with_order(self, swap_N: np.ndarray) -> "PairDataset":
@@ -153,17 +156,13 @@ class PairDataset:
     swap_N = np.asarray(swap_N)
     if swap_N.shape != (len(self),) or swap_N.dtype != bool:
       raise ValueError(f"swap is {swap_N.dtype} {swap_N.shape}, not bool {len(self)}")
-    responses = []
-    for k in (0, 1):
-      writer = RaggedWriter()
-      for i, swap in enumerate(swap_N.tolist()):
-        writer.append(self.responses[k ^ swap][i])
-      responses.append(writer.finish())
+    first, second = self.responses
+    responses = _where(swap_N, second, first), _where(swap_N, first, second)
     columns = dict(self.columns)
     for name, column in columns.items():
       if column.shape == (len(self), 2):
         columns[name] = np.where(swap_N[:, None], column[:, ::-1], column)
-    return PairDataset(self.prompts, (responses[0], responses[1]), columns)
+    return PairDataset(self.prompts, responses, columns)
 
   def save(self, directory: str | os.PathLike[str]) -> None:
     """Writes the pairs as .npy files into `directory`, each flushed to the disk.
@@ -210,37 +209,19 @@ class PairDataset:
       ) from e
 
 
-def index_for(
-  step: int, batch_size: int, size: int, seed: int, window: int | None = None
-) -> np.ndarray:
-  """Which of `size` rows the batch of `step` reads: indices_B, int64.
-
-  A pure function: every epoch is a permutation of its own, and batches may straddle
-  epochs. It knows nothing of hosts, which slice what it returns. With a `window`, rows
-  are permuted only within windows of that many: a window of 1 keeps their order.
-  """
-  window = min(window or size, size)
-  position_B = step * batch_size + np.arange(batch_size, dtype=np.int64)
-  epoch_B, within_B = np.divmod(position_B, size)
-  window_B, offset_B = np.divmod(within_B, window)
-  number_B = epoch_B * -(-size // window) + window_B  # each shuffled in its own way
-  indices_B = np.empty_like(position_B)
-  for number in np.unique(number_B):
-    here = number_B == number
-    start = int(window_B[here][0]) * window
-    order = _permutation(seed, int(number), min(window, size - start))
-    indices_B[here] = start + order[offset_B[here]]
-  return indices_B
-
-
-@functools.lru_cache(maxsize=4)
-def _permutation(seed: int, number: int, size: int) -> np.ndarray:
-  # Sorting raw bits: NumPy keeps a bit generator's stream stable across versions, but
-  # not what Generator.permutation makes of it.
-  bits = np.random.Philox(key=np.array([seed, number], np.uint64)).random_raw(size)
-  order = np.argsort(bits, kind="stable")
-  order.setflags(write=False)
-  return order
+def distinct_prompts(dataset: PairDataset, count: int, seed: int) -> np.ndarray:
+  """Rows of `count` different prompts, chosen by `seed`; fewer if there are no more."""
+  order = np.random.Generator(np.random.Philox(key=[seed, 7])).permutation(len(dataset))
+  seen: set[bytes] = set()
+  rows = []
+  for i in order:  # mostly ends long before the data does
+    prompt = dataset.prompts[int(i)].tobytes()
+    if prompt not in seen:
+      seen.add(prompt)
+      rows.append(int(i))
+    if len(rows) == count:
+      break
+  return np.array(rows)
 
 
 class RaggedWriter:
@@ -251,9 +232,18 @@ class RaggedWriter:
     self._buffer = array("i")
     self._offsets = array("q", [0])
 
-  def append(self, row: list[int] | np.ndarray) -> None:
-    self._buffer.frombytes(np.asarray(row, np.int32).tobytes())
+  def append(self, row: list[int]) -> None:
+    self._buffer.fromlist(row)
     self._offsets.append(self._offsets[-1] + len(row))
+    if len(self._buffer) >= _CHUNK:
+      self._flush()
+
+  def extend(self, values: np.ndarray, lengths_N: np.ndarray) -> None:
+    """Appends N rows at once, whose tokens (int32 [total]) are end to end."""
+    self._buffer.frombytes(np.ascontiguousarray(values, np.int32).tobytes())
+    self._offsets.frombytes(
+      (self._offsets[-1] + np.cumsum(lengths_N, dtype=np.int64)).tobytes()
+    )
     if len(self._buffer) >= _CHUNK:
       self._flush()
 
@@ -269,6 +259,46 @@ class RaggedWriter:
   def _flush(self) -> None:
     self._buffer.tofile(self._file)
     self._buffer = array("i")
+
+
+def _end_to_end(parts: Sequence[Ragged]) -> Ragged:
+  """The rows of all parts, in order."""
+  writer = RaggedWriter()
+  for part in parts:
+    for start in range(0, len(part), _ROWS):
+      offsets = part.offsets[start : start + _ROWS + 1]
+      writer.extend(part.values[offsets[0] : offsets[-1]], np.diff(offsets))
+  return writer.finish()
+
+
+def _gathered(rows: Ragged, indices: np.ndarray) -> Ragged:
+  writer = RaggedWriter()
+  for start in range(0, len(indices), _ROWS):
+    block = indices[start : start + _ROWS]
+    starts = rows.offsets[block]
+    lengths = rows.offsets[block + 1] - starts
+    writer.extend(rows.values[_positions(starts, lengths)], lengths)
+  return writer.finish()
+
+
+def _where(mask_N: np.ndarray, a: Ragged, b: Ragged) -> Ragged:
+  """Row i of `a` where `mask_N` is true, else that of `b`; both have N rows."""
+  writer = RaggedWriter()
+  for start in range(0, len(mask_N), _ROWS):
+    mask_R = mask_N[start : start + _ROWS]
+    rows_R = np.arange(start, start + len(mask_R))
+    lengths_R = np.where(
+      mask_R,
+      np.diff(a.offsets[start : start + len(mask_R) + 1]),
+      np.diff(b.offsets[start : start + len(mask_R) + 1]),
+    )
+    from_a = np.repeat(mask_R, lengths_R)  # for every token
+    values = np.empty(len(from_a), np.int32)
+    for chosen, rows, part in (mask_R, from_a, a), (~mask_R, ~from_a, b):
+      starts = part.offsets[rows_R[chosen]]
+      values[rows] = part.values[_positions(starts, lengths_R[chosen])]
+    writer.extend(values, lengths_R)
+  return writer.finish()
 
 
 def _positions(starts_N: np.ndarray, lengths_N: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from alignment.data import pairs, stream
+from alignment.data import order, pairs, stream
 from alignment.runtime import sharding
 from alignment.types import Array, Batch, Params
 
@@ -51,7 +51,7 @@ class OfflineSource:
 
     A third response, for losses with a supervised target, is the preferred one.
     """
-    indices = pairs.index_for(step, self.batch_size, len(self.dataset), self.seed)
+    indices = order.index_for(step, self.batch_size, len(self.dataset), self.seed)
     batch = self.dataset.batch(indices[rows], self.prompt_length, self.response_length)
     if self.num_responses == 2:
       return batch
@@ -134,5 +134,5 @@ class StreamSource:
     """The same batch, or some rows of it, as numpy arrays."""
     size = len(self.stream)
     shuffled = {0: 1, -1: size}.get(self.window, self.window * self.stream.batch_size)
-    indices = pairs.index_for(step, self.batch_size, size, self.seed, shuffled)
+    indices = order.index_for(step, self.batch_size, size, self.seed, shuffled)
     return self.stream.batch(indices[rows])

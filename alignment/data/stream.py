@@ -102,8 +102,8 @@ class Recorder:
       "end_step": end,
       "records": len(rows),
       "step_sha256": [
-        hashlib.sha256(of_step.tobytes()).hexdigest()
-        for of_step in np.split(rows, end - first)
+        hashlib.sha256(records.tobytes()).hexdigest()
+        for records in np.split(rows, end - first)
       ],
     }
     for other in self._shards:
@@ -192,11 +192,11 @@ class Stream:
     shard_of = np.searchsorted(ends, indices, side="right")
     rows = np.empty(len(indices), self.layout)
     for shard in np.unique(shard_of):
-      here = shard_of == shard
+      inside = shard_of == shard
       start = ends[shard] - self.shards[shard][1]
       path = str(self.directory / self.shards[shard][0])
-      found = _reader(path).read((indices[here] - start).tolist())
-      rows[here] = np.frombuffer(b"".join(found), self.layout)
+      records = _reader(path).read((indices[inside] - start).tolist())
+      rows[inside] = np.frombuffer(b"".join(records), self.layout)
     return rows
 
   def batch(self, indices: np.ndarray) -> Batch:
@@ -245,7 +245,9 @@ def _check_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -
   """The steps that both shards have must be the same, whatever else they have."""
   first = max(before["first_step"], now["first_step"])
   for step in range(first, min(before["end_step"], now["end_step"])):
-    old, new = (of["step_sha256"][step - of["first_step"]] for of in (before, now))
+    old, new = (
+      shard["step_sha256"][step - shard["first_step"]] for shard in (before, now)
+    )
     if old != new:
       raise UserError(
         f"{path}: recorded again, step {step} came out differently: the environment "

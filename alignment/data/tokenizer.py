@@ -1,54 +1,82 @@
-"""Pairs of text as pairs of tokens: streamed, with statistics of what was dropped."""
+"""Pairs of text as pairs of tokens: streamed, split, with statistics."""
 
 from array import array
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
-from alignment.data import pairs
-from alignment.data.readers import Example
-from alignment.data.vocabularies import EOS_ID, Vocabulary
+from alignment.data import pairs, transcripts
+from alignment.data.chats import Conversation
+from alignment.data.examples import Example, Reading
+from alignment.data.split import Splitter
+from alignment.data.vocabularies import FittedPrompt, Vocabulary
 from alignment.types import UserError
+
+WARN_UNKNOWN, MAX_UNKNOWN = 0.01, 0.1  # shares of tokens that the vocabulary lacks
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-  """What a `Tokenizer` kept and dropped.
+  """What there is in some tokenised pairs.
 
-  Lengths are (median, 90 %, max) of the kept pairs' tokens with EOS, before truncation.
+  Lengths are (median, 90 %, max) of tokens with EOS, before truncation.
   """
 
   pairs: int
-  prompts: int  # distinct
-  dropped: dict[str, int]  # pairs, by reason
+  prompts: int  # distinct, as models read them
+  repeated_prompts: int  # those of several pairs
   prompt_tokens: tuple[int, int, int]
   response_tokens: tuple[int, int, int]
   truncated_prompts: float  # fraction of pairs
+  shortened_chats: float  # fraction of pairs whose prompts lost whole messages
   truncated_responses: float  # fraction of responses
+  unknown_in_prompts: float  # fraction of tokens
+  unknown_in_responses: float
+  longer_wins: float  # of the pairs whose responses differ in length
 
   def lines(self) -> list[str]:
     """The statistics in words."""
-    dropped = ", ".join(f"{n:,} {reason}" for reason, n in sorted(self.dropped.items()))
     row = "{} tokens: median {:,}, 90 % {:,}, max {:,}; {:.1%} truncated"
-    return [
-      f"{self.pairs:,} pairs of {self.prompts:,} distinct prompts;"
-      f" dropped: {dropped or 'none'}",
+    lines = [
+      f"{self.pairs:,} pairs of {self.prompts:,} distinct prompts,"
+      f" {self.repeated_prompts:,} of them in several pairs",
       row.format("prompt", *self.prompt_tokens, self.truncated_prompts),
       row.format("response", *self.response_tokens, self.truncated_responses),
+      f"the longer response is preferred in {self.longer_wins:.1%} of pairs",
     ]
+    if self.shortened_chats:
+      lines.append(f"{self.shortened_chats:.1%} of prompts lost whole messages to fit")
+    unknown = max(self.unknown_in_prompts, self.unknown_in_responses)
+    if unknown:
+      warning = "warning: " if unknown >= WARN_UNKNOWN else ""
+      lines.append(
+        f"{warning}{self.unknown_in_prompts:.2%} of the prompts' tokens and"
+        f" {self.unknown_in_responses:.2%} of the responses' are unknown to the"
+        " vocabulary"
+      )
+    return lines
+
+
+class Tokenized(NamedTuple):
+  """The pairs of one split, and what there is in them."""
+
+  pairs: pairs.PairDataset
+  statistics: Statistics
 
 
 class Tokenizer:
   """Tokenises pairs one by one; `chosen` becomes response 0.
 
-  Tokens go to unnamed temporary files (in TMPDIR), so memory stays small. Every prompt
-  ends with EOS, as T5's encoder inputs do, also when truncated. A response ends with
-  EOS unless it was cut: none is invented.
+  The vocabulary writes prompts and responses as its model reads them. Tokens go to
+  unnamed temporary files (in TMPDIR), so memory stays small. A response ends with EOS
+  unless it was cut: none is invented.
   """
 
   def __init__(
     self,
     vocab: Vocabulary,
+    reading: Reading,
     *,
     prompt_length: int,
     response_length: int,
@@ -59,7 +87,8 @@ class Tokenizer:
 
     Args:
       vocab: the vocabulary.
-      prompt_length: the most tokens of a prompt, EOS included.
+      reading: counts what is dropped.
+      prompt_length: the most tokens of a prompt, with all that stands around it.
       response_length: the most tokens of a response, EOS included.
       truncate_prompt: the side that a long prompt loses, 'left' or 'right'.
       long_response: 'truncate' cuts the end, 'drop' drops and counts the pair, 'error'.
@@ -78,15 +107,17 @@ class Tokenizer:
     for key, limit in ("prompt", prompt_length), ("response", response_length):
       if limit < 2:
         raise UserError(f"{key}_length is {limit}; use at least 2 (one is EOS's)")
-    self._vocab, self._long_response = vocab, long_response
+    self._vocab, self._reading = vocab, reading
+    self._long_response = long_response
     self._prompt_length, self._truncate_prompt = prompt_length, truncate_prompt
     self._response_length = response_length
-    self._dropped: dict[str, int] = {}
     self._prompts = pairs.RaggedWriter()
     self._responses = pairs.RaggedWriter(), pairs.RaggedWriter()
-    self._prompt_hashes = array("q")
-    # With EOS, before truncation.
-    self._prompt_tokens, self._response_tokens = array("q"), array("q")
+    self._splitter = Splitter()
+    # Of every pair: tokens with EOS, before truncation, and how many are unknown.
+    self._prompt_tokens, self._response_tokens = array("i"), array("i")
+    self._unknown_in_prompts, self._unknown_in_responses = array("i"), array("i")
+    self._messages_cut = array("i")
 
   def add(self, example: Example) -> None:
     """Takes a pair, or counts it as dropped.
@@ -95,85 +126,135 @@ class Tokenizer:
     tokens' (responses equal once truncated).
 
     Raises:
-      UserError: a word the vocabulary lacks, or a long response under 'error'.
+      UserError: a word the vocabulary lacks, a message that it cannot show, or a long
+        response under 'error'.
     """
-    prompt = self._encode(example, "prompt")
-    pair = [self._encode(example, field) for field in ("chosen", "rejected")]
-    if not all(pair):
-      self._drop("untokenizable")
+    read = self._read(example)
+    if read is None:
+      self._reading.dropped["untokenizable"] += 1
       return
-    lengths = [len(ids) + 1 for ids in pair]
+    fitted, replies = read
+    lengths = [len(reply) for reply in replies]
     if max(lengths) > self._response_length and self._long_response != "truncate":
-      if self._long_response == "drop":
-        self._drop("long")
-        return
-      field = "chosen" if lengths[0] > self._response_length else "rejected"
-      length = lengths[0] if field == "chosen" else lengths[1]
-      raise UserError(
-        f"{example.source}: field '{field}': {length} tokens with EOS, over"
-        f" response_length={self._response_length}; raise it, or set"
-        " data.long_response='truncate' or 'drop'"
-      )
-    pair = [[*ids, self._vocab.eos_id][: self._response_length] for ids in pair]
-    if pair[0] == pair[1]:
-      self._drop("identical tokens")
+      self._refuse_long(lengths, example.source)
       return
-    self._prompt_hashes.append(hash(example.prompt))
-    self._prompt_tokens.append(len(prompt) + 1)
+    cut = [reply[: self._response_length] for reply in replies]
+    if cut[0] == cut[1]:
+      self._reading.dropped["identical tokens"] += 1
+      return
+    opening = transcripts.opening(example.prompt)
+    self._splitter.add(opening, self._vocab.encode(opening), fitted.ids)
+    self._prompt_tokens.append(fitted.tokens)
     self._response_tokens.extend(lengths)
-    self._prompts.append(fit_prompt(prompt, self._prompt_length, self._truncate_prompt))
-    for writer, ids in zip(self._responses, pair, strict=True):
-      writer.append(ids)
+    self._messages_cut.append(fitted.messages_cut)
+    self._unknown_in_prompts.append(self._vocab.unknown(fitted.ids))
+    self._unknown_in_responses.extend(map(self._vocab.unknown, replies))
+    self._prompts.append(fitted.ids)
+    for writer, tokens in zip(self._responses, cut, strict=True):
+      writer.append(tokens)
 
-  def __len__(self) -> int:
-    """Pairs kept so far."""
-    return len(self._prompt_tokens)
-
-  def finish(self) -> tuple[pairs.PairDataset, Statistics]:
-    """The pairs, and what was kept of them.
+  def _read(self, example: Example) -> tuple[FittedPrompt, list[list[int]]] | None:
+    """The prompt, cut to fit, and both whole responses; None if one says nothing.
 
     Raises:
-      UserError: no pair is left.
+      UserError: naming the field that this vocabulary cannot write.
     """
-    dropped = dict(self._dropped)
-    if not self._prompt_tokens:
+    vocab, field = self._vocab, "prompt"
+    prompt: str | Conversation = example.prompt  # type: ignore[assignment]
+    if not isinstance(prompt, str):
+      prompt = Conversation(example.prompt, example.tools)  # type: ignore[arg-type]
+    try:
+      if example.tools and isinstance(prompt, str):
+        raise UserError("'tools' stand beside a prompt that is no list of messages")
+      fitted = vocab.fit_prompt(prompt, self._prompt_length, self._truncate_prompt)
+      replies = []
+      for field in ("chosen", "rejected"):
+        replies.append(vocab.response(prompt, getattr(example, field)))
+    except UserError as e:
+      raise UserError(f"{example.source}: field '{field}': {e}") from e
+    return (fitted, replies) if min(map(len, replies)) > 1 else None
+
+  def split(self, validation_fraction: float) -> dict[str, Tokenized]:
+    """The pairs for 'train' and for 'validation'.
+
+    Raises:
+      UserError: no pair is left to train on, or text that the vocabulary lacks.
+    """
+    is_validation_P = self._splitter.is_validation(validation_fraction)
+    if is_validation_P.all():
       raise UserError(
-        f"no pairs are left to train on (dropped: {dropped}); check the data set,"
-        " response_length and data.long_response"
+        f"no pairs are left to train on (dropped: {dict(self._reading.dropped)}); check"
+        " the data set, response_length, data.long_response and"
+        " data.validation_fraction"
       )
+    self._check_known(self._statistics(np.arange(len(is_validation_P))))
     first, second = self._responses
     responses = first.finish(), second.finish()
     dataset = pairs.PairDataset(self._prompts.finish(), responses)
-    prompt_sizes = np.array(self._prompt_tokens)
-    response_sizes = np.array(self._response_tokens)
-    statistics = Statistics(
-      pairs=len(dataset),
-      prompts=len(np.unique(self._prompt_hashes)),
-      dropped=dropped,
+    rows = {
+      "train": np.flatnonzero(~is_validation_P),
+      "validation": np.flatnonzero(is_validation_P),
+    }
+    return {
+      split: Tokenized(dataset.rows(of_split), self._statistics(of_split))
+      for split, of_split in rows.items()
+    }
+
+  def _refuse_long(self, lengths: list[int], source: str) -> None:
+    if self._long_response == "drop":
+      self._reading.dropped["long"] += 1
+      return
+    field = "chosen" if lengths[0] > self._response_length else "rejected"
+    length = lengths[0] if field == "chosen" else lengths[1]
+    raise UserError(
+      f"{source}: field '{field}': {length} tokens with EOS, over"
+      f" response_length={self._response_length}; raise it, or set"
+      " data.long_response='truncate' or 'drop'"
+    )
+
+  def _check_known(self, statistics: Statistics) -> None:
+    for field in ("prompts", "responses"):
+      share = getattr(statistics, f"unknown_in_{field}")
+      if share >= MAX_UNKNOWN:
+        raise UserError(
+          f"{share:.1%} of the {field}' tokens are unknown to the vocabulary, which"
+          " lacks their characters: set vocab to one that has them (vocab.kind='bytes'"
+          " has all)"
+        )
+
+  def _statistics(self, rows: np.ndarray) -> Statistics:
+    """Of the pairs at `rows`."""
+    prompt_sizes = np.array(self._prompt_tokens)[rows]
+    response_sizes = np.array(self._response_tokens).reshape(-1, 2)[rows]
+    unknown = np.array(self._unknown_in_responses).reshape(-1, 2)[rows]
+    _, counts = np.unique(self._splitter.prompts_P[rows], return_counts=True)
+    unequal = response_sizes[response_sizes[:, 0] != response_sizes[:, 1]]
+    return Statistics(
+      pairs=len(rows),
+      prompts=len(counts),
+      repeated_prompts=int((counts > 1).sum()),
       prompt_tokens=_quantiles(prompt_sizes),
       response_tokens=_quantiles(response_sizes),
-      truncated_prompts=float(np.mean(prompt_sizes > self._prompt_length)),
-      truncated_responses=float(np.mean(response_sizes > self._response_length)),
+      truncated_prompts=_share(prompt_sizes > self._prompt_length),
+      shortened_chats=_share(np.array(self._messages_cut)[rows] > 0),
+      truncated_responses=_share(response_sizes > self._response_length),
+      unknown_in_prompts=_ratio(np.array(self._unknown_in_prompts)[rows], prompt_sizes),
+      unknown_in_responses=_ratio(unknown, response_sizes),
+      longer_wins=_share(unequal[:, 0] > unequal[:, 1]),
     )
-    return dataset, statistics
-
-  def _encode(self, example: Example, field: str) -> list[int]:
-    try:
-      return self._vocab.encode(getattr(example, field))
-    except UserError as e:
-      raise UserError(f"{example.source}: field '{field}': {e}") from e
-
-  def _drop(self, reason: str) -> None:
-    self._dropped[reason] = self._dropped.get(reason, 0) + 1
-
-
-def fit_prompt(ids: list[int], prompt_length: int, truncate_prompt: str) -> list[int]:
-  """A prompt as encoders read it: cut on the given side to fit, EOS at its end."""
-  excess = max(0, len(ids) + 1 - prompt_length)
-  kept = ids[excess:] if truncate_prompt == "left" else ids[: len(ids) - excess]
-  return [*kept, EOS_ID]
 
 
 def _quantiles(lengths: np.ndarray) -> tuple[int, int, int]:
+  if not lengths.size:
+    return 0, 0, 0
   median, most, longest = np.quantile(lengths, [0.5, 0.9, 1.0], method="higher")
   return int(median), int(most), int(longest)
+
+
+def _share(mask: np.ndarray) -> float:
+  return float(np.mean(mask)) if mask.size else 0.0
+
+
+def _ratio(unknown: np.ndarray, tokens_with_eos: np.ndarray) -> float:
+  total = int(np.sum(tokens_with_eos - 1))
+  return int(np.sum(unknown)) / total if total else 0.0

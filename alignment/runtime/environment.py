@@ -1,14 +1,18 @@
 """Software, devices and flags: what 'the same bits' depends on."""
 
 from collections.abc import Iterator, Mapping
+import functools
 import importlib.metadata
 import os
+from pathlib import Path
 import platform
+import subprocess
 from typing import Any
 
 import jax
 from jax.sharding import NamedSharding
 
+_DISTRIBUTION = "online-offline-alignment"  # as setup.py names this package
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")  # that compute
 
 
@@ -25,7 +29,27 @@ def environment(state: Any) -> dict[str, Any]:
     "processes": jax.process_count(),
     "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
     "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    **code(),
   }
+
+
+@functools.cache
+def code() -> dict[str, str | None]:
+  """The version of this package, and the commit of a checkout (None elsewhere)."""
+  root = Path(__file__).parents[2]
+  commit = None
+  if (root / ".git").exists():
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+      done = subprocess.run(command, capture_output=True, text=True, check=False)
+      commit = done.stdout.strip() or None
+    except OSError:  # no git here
+      pass
+  try:
+    version = importlib.metadata.version(_DISTRIBUTION)
+  except importlib.metadata.PackageNotFoundError:  # run where it is not installed
+    version = None
+  return {"version": version, "commit": commit}
 
 
 def changes(saved: Mapping[str, Any], state: Any) -> Iterator[str]:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from alignment.analysis import figures, runs
 from alignment.core import evaluation, losses
-from alignment.data import readers
+from alignment.data import layouts, readers
 from alignment.runtime import sharding
 from alignment.study import graph, recipes
 from alignment.study.artefacts import Artefact, closure
@@ -111,6 +111,7 @@ def _check_data(c: Mapping[str, Any]) -> None:
   if c["format"] not in ("toy", *readers.FORMATS):
     names = ", ".join(["toy", *readers.FORMATS])
     raise UserError(f"data.format '{c['format']}' is unknown; there are {names}")
+  layouts.mapping(c["columns"])
 
 
 def _check_datasets(config: ConfigDict) -> None:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from alignment.core import evaluation
-from alignment.data import pairs, tokenizer, vocabularies
+from alignment.data import pairs, vocabularies
 from alignment.models import huggingface
 from alignment.runtime import hosts, sharding
 from alignment.runtime.files import directory_option
@@ -63,14 +63,13 @@ def sample(study: Study, workdir: Path) -> None:
   for prompt in c.prompts:
     if not isinstance(prompt, str):
       raise UserError(f"sample.prompts has {prompt!r}; its entries are texts")
-  prompts = [setting.vocabulary.encode(p) for p in c.prompts]
-  if not prompts:
-    data = study.data().verified(workdir)
-    dataset = pairs.PairDataset.load(data / "train")
-    prompts = [list(dataset.prompts[i][:-1]) for i in range(min(4, len(dataset)))]
   S, T = setting.config.prompt_length, setting.config.response_length
   side = setting.config.data.truncate_prompt
-  rows = [tokenizer.fit_prompt(p, S, side) for p in prompts]
+  rows = [setting.vocabulary.fit_prompt(p, S, side).ids for p in c.prompts]
+  if not rows:
+    data = study.data().verified(workdir)
+    dataset = pairs.PairDataset.load(data / "train")
+    rows = [list(dataset.prompts[i]) for i in range(min(4, len(dataset)))]
   batch = Batch(
     prompts_BxS=np.stack([np.pad(r, (0, S - len(r))) for r in rows]).astype(np.int32),
     prompt_lengths_B=np.array([len(r) for r in rows], np.int32),
@@ -87,7 +86,7 @@ def sample(study: Study, workdir: Path) -> None:
   if not hosts.is_first():
     return
   for i, row in enumerate(rows):
-    print(f"prompt: {setting.vocabulary.decode(row)}")
+    print(f"prompt: {setting.vocabulary.decode_prompt(row)}")
     for n in range(c.responses):
       length = int(samples.lengths_BxN[i, n])
       tokens = samples.tokens_BxNxT[i, n, :length]

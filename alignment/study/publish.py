@@ -21,7 +21,7 @@ import numpy as np
 from alignment.analysis import runs as runs_lib
 from alignment.analysis.results import redraw
 from alignment.data import pairs
-from alignment.runtime import hosts
+from alignment.runtime import environment, hosts
 from alignment.runtime.files import read_json, read_npz, write_atomically, write_json
 from alignment.study import recipes
 from alignment.study.artefacts import closure
@@ -66,6 +66,7 @@ def publish(config: ConfigDict, studies: Sequence[Study], workdir: Path) -> None
   first = studies[0]  # whose data, curves and samples the report shows
   note, rows = _samples(first, workdir, runs)
   content = {
+    **environment.code(),
     "task": config.task,
     "worlds": [study.world for study in studies],
     "figures": list(config.figures),

@@ -18,6 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from alignment.data.layouts import COLUMNS
 from alignment.runtime.files import path_option
 from alignment.types import UserError
 
@@ -125,16 +126,22 @@ def get_config() -> ConfigDict:
   c.workers = 1  # processes on this machine, each with its share of the cores
 
   c.data = {
-    "format": "jsonl",  # jsonl, tfds, toy
-    "path": "",  # jsonl: FILE.jsonl or FILE.jsonl.gz
+    "format": "files",  # files, tfds, toy
+    # files: a file, a directory, or a pattern with * and ?. JSON lines, a JSON array or
+    # Parquet, in any layout of docs/your_data.md, which the content tells.
+    "path": "",
+    # files: what they call a field which layouts know by the name on the left.
+    "columns": {name: "" for name in COLUMNS},
     "name": "",  # tfds: one of the builders in alignment/data/datasets
     "data_dir": "",  # tfds
-    "num_pairs": 0,  # toy: how many to generate; jsonl and tfds: 0 is all
+    "num_pairs": 0,  # toy: how many to generate; files and tfds: 0 is all
     "language": {"temperature": 1.0},  # toy: fields of alignment.data.toy.Language
     "validation_fraction": 0.05,  # of prompts (ours)
     "truncate_prompt": "left",  # the side that a prompt which is too long loses
     "long_response": "truncate",  # truncate, drop or error
-    "on_bad_pair": "error",  # error or skip: empty or identical responses
+    # error or skip, which counts them: responses that are empty, identical or to
+    # different prompts, scores that are tied or contradict the labels, ...
+    "on_bad_pair": "error",
   }
   c.vocab = {"kind": "sentencepiece", "path": "", "words": ()}  # or bytes, words
   # The paper's context 1024 and target 128 are read as tokens, for policies too. A
@@ -203,7 +210,7 @@ def get_config() -> ConfigDict:
   # What has no default here is a mistake, in whatever file. These hold other keys: what
   # they may be is known where they are used.
   c.lock()
-  for free in (c.runs, c.datasets, c.data.language, c.sft.by_size):
+  for free in (c.runs, c.datasets, c.data.language, c.data.columns, c.sft.by_size):
     free.unlock()
   for role_ in (c.policy, c.golden_policy):
     role_.loss_options.unlock()

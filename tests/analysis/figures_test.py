@@ -27,9 +27,10 @@ def test_what_cannot_be_drawn_is_named(tmp_path, study):
 def test_every_figure_is_drawn_with_labelled_axes(name, study, tmp_path, monkeypatch):
   drawn = []
   monkeypatch.setattr(figures, "png", lambda figure: drawn.append(figure) or b"png")
-  png, table = figures.draw(name, study, tmp_path, synthetic.classification())
+  png, table, svg = figures.draw(name, study, tmp_path, synthetic.classification())
   assert (png.name, table.name) == (f"{name}.png", f"{name}.csv")
   assert len(table.read_text().splitlines()) > 6
+  assert svg.startswith("<svg ") and (name == "appendix_f") == ("<title>" not in svg)
   for axes in drawn[0].axes:
     assert axes.get_xlabel() and axes.get_ylabel()
   titles = [axes.get_title("left") for axes in drawn[0].axes]

@@ -9,10 +9,9 @@ from alignment.analysis.claims import Claim
 from alignment.analysis.intervals import Estimate, undefined
 from alignment.analysis.published import Model, Published, Sample
 from alignment.analysis.report import write_report
-from alignment.types import UserError
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror='f()'>\"&\x00\x1b[0m\u202e\ud800"
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "br"}
 
 
 class Page(HTMLParser):
@@ -35,7 +34,7 @@ class Page(HTMLParser):
     assert self._open.pop() == tag
 
   def handle_data(self, data):
-    if self._open and self._open[-1] != "style":
+    if self._open and self._open[-1] not in ("style", "script"):
       self.text.append(data)
 
 
@@ -86,26 +85,32 @@ STUDY = Published(
 )
 
 
-def write(path, figures=(), claims=None, curves=None, **fields):
+DRAWING = {"figure_01": "<svg></svg>", "figure_04": "<svg>\x00</svg>"}
+
+
+def write(path, drawings=DRAWING, claims=None, curves=None, **fields):
   study = dataclasses.replace(STUDY, **fields)
   rows = [{"step": 0, "loss": 1.0}, {"step": 1, "loss": 0.5}]
   curves = {HOSTILE: rows} if curves is None else curves
   claims = [make_claim()] if claims is None else claims
-  write_report(path, study, curves=curves, figures=figures, claims=claims)
+  write_report(path, study, loss="ipo", curves=curves, drawings=drawings, claims=claims)
   return path.read_bytes().decode()
 
 
 def test_hostile_strings_show_as_text_and_nothing_is_loaded(tmp_path):
-  page = Page(write(tmp_path / "report.html"))
-  assert "script" not in page.elements and "link" not in page.elements
-  assert page.elements.count("img") == 1  # the curves
+  metric = "<script>&\u202e"
+  rows = [{"step": 0, metric: 1.0}, {"step": 1, metric: 0.5}]
+  page = Page(write(tmp_path / "report.html", curves={HOSTILE: rows}))
+  assert page.elements.count("script") == 1  # the page's own
+  assert not {"link", "img", "iframe"} & set(page.elements)
   shown = "".join(page.text)
   assert shown.count("<script>alert(1)</script><img src=x onerror='f()'>\"&") >= 7
   assert "\x00" not in shown and "\u2400\u241b[0m[U+202E]\\ud800" in shown
+  assert "<script>&[U+202E]" in page.text  # in a drawing
   for name, value in page.attributes:
-    assert not name.startswith("on")
-    if name in ("src", "href"):
-      assert value.startswith(("data:image/png;base64,", "#"))
+    assert not name.startswith("on") and name != "src"
+    if "href" in name:
+      assert value.startswith("#")
   assert ("lang", "en") in page.attributes and ("name", "viewport") in page.attributes
 
 
@@ -114,14 +119,10 @@ def test_claims_show_estimates_intervals_verdict_and_counts(tmp_path):
   for words in (
     "online's peak win rate is above offline's",
     "+0.100 [+0.050, +0.150]",
-    "over prompts, 1 world",
     "all runs:",
     "+0.020 [-0.100, +0.140]",
     "n/a: no <common> range",
     "1 vs 9",
-    "undecided",
-    "1 world: 6 are needed",
-    "online ahead in this world",
   ):
     assert words in shown
 
@@ -160,22 +161,68 @@ def test_the_title_says_what_was_studied(tmp_path, worlds, words):
   assert f"<h1>Online and offline alignment: {words}</h1>" in page
 
 
-def test_figures_are_copied_into_the_page(tmp_path):
-  image = tmp_path / "figure_01.png"
-  image.write_bytes(b"\x89PNG")
-  page = Page(write(tmp_path / "report.html", figures=[(image, 'the "caption"')]))
-  assert ("src", "data:image/png;base64,iVBORw==") in page.attributes
-  assert ("alt", 'the "caption"') in page.attributes
+def test_the_answer_comes_first_and_claims_last(tmp_path):
+  gap = Estimate(0.031, 0.02, 0.042, "prompts, 1 world", 256)
+  claim = make_claim(task="tldr", estimates={"golden PM": gap})
+  page = write(tmp_path / "report.html", task="tldr", claims=[claim])
+  in_order = (
+    "At the peaks online wins 3.1 points more often than offline [2.0, 4.2] (golden",
+    "Figure 1: ",
+    ">Samples</h2>",
+    ">Models</h2>",
+    "Figure 4: ",
+    ">Claims</h2>",
+  )
+  places = [page.index(words) for words in in_order]
+  assert places == sorted(places)
 
 
-def test_a_missing_figure_is_named_and_nothing_is_written(tmp_path):
-  with pytest.raises(UserError, match="absent.png: No such file"):
-    write(tmp_path / "report.html", figures=[(tmp_path / "absent.png", "")])
-  assert not list(tmp_path.iterdir())
+def test_one_world_is_said_once_and_not_on_every_row(tmp_path):
+  claims = [make_claim(reading="holds in this world")] * 3
+  page = write(tmp_path / "report.html", claims=claims, worlds=[4])
+  table = page[page.index("Claims</h2>") :]
+  assert table.count("One world: ") == 1
+  assert table.count('data-label="verdict">holds</td>') == 3
+  for words in ("1 world", "undecided", "in this world"):
+    assert words not in table
+
+
+def test_of_six_worlds_what_is_over_fewer_says_so(tmp_path):
+  estimates = {
+    "golden PM": Estimate(0.1, 0.05, 0.15, "6 worlds", 6),
+    "truth": Estimate(0.2, 0.1, 0.3, "5 worlds", 5, "world 3: no common range of KL"),
+  }
+  claim = make_claim(estimates=estimates, reason="5 worlds: 6 are needed")
+  page = write(tmp_path / "report.html", claims=[claim], worlds=list(range(6)))
+  assert "over 5 worlds; world 3: no common range" in page
+  assert "over 6 worlds" not in page
+  assert '<span class="verdict undecided">undecided</span><br>5 worlds: 6 are' in page
+
+
+def test_models_whose_accuracy_is_unknown_are_folded_away(tmp_path):
+  judge = dataclasses.replace(MODEL, name="golden_pm", validation_accuracy=0.9)
+  page = write(tmp_path / "report.html", models=[MODEL, judge, MODEL])
+  assert page.index(">golden_pm<") < page.index("<summary>2 more</summary>")
+
+
+@pytest.mark.parametrize(
+  ("fields", "words"),
+  [
+    ({"version": "0.1.0", "commit": "abc123"}, "version 0.1.0, commit abc123"),
+    ({"version": "0.1.0"}, "version 0.1.0"),
+    ({"commit": "<b>"}, "commit &lt;b&gt;"),
+  ],
+)
+def test_the_code_of_a_study_is_named_at_the_end(tmp_path, fields, words):
+  page = write(tmp_path / "report.html", **fields)
+  assert f"<footer>{words}</footer>" in page
 
 
 def test_empty_sections_are_left_out_and_bytes_repeat(tmp_path):
   empty = {key: [] for key in ("data", "models", "samples", "claims")}
-  page = write(tmp_path / "a.html", **empty, curves={}, notes=["only this"])
+  page = write(
+    tmp_path / "a.html", **empty, drawings={}, curves={}, notes=["only this"]
+  )
+  assert "<footer>" not in page
   assert [element for element in Page(page).elements if element == "h2"] == ["h2"]
   assert write(tmp_path / "b.html") == write(tmp_path / "c.html")

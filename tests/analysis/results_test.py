@@ -115,9 +115,29 @@ def test_what_a_study_says_is_read(workdir):
   assert study.samples == [published.Sample("p", {"a": "b"})]
 
 
+def test_code_is_named_where_it_is_known(workdir):
+  publish(workdir)
+  assert (published.load(workdir).version, published.load(workdir).commit) == (
+    None,
+  ) * 2
+  publish(workdir, version="0.1.0", commit=None)
+  results.redraw(workdir)
+  assert "<footer>version 0.1.0</footer>" in (workdir / "report.html").read_text()
+
+
+def test_what_earlier_configurations_left_is_not_read(workdir):
+  results.redraw(workdir)
+  first = drawn(workdir)
+  write(workdir / "classification" / "world1.jsonl", "damaged")
+  write(workdir / "runs" / "x" / "evaluations.jsonl", "damaged")
+  results.redraw(workdir)
+  assert drawn(workdir) == first
+
+
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
+    ({"commit": 7}, "study.json: 'commit' is 7, expected a string or null"),
     ({"task": None}, "study.json: 'task' is None, expected a string"),
     ({"task": "\ud800"}, "'task' is .*, expected a string"),
     ({"worlds": []}, "'worlds' is .*, expected a list of integers, at least one"),

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from alignment.core import evaluation, rows, sampling, scoring
-from alignment.data import pairs
 from alignment.models import t5
 from alignment.runtime import sharding
 from alignment.types import UserError
@@ -270,17 +269,6 @@ def test_standard_errors_of_pairs_that_share_prompts():
   # Every pair twice is no more than every pair once.
   twice = evaluation.clustered_stderr(np.repeat(values, 2), np.repeat(alone, 2))
   assert twice == pytest.approx(usual)
-
-
-def test_distinct_prompts_are_all_of_them_once_in_an_order_of_the_seed():
-  prompts = [[i % 7, 3] for i in range(40)]
-  one = pairs.Ragged(np.array(prompts, np.int32).ravel(), 2 * np.arange(41))
-  dataset = pairs.PairDataset(one, (one, one))
-  chosen = [rows.distinct_prompts(dataset, 5, seed) for seed in (0, 0, 1)]
-  assert [len(set(c % 7)) for c in chosen] == [5] * 3  # row i has prompt i mod 7
-  assert (chosen[0] == chosen[1]).all() and (chosen[0] != chosen[2]).any()
-  assert len({tuple(sorted(c % 7)) for c in chosen}) == 2
-  assert sorted(rows.distinct_prompts(dataset, 100, 0) % 7) == list(range(7))
 
 
 def test_rows_are_mapped_in_order_in_batches_of_one_shape():

@@ -17,7 +17,7 @@ import hashlib
 import jax
 import numpy as np
 from alignment.core import rollout, sampling
-from alignment.data import pairs
+from alignment.data import order
 from alignment.runtime import sharding
 from tests import tiny
 
@@ -28,7 +28,7 @@ def show(name, *arrays):
 mesh, key = sharding.make_mesh(), jax.random.key(5)
 rows = sharding.batch_sharding(mesh)
 print("devices", jax.device_count())
-show("order", *(pairs.index_for(step, 24, 100, seed=3) for step in range(10)))
+show("order", *(order.index_for(step, 24, 100, seed=3) for step in range(10)))
 ids = jax.device_put(np.arange(100, 124, dtype=np.int32), rows)
 draw = jax.jit(sampling.uniforms, static_argnums=(2, 3), out_shardings=rows)
 show("draws", draw(key, ids, 2, 16))

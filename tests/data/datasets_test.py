@@ -4,16 +4,20 @@ Recorded checksums of the sources are not asked for (SKIP_CHECKSUMS): they can o
 made by downloading the sources, which a test must not do.
 """
 
+import gzip
+import itertools
 import json
 import pathlib
 import re
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
-from alignment.data import datasets
+from alignment.data import datasets, layouts, records
 from alignment.data.datasets import common
 from alignment.data.datasets.__main__ import main
 from alignment.data.datasets.anthropic_harmlessness import (
@@ -26,6 +30,7 @@ from alignment.data.datasets.chatbot_arena import chatbot_arena_dataset_builder
 from alignment.data.datasets.openai_comparisons import (
   openai_comparisons_dataset_builder,
 )
+from alignment.data.examples import BadPair, Reading
 from alignment.types import UserError
 
 ARENA = pathlib.Path(datasets.__file__).parent / "chatbot_arena/dummy_data/arena.jsonl"
@@ -241,14 +246,14 @@ def prepare_arena(tmp_path, capsys):
 @pytest.mark.parametrize(
   ("old", "new", "message"),
   [
-    (b'"model_b", "judge"', b'"judge"', "export.jsonl, line 2: not JSON"),
-    (b"a star", b"a \xff", "export.jsonl, line 2: not JSON"),
-    (b"a star", b"a \\ud83d", "line 2: field 'conversation_a.0.content' is not"),
-    (b'"winner"', b'"won"', "line 2: field 'winner' is missing"),
-    (b'"winner": "model', b'"winner": "', "line 2: field 'winner' is '_b', must"),
+    (b'"model_b", "judge"', b'"judge"', "export.jsonl:2: malformed JSON"),
+    (b"a star", b"a \xff", "export.jsonl:2: not UTF-8"),
+    (b"a star", b"a \\ud83d", "jsonl:2: field 'conversation_a.0.content' is not"),
+    (b'"winner"', b'"won"', "jsonl:2: field 'winner' is missing"),
+    (b'"winner": "model', b'"winner": "', "jsonl:2: field 'winner' is '_b', must"),
     (b'"winner": ', b'"winner": 1, "won": ', "'winner' must be of type str, is 1"),
-    (b'"assistant"', b'"bot"', "line 2: field 'conversation_b.1.role' is 'bot'"),
-    (b'"q2"', b'"q1"', "line 2: 'q1' occurs twice"),
+    (b'"assistant"', b'"bot"', "jsonl:2: field 'conversation_b.1.role' is 'bot'"),
+    (b'"q2"', b'"q1"', "jsonl:2: 'q1' occurs twice"),
   ],
 )
 def test_bad_row_names_line_and_field(prepare_arena, old, new, message):
@@ -271,18 +276,10 @@ def test_empty_manual_dir(prepare_arena):
 
 
 def test_damaged_parquet(prepare_arena):
-  pytest.importorskip("pyarrow")
-  assert "cannot be read as parquet" in prepare_arena([b"PAR"], name="a.parquet")
-
-
-def test_parquet_needs_pyarrow(prepare_arena, monkeypatch):
-  monkeypatch.setitem(sys.modules, "pyarrow", None)
-  assert "or put a JSON lines export" in prepare_arena([b"PAR"], name="a.parquet")
+  assert "damaged Parquet" in prepare_arena([b"PAR1 cut"], name="a.parquet")
 
 
 def test_parquet_reads_as_json_lines_do(tmp_path):
-  pa = pytest.importorskip("pyarrow")
-  pq = pytest.importorskip("pyarrow.parquet")
   rows = [json.loads(line) for line in ARENA.read_bytes().splitlines()]
   (tmp_path / "manual").mkdir()
   pq.write_table(pa.Table.from_pylist(rows), tmp_path / "manual" / "arena.parquet")
@@ -291,3 +288,54 @@ def test_parquet_reads_as_json_lines_do(tmp_path):
   for split, expected in ARENA_EXAMPLES.items():
     read = datasets.examples("chatbot_arena", split, str(tmp_path))
     assert sorted(read) == sorted(example[1:] for example in expected)
+
+
+DUMMY = pathlib.Path(datasets.__file__).parent
+
+
+def test_local_files_are_read_in_place_of_downloads(tmp_path, capsys, monkeypatch):
+  def no_network(*args, **kwargs):
+    raise AssertionError(f"tried to download {args}")
+
+  monkeypatch.setattr(tfds.download.DownloadManager, "download", no_network)
+  monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", no_network)
+  local = tmp_path / "hh-rlhf"
+  for subset in ("helpful-base", "helpful-online", "helpful-rejection-sampled"):
+    (local / subset).mkdir(parents=True)
+    for split in ("train", "test"):
+      source = f"anthropic_helpfulness/dummy_data/{subset}_{split}.jsonl"
+      content = gzip.compress((DUMMY / source).read_bytes())
+      (local / subset / f"{split}.jsonl.gz").write_bytes(content)
+  flags = ["--prepare", "anthropic_helpfulness", "--data_dir", str(tmp_path)]
+  assert main([*flags, "--manual_dir", str(local)]) == 0
+  expected = sorted(e[1:] for e in AnthropicHelpfulnessTest.EXPECTED["train"])
+  read = datasets.examples("anthropic_helpfulness", "train", str(tmp_path))
+  assert sorted(read) == expected
+  flags = ["--prepare", "openai_comparisons", "--data_dir", str(tmp_path)]
+  (tmp_path / "batches" / "comparisons").mkdir(parents=True)
+  assert main([*flags, "--manual_dir", str(tmp_path / "batches")]) == 1
+  error = capsys.readouterr().err
+  assert error.endswith("batches: has no batch3.json or comparisons/batch3.json\n")
+
+
+def test_files_and_builders_read_the_same_pairs_out_of_transcripts():
+  """They share `transcripts.pair`; builders also strip white space."""
+  turns = ["\n\nHuman: a", "\n\nAssistant: b", "\n\nAssistant:", "\n\nHuman:", "c"]
+  builder = anthropic_harmlessness_dataset_builder.Builder
+  for chosen in itertools.product(turns, repeat=3):
+    for rejected in itertools.product(turns, repeat=2):
+      row = {"chosen": "".join(chosen), "rejected": "".join(rejected)}
+      try:
+        parsed = builder._parse(None, common.Row(row, "where", "id"), "train")[1:]
+      except common.Skip as skip:
+        parsed = str(skip)
+      record = records.Record({"prompt": None, **row}, pathlib.Path("f"), 1)
+      try:
+        read = layouts.read(record, {}, Reading())[:3]
+      except BadPair as bad:
+        read = str(bad)
+      except UserError as error:  # no transcript, so a prompt is missed
+        assert "'prompt' is missing" in str(error)
+        assert "\n\nAssistant:" not in row["chosen"]
+        continue
+      assert parsed == read

@@ -1,5 +1,7 @@
 """Pair stores: ragged rows, damage on disk, order and index."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -34,9 +36,9 @@ def dataset():
     return [rng.integers(2, 250, rng.integers(1, longest + 1)).tolist()
             for _ in range(50)]  # fmt: skip
 
-  found = pairs.PairDataset(ragged(rows(12)), (ragged(rows(16)), ragged(rows(16))))
+  tokens = pairs.PairDataset(ragged(rows(12)), (ragged(rows(16)), ragged(rows(16))))
   ref_logps_Px2 = np.random.default_rng(1).normal(size=(50, 2)).astype(np.float32)
-  return found.with_columns(
+  return tokens.with_columns(
     ref_logps=ref_logps_Px2, margin=np.arange(50, dtype=np.float32)
   )
 
@@ -223,36 +225,42 @@ def test_with_order_swaps_both_responses_and_their_columns(dataset):
       dataset.with_order(bad)
 
 
-@pytest.mark.parametrize("size, batch_size", [(7, 3), (3, 7), (1, 4), (12, 4), (5, 5)])
-def test_index_for_covers_each_epoch_once(size, batch_size):
-  steps = [pairs.index_for(s, batch_size, size, seed=3) for s in range(6 * size)]
-  epochs = np.concatenate(steps).reshape(-1, size)
-  assert len(epochs) == 6 * batch_size
-  np.testing.assert_array_equal(
-    np.sort(epochs), np.tile(np.arange(size), (len(epochs), 1))
-  )
+def test_distinct_prompts_are_all_of_them_once_in_an_order_of_the_seed():
+  prompts = [[i % 7, 3] for i in range(40)]
+  one = pairs.Ragged(np.array(prompts, np.int32).ravel(), 2 * np.arange(41))
+  dataset = pairs.PairDataset(one, (one, one))
+  chosen = [pairs.distinct_prompts(dataset, 5, seed) for seed in (0, 0, 1)]
+  assert [len(set(c % 7)) for c in chosen] == [5] * 3  # row i has prompt i mod 7
+  assert (chosen[0] == chosen[1]).all() and (chosen[0] != chosen[2]).any()
+  assert len({tuple(sorted(c % 7)) for c in chosen}) == 2
+  assert sorted(pairs.distinct_prompts(dataset, 100, 0) % 7) == list(range(7))
 
 
-@pytest.mark.parametrize("size, batch_size, window", [(7, 3, 2), (10, 4, 4), (3, 7, 2)])
-def test_index_for_permutes_within_windows(size, batch_size, window):
-  steps = [pairs.index_for(s, batch_size, size, 3, window) for s in range(6 * size)]
-  epochs = np.concatenate(steps).reshape(-1, size)
-  for start in range(0, size, window):
-    rows = np.arange(start, min(start + window, size))
-    within = epochs[:, start : start + window]
-    np.testing.assert_array_equal(np.sort(within), np.tile(rows, (len(epochs), 1)))
-    assert len(np.unique(within, axis=0)) > 1 or len(rows) == 1
+@pytest.mark.parametrize("rows", [1, 7, 50, 1000])
+def test_rows_are_copied_in_blocks_of_any_size(dataset, monkeypatch, rows):
+  bare = pairs.PairDataset(dataset.prompts, dataset.responses)
+  swap = np.random.default_rng(3).random(50) < 0.5
+  twice = pairs.PairDataset.concatenate([bare, bare.with_order(swap)])
+  monkeypatch.setattr(pairs, "_ROWS", rows)
+  assert same(pairs.PairDataset.concatenate([bare, bare.with_order(swap)]), twice)
+  assert len(twice) == 100
+  for i in range(50):
+    assert twice.prompts[i].tolist() == twice.prompts[50 + i].tolist()
+    for n in (0, 1):
+      other = twice.responses[n ^ int(swap[i])][i]
+      assert twice.responses[n][50 + i].tolist() == other.tolist()
 
 
-def test_index_for_is_a_function_of_position():
-  stream = np.concatenate([pairs.index_for(s, 4, 50, seed=1) for s in range(60)])
-  again = np.concatenate([pairs.index_for(s, 8, 50, seed=1) for s in range(30)])
-  np.testing.assert_array_equal(stream, again)
-  assert not np.array_equal(stream[:50], stream[50:100])
-  other = np.concatenate([pairs.index_for(s, 4, 50, seed=2) for s in range(60)])
-  assert not np.array_equal(stream, other)
-  far = pairs.index_for(10**12, 32, 50, seed=1)
-  assert far.dtype == np.int64 and 0 <= far.min() <= far.max() < 50
-  # Pinned, for a resumed run relies on it.
-  assert pairs.index_for(0, 8, 8, seed=0).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
-  assert pairs.index_for(3, 8, 8, seed=1).tolist() == [3, 2, 5, 4, 6, 1, 0, 7]
+def test_an_order_is_applied_on_disk():
+  rng = np.random.default_rng(0)
+  lengths = rng.integers(1, 60, 200_000)
+  offsets = np.concatenate([[0], np.cumsum(lengths)])
+  rows = pairs.Ragged(np.zeros(offsets[-1], np.int32), offsets)
+  one_token = pairs.Ragged(np.ones(len(lengths), np.int32), np.arange(len(offsets)))
+  tracemalloc.start()
+  swapped = pairs.PairDataset(rows, (rows, one_token)).with_order(lengths % 2 == 0)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert isinstance(swapped.responses[0].values, np.memmap)
+  assert (swapped.responses[0].lengths == np.where(lengths % 2, lengths, 1)).all()
+  assert peak < rows.values.nbytes / 2 + 4 * offsets.nbytes

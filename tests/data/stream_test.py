@@ -57,11 +57,11 @@ def same(a, b):
 
 
 def test_every_batch_comes_back_bit_for_bit(recorded):
-  found = stream.Stream.load(recorded, STEPS)
-  assert len(found) == STEPS * B and found.num_responses == 2
+  recorded_stream = stream.Stream.load(recorded, STEPS)
+  assert len(recorded_stream) == STEPS * B and recorded_stream.num_responses == 2
   for step in (5, 0, 3):
-    same(found.batch(step * B + np.arange(B)), rolled(step).batch)
-  rows = found.rows(np.array([9, 2]))
+    same(recorded_stream.batch(step * B + np.arange(B)), rolled(step).batch)
+  rows = recorded_stream.rows(np.array([9, 2]))
   assert rows["step"].tolist() == [2, 0]
   for row, (step, b) in zip(rows, ((2, 1), (0, 2)), strict=True):
     assert row["margin"] == rolled(step).margins_B[b]
@@ -73,14 +73,14 @@ def test_three_responses_are_kept(tmp_path):
   recorder = stream.Recorder(tmp_path, DESCRIBED)
   recorder.add(0, rolled(0, responses=3))
   recorder.commit(1)
-  found = stream.Stream.load(tmp_path, 1)
-  assert found.num_responses == 3
-  same(found.batch(np.arange(B)), rolled(0, responses=3).batch)
+  recorded_stream = stream.Stream.load(tmp_path, 1)
+  assert recorded_stream.num_responses == 3
+  same(recorded_stream.batch(np.arange(B)), rolled(0, responses=3).batch)
 
 
 def source(recorded, window, seed=0):
-  found = stream.Stream.load(recorded, STEPS)
-  return sources.StreamSource(found, B, window, MESH, seed)
+  recorded_stream = stream.Stream.load(recorded, STEPS)
+  return sources.StreamSource(recorded_stream, B, window, MESH, seed)
 
 
 def order(recorded, window, epoch=0, seed=0) -> list[int]:
@@ -112,10 +112,10 @@ def test_shuffled_within_windows_of_batches(recorded):
 
 def test_windows_are_batches_of_the_recorded_run(recorded):
   """Whatever batches the replay learns from."""
-  found = stream.Stream.load(recorded, STEPS)
-  halves = sources.StreamSource(found, B // 2, 2, MESH, 0)
+  recorded_stream = stream.Stream.load(recorded, STEPS)
+  halves = sources.StreamSource(recorded_stream, B // 2, 2, MESH, 0)
   rows = np.concatenate([halves.host_batch(s).ref_logps_BxN for s in range(4)])
-  recorded_rows = found.batch(np.arange(2 * B)).ref_logps_BxN
+  recorded_rows = recorded_stream.batch(np.arange(2 * B)).ref_logps_BxN
   assert sorted(map(tuple, rows)) == sorted(map(tuple, recorded_rows))
   first = {tuple(row) for row in rows[:B]}
   assert first - {tuple(row) for row in recorded_rows[:B]}  # not within B // 2 * 2 rows
@@ -158,9 +158,9 @@ def test_a_resumed_run_records_again_and_must_match(copy):
 
 def test_other_commit_points_replace_what_they_overlap(copy):
   record(copy, (3, 6), first=2)
-  found = stream.Stream.load(copy, STEPS)
+  recorded_stream = stream.Stream.load(copy, STEPS)
   for step in range(STEPS):
-    same(found.batch(step * B + np.arange(B)), rolled(step).batch)
+    same(recorded_stream.batch(step * B + np.arange(B)), rolled(step).batch)
 
 
 def test_steps_must_match_whatever_the_commit_points(copy):

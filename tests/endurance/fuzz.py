@@ -6,10 +6,16 @@ Hypothesis mutates good inputs, byte by byte and field by field. Each must give 
 or a `UserError` of one printable line, within seconds, in little memory.
 """
 
+import bz2
 from collections import Counter
 from collections.abc import Callable
+import copy
+import gzip
+import io
 import json
+import lzma
 from pathlib import Path
+import re
 import resource
 import signal
 import sys
@@ -23,10 +29,13 @@ from hypothesis import strategies as st
 import jax
 import ml_collections
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from safetensors.numpy import save
 
 from alignment import flags
 from alignment.data import readers, tokenizer
+from alignment.data.examples import Reading
 from alignment.data.vocabularies import ByteVocabulary
 from alignment.models import huggingface
 from alignment.study import checks
@@ -132,11 +141,77 @@ def strings(draw) -> dict[str, Any]:
   return with_changes(draw, fields)
 
 
+PAGE = (ROOT / "docs" / "your_data.md").read_text(encoding="utf-8")
+# One record of every layout there is.
+LAYOUTS = [
+  json.loads(record) for record in re.findall(r"^```json\n(.*?)^```", PAGE, re.M | re.S)
+]
+
+
+@st.composite
+def layouts(draw) -> dict[str, Any]:
+  """A record of any layout, changed at any depth, or two layouts in one."""
+  record = copy.deepcopy(draw(st.sampled_from(LAYOUTS)))
+  if draw(st.integers(0, 4)) == 0:
+    record |= copy.deepcopy(draw(st.sampled_from(LAYOUTS)))
+  for _ in range(draw(st.integers(0, 2))):
+    value: Any = record
+    while value and isinstance(value, dict | list):
+      keys_or_rows = sorted(value) if isinstance(value, dict) else range(len(value))
+      key = draw(st.sampled_from(keys_or_rows))
+      if draw(st.integers(0, 2)) == 0 or not isinstance(value[key], dict | list):
+        value[key] = draw(VALUES)
+        break
+      value = value[key]
+  return with_changes(draw, record)
+
+
 def lines(records: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[bytes]:
   def encode(rows: list[dict[str, Any]]) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
   return st.lists(records, min_size=1, max_size=3).map(encode)
+
+
+def arrays(records: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[bytes]:
+  def encode(rows: list[dict[str, Any]], indent: int | None) -> bytes:
+    return json.dumps(rows, indent=indent).encode()
+
+  indents = st.sampled_from([None, 0, 2])
+  return st.builds(encode, st.lists(records, min_size=1, max_size=3), indents)
+
+
+COMPRESSORS = (gzip.compress, bz2.compress, lzma.compress)
+
+
+def compressed(content: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+  return st.builds(lambda data, how: how(data), content, st.sampled_from(COMPRESSORS))
+
+
+@st.composite
+def parquet(draw) -> bytes:
+  """Rows of any layout as Parquet, with those of their fields that it can hold."""
+  rows = draw(st.lists(st.one_of(layouts(), strings()), min_size=1, max_size=3))
+  columns = {}
+  for name in {name: None for row in rows for name in row}:
+    try:
+      columns[name] = pa.array([row.get(name) for row in rows])
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError, TypeError):
+      continue  # the rows have no one type there
+  columns = {n: c for n, c in columns.items() if _utf8(n) and not _is_empty(c.type)}
+  out = io.BytesIO()
+  compression = draw(st.sampled_from(["none", "snappy", "zstd", "gzip"]))
+  pq.write_table(pa.table(columns), out, compression=compression)
+  return out.getvalue()
+
+
+def _is_empty(kind: Any) -> bool:
+  """Whether a type holds a structure without fields, which Parquet cannot store."""
+  if pa.types.is_list(kind):
+    return _is_empty(kind.value_type)
+  if pa.types.is_struct(kind):
+    return not kind.num_fields or any(_is_empty(field.type) for field in kind)
+  return False
 
 
 SIZES = sorted(huggingface._SIZES.values())
@@ -156,31 +231,31 @@ def safetensors_files() -> st.SearchStrategy[dict[str, bytes]]:
   index = json.loads(shards[huggingface.INDEX])
 
   @st.composite
-  def files(draw) -> dict[str, bytes]:
-    found = dict(draw(st.sampled_from([good, shards])))
-    for name in draw(st.sets(st.sampled_from(sorted(found)), max_size=2)):
+  def mutated_files(draw) -> dict[str, bytes]:
+    files = dict(draw(st.sampled_from([good, shards])))
+    for name in draw(st.sets(st.sampled_from(sorted(files)), max_size=2)):
       if name == huggingface.CONFIG and draw(st.booleans()):
         changed = with_changes(draw, dict(config))
         number = st.sampled_from([0, -1, 1, 2, 10**6, 10**9, 2**31 - 1, 10**30, 1.5])
         changed |= draw(st.dictionaries(st.sampled_from(SIZES), number, max_size=1))
-        found[name] = json.dumps(changed).encode()
+        files[name] = json.dumps(changed).encode()
       elif name == huggingface.INDEX and draw(st.booleans()):
         names = st.sampled_from(sorted(index["weight_map"]))
         others = ["../secret", "/etc/passwd", "..", ".", "", "a/b", "\x00", 7, None]
         places = draw(st.dictionaries(names, st.sampled_from(others), max_size=2))
         weight_map = {**index["weight_map"], **places}
-        found[name] = json.dumps({**index, "weight_map": weight_map}).encode()
+        files[name] = json.dumps({**index, "weight_map": weight_map}).encode()
       elif name.endswith(".safetensors") and draw(st.booleans()):
         shape = draw(st.lists(st.integers(0, 9), max_size=3))
         dtype = draw(st.sampled_from([np.float32, np.int8, np.float64]))
-        found[name] = save({draw(TEXTS.filter(_utf8)): np.zeros(shape, dtype)})
+        files[name] = save({draw(TEXTS.filter(_utf8)): np.zeros(shape, dtype)})
       else:
-        found[name] = draw(mutated(st.just(found[name])))
+        files[name] = draw(mutated(st.just(files[name])))
       if draw(st.integers(0, 9)) == 0:
-        del found[name]
-    return found
+        del files[name]
+    return files
 
-  return files()
+  return mutated_files()
 
 
 def _utf8(text: str) -> bool:
@@ -189,12 +264,12 @@ def _utf8(text: str) -> bool:
 
 def keys(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, type]:
   """The type of every key, by its dotted name."""
-  found: dict[str, type] = {}
+  types: dict[str, type] = {}
   for key, value in config.items():
-    found[prefix + key] = type(value)
+    types[prefix + key] = type(value)
     if isinstance(value, ml_collections.ConfigDict):
-      found |= keys(value, f"{prefix}{key}.")
-  return found
+      types |= keys(value, f"{prefix}{key}.")
+  return types
 
 
 KEYS = keys(studies.nano())
@@ -202,7 +277,7 @@ FITTING = {  # values that the parser takes, so that the study has to judge them
   int: ["0", "-1", "1", "3", "8", "1000000", "9" * 30],
   float: ["0", "-1", "1.5", "1e400", "nan", "-inf", "1e-400", "9" * 30],
   bool: ["True", "False"],
-  str: ["", "None", "sft", "scratch", "micro", "float16", "int8", "jsonl", "toy",
+  str: ["", "None", "sft", "scratch", "micro", "float16", "int8", "files", "toy",
         "tfds", "bytes", "sentencepiece", "skip", "offline", "right", "drop", "/tmp",
         "dpo", "../x", "{}", "{size}", "{0.__class__}"],
   tuple: ["()", "(1,)", "(0.5, 1.0)", "('a', 'b')", "({},)", "(None,)", "((),)",
@@ -222,7 +297,7 @@ def override(draw) -> str:
   key = draw(st.one_of(*[st.sampled_from(sorted(KEYS))] * 9, TEXTS.filter(_utf8)))
   fitting = FITTING.get(KEYS.get(key, str), ["1"])
   anything = [value for values in FITTING.values() for value in values]
-  fits = draw(st.integers(0, 4)) > 0
+  fits = draw(st.sampled_from([True] * 4 + [False]))
   value = draw(
     st.sampled_from(fitting)
     if fits
@@ -238,16 +313,19 @@ def read_pairs(directory: Path, content: bytes) -> None:
   path = directory / "pairs.jsonl"
   path.write_bytes(content)
   for on_bad_pair in ("error", "skip"):
+    reading = Reading()
     tokens = tokenizer.Tokenizer(
       ByteVocabulary(),
+      reading,
       prompt_length=16,
       response_length=8,
       truncate_prompt="left",
       long_response="truncate",
     )
-    for example in readers.read_jsonl(path, on_bad_pair, {}):
+    for example in readers.read_files(path, on_bad_pair, reading):
       tokens.add(example)
-    tokens.finish()
+    for _, statistics in tokens.split(0.1).values():
+      assert all(line.isprintable() for line in reading.lines() + statistics.lines())
 
 
 def read_checkpoint(directory: Path, files: dict[str, bytes]) -> None:
@@ -269,9 +347,14 @@ def read_options(directory: Path, options: list[str]) -> None:
 
 TARGETS: dict[str, tuple[st.SearchStrategy, Callable[[Path, Any], None], int]] = {
   # name: inputs, their reader, and how many of 100 inputs it gets
-  "jsonl": (mutated(lines(strings())), read_pairs, 35),
-  "transcripts": (lines(transcripts()), read_pairs, 25),
-  "messages": (lines(messages()), read_pairs, 25),
+  "jsonl": (mutated(lines(strings())), read_pairs, 15),
+  "transcripts": (lines(transcripts()), read_pairs, 10),
+  "messages": (lines(messages()), read_pairs, 10),
+  "layouts": (lines(layouts()), read_pairs, 15),
+  "arrays": (mutated(arrays(layouts())), read_pairs, 15),
+  "compressed": (mutated(compressed(lines(strings()))), read_pairs, 5),
+  "parquet": (parquet(), read_pairs, 5),
+  "damaged parquet": (mutated(parquet()), read_pairs, 10),
   "safetensors": (safetensors_files(), read_checkpoint, 10),
   "options": (st.lists(override(), min_size=1, max_size=3), read_options, 5),
 }

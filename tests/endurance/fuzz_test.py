@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from alignment.data import readers
+from alignment.data.examples import Reading
 from alignment.types import UserError
 from tests.endurance import fuzz
 
@@ -27,6 +28,9 @@ BOMBS = {
   "blank lines": b"\n" * 4_000_000,
   "one long line": b"x" * 40_000_000,
   "a long number": b'{"chosen": ' + b"9" * 3_000_000 + b"}\n",
+  "array of objects": b'[{"prompt": [' + b"{}," * 1_300_000 + b"{}]}]",
+  "array of blanks": b"[" + b" " * 4_000_000,
+  "array of one text": b'[{"chosen": "' + b"x" * 40_000_000,
 }
 
 
@@ -36,12 +40,13 @@ def test_memory_stays_below_100_mb_and_10_times_the_file(tmp_path):
     (tmp_path / f"{name}.jsonl").write_bytes(content)
   code = (
     "import os, resource, sys\nfrom alignment.data import readers\n"
+    "from alignment.data.examples import Reading\n"
     "from alignment.types import UserError\n"
     "def most(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
     "for path in sys.argv[1:]:\n"
     "  if not os.fork():\n"
     "    before = most()\n"
-    "    try:\n      list(readers.read_jsonl(path, 'error', {}))\n"
+    "    try:\n      list(readers.read_files(path, 'error', Reading()))\n"
     "    except UserError as e:\n      print(most() - before, path, flush=True)\n"
     "    os._exit(0)\n"
     "  os.wait()\n"
@@ -64,7 +69,7 @@ def test_a_compressed_bomb_is_one_line(tmp_path):
       f.write(b"x" * 1_000_000)
   assert path.stat().st_size < 100_000
   with pytest.raises(UserError, match="pairs.jsonl.gz:1: the line is over"):
-    list(readers.read_jsonl(path, "error", {}))
+    list(readers.read_files(path, "error", Reading()))
 
 
 def test_errors_are_one_printable_line_whatever_they_quote():
@@ -83,5 +88,5 @@ def test_hostile_json_is_data_and_nothing_else(tmp_path):
   }
   path = tmp_path / "pairs.jsonl"
   path.write_text(json.dumps(row) + "\n")
-  (example,) = readers.read_jsonl(path, "error", {})
+  (example,) = readers.read_files(path, "error", Reading())
   assert example[:3] == tuple(row.values())

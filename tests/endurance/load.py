@@ -1,13 +1,16 @@
 """What a large pair file and a long run cost, measured in this process.
 
-  python -m tests.endurance.load --pairs=1000000 --steps=100000
+  python -m tests.endurance.load --pairs=1000000 --kind=parquet --steps=100000
 
 Prints one JSON object: seconds (of the clock, and of this process's processor time) to
 index, split and shuffle the file, to reach the first batch of a training, to resume a
 log of that many steps; and the most memory that was taken.
 """
 
+from collections.abc import Iterator
+import itertools
 import json
+import os
 from pathlib import Path
 import random
 import resource
@@ -18,8 +21,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from alignment.data import pairs
+from alignment.data import order, pairs
 from alignment.runtime import metrics
 from alignment.study import artefacts
 from tests import studies
@@ -29,16 +34,30 @@ hh_small = studies.document("hh_small")
 WORDS = "we could also ask what they would have done before it was so late".split()
 
 
-def write_pairs(path: Path, count: int) -> None:
+def pairs_of_text(count: int) -> Iterator[dict[str, str]]:
   """HH-like transcripts: about 300 bytes a pair."""
   rng = random.Random(0)
+  for i in range(count):
+    words = rng.choices(WORDS, k=30)
+    prompt = f"\n\nHuman: {i} {' '.join(words[:14])}?\n\nAssistant:"
+    chosen, rejected = " ".join(words[14:24]), " ".join(words[24:])
+    yield {"prompt": prompt, "chosen": chosen, "rejected": f"{rejected}."}
+
+
+def write_lines(path: Path, count: int) -> None:
   with open(path, "w", encoding="utf-8") as f:
-    for i in range(count):
-      words = rng.choices(WORDS, k=30)
-      prompt = f"\n\nHuman: {i} {' '.join(words[:14])}?\n\nAssistant:"
-      chosen, rejected = " ".join(words[14:24]), " ".join(words[24:])
-      row = {"prompt": prompt, "chosen": chosen, "rejected": f"{rejected}."}
-      f.write(json.dumps(row) + "\n")
+    f.writelines(json.dumps(row) + "\n" for row in pairs_of_text(count))
+
+
+def write_parquet(path: Path, count: int) -> None:
+  """In groups of rows as large as pyarrow makes them, the most there is in use."""
+  rows = pairs_of_text(count)
+  blocks = iter(lambda: list(itertools.islice(rows, 10_000)), [])
+  table = pa.concat_tables(pa.Table.from_pylist(block) for block in blocks)
+  pq.write_table(table, path)
+
+
+WRITERS = {"jsonl": write_lines, "parquet": write_parquet}
 
 
 def timed(function, *args) -> tuple[Any, dict[str, float]]:
@@ -48,9 +67,18 @@ def timed(function, *args) -> tuple[Any, dict[str, float]]:
   return result, {name: round(seconds, 2) for name, seconds in spent.items()}
 
 
-def load(count: int, scratch: Path) -> dict[str, Any]:
-  path = scratch / "pairs.jsonl"
-  write_pairs(path, count)
+def write_pairs(kind: str, path: Path, count: int) -> None:
+  """In a process of its own, whose memory is not counted."""
+  if not os.fork():
+    WRITERS[kind](path, count)
+    os._exit(0)
+  _, status = os.wait()
+  assert status == 0
+
+
+def load(count: int, kind: str, scratch: Path) -> dict[str, Any]:
+  path = scratch / f"pairs.{kind}"
+  write_pairs(kind, path, count)
   config = hh_small.get_config("bytes")
   config.data.path = str(path)
   before = peak()
@@ -58,7 +86,7 @@ def load(count: int, scratch: Path) -> dict[str, Any]:
   def index() -> Path:
     data = studies.graph(config).models()["data"]
     artefacts.run([data], scratch)
-    rows = pairs.index_for(0, 1, len(pairs.PairDataset.load(train(data))), seed=1)
+    rows = order.index_for(0, 1, len(pairs.PairDataset.load(train(data))), seed=1)
     assert len(rows) == 1
     return train(data)
 
@@ -67,13 +95,14 @@ def load(count: int, scratch: Path) -> dict[str, Any]:
 
   def start() -> None:
     dataset = pairs.PairDataset.load(directory)
-    rows = pairs.index_for(1000, 32, len(dataset), seed=2)
+    rows = order.index_for(1000, 32, len(dataset), seed=2)
     dataset.batch(rows, config.prompt_length, config.response_length)
 
   directory, indexing = timed(index)
   _, starting = timed(start)
   return {
     "pairs": count,
+    "kind": kind,
     "file_mb": round(path.stat().st_size / 1e6),
     "index_seconds": indexing,
     "first_batch_seconds": starting,
@@ -120,9 +149,9 @@ if __name__ == "__main__":
   np.seterr(all="raise")
   options = dict(option.removeprefix("--").split("=") for option in sys.argv[1:])
   with tempfile.TemporaryDirectory() as scratch:
-    found: dict[str, Any] = {}
+    costs: dict[str, Any] = {}
     if "pairs" in options:
-      found |= load(int(options["pairs"]), Path(scratch))
+      costs |= load(int(options["pairs"]), options.get("kind", "jsonl"), Path(scratch))
     if "steps" in options:
-      found |= log(int(options["steps"]), Path(scratch))
-    print(json.dumps(found))
+      costs |= log(int(options["steps"]), Path(scratch))
+    print(json.dumps(costs))

@@ -1,5 +1,7 @@
 """What is saved of the environment that bits depend on."""
 
+import re
+
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 import jaxlib
@@ -26,3 +28,11 @@ def test_changes_are_named_with_what_was():
   assert list(environment.changes(saved | {"cores": 99}, np.zeros(2))) == [
     f"cores {cores}, was 99"
   ]
+
+
+def test_version_and_commit_are_those_of_the_checkout():
+  code = environment.code()
+  assert re.fullmatch(r"[0-9a-f]{40}", code["commit"] or "0" * 40)
+  assert (
+    code["version"] and environment.environment(np.zeros(2)).items() >= code.items()
+  )

@@ -48,7 +48,7 @@ def test_validation_pairs_of_too_few_prompts_are_refused(tmp_path):
     {"prompt": f"p{i % 30}", "chosen": f"a{i}", "rejected": "b"} for i in range(300)
   ]
   path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-  config = studies.nano(**{"data.format": "jsonl", "data.path": str(path)})
+  config = studies.nano(**{"data.format": "files", "data.path": str(path)})
   config.vocab.kind = "bytes"
   with pytest.raises(
     UserError, match=r"[1-9]0 validation pairs .* 4 different prompts"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from alignment.core import evaluation
-from alignment.core.rows import distinct_prompts
 from alignment.data import pairs, stream
+from alignment.data.pairs import distinct_prompts
 from alignment.runtime.files import read_npz
 from alignment.runtime.metrics import read_jsonl
 from alignment.study import artefacts

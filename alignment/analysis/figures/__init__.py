@@ -7,15 +7,17 @@ come from evaluations alone, and the same evaluations give the same bytes.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from alignment.analysis.figures import classification, laws, scaling, training, win_rate
 from alignment.analysis.figures.style import Drawing, csv_bytes, png
+from alignment.analysis.figures.svg import DARK, svg
 from alignment.analysis.figures.training import training_curves
 from alignment.analysis.runs import Classification, Run
 from alignment.runtime.files import write_atomically
 from alignment.types import UserError
 
-__all__ = ("FIGURES", "csv_bytes", "draw", "png", "training_curves")
+__all__ = ("DARK", "FIGURES", "csv_bytes", "draw", "svg", "training_curves")
 
 _OF_RUNS: dict[str, Callable[[Sequence[Run]], Drawing]] = {
   "figure_01": win_rate.figure_01,
@@ -59,13 +61,21 @@ FIGURES = {
 }
 
 
+class Drawn(NamedTuple):
+  """A figure that is drawn: its files, and what a page shows of it."""
+
+  png: Path
+  csv: Path
+  svg: str
+
+
 def draw(
   name: str,
   runs: Sequence[Run],
   out_dir: Path,
   classified: Sequence[Classification] = (),
-) -> tuple[Path, Path]:
-  """Draws one figure into `out_dir`; returns the paths of its PNG and its CSV.
+) -> Drawn:
+  """Draws one figure into `out_dir`, as PNG and CSV.
 
   Args:
     name: one of `FIGURES`.
@@ -82,7 +92,8 @@ def draw(
     figure, rows = classification.figure_06(classified)
   else:
     figure, rows = _OF_RUNS[name](runs)
-  paths = out_dir / f"{name}.png", out_dir / f"{name}.csv"
-  write_atomically(paths[0], png(figure))
-  write_atomically(paths[1], csv_bytes(rows))
-  return paths
+  image = png(figure)  # before the SVG, which lays the figure out anew
+  drawn = Drawn(out_dir / f"{name}.png", out_dir / f"{name}.csv", svg(figure, name))
+  write_atomically(drawn.png, image)
+  write_atomically(drawn.csv, csv_bytes(rows))
+  return drawn

@@ -42,7 +42,7 @@ def figure_06(classification: Sequence[Classification]) -> Drawing:
       style.error_bars(
         axes,
         list(accuracies),
-        list(accuracies.values()),
+        {f"step {step}": estimate for step, estimate in accuracies.items()},
         classifier,
         style.name_of(classifier),
       )
@@ -130,10 +130,13 @@ def _draw_correlation(
   )
   rows: Rows = []
   for run, accuracy_E, rate_E in zip(runs, accuracies, rates, strict=True):
+    names = []
     for step, x, y in zip(run.steps_E, accuracy_E, rate_E, strict=True):
       place = {"run": run.name, "world": run.world, "step": int(step)}
       point = {"accuracy": float(x), "win_rate": float(y)}
       rows.append({"kind": "point", **identity, **place, **point})
+      names.append(style.checkpoint_name(run, step, **point))
+    style.name_points(axes, accuracy_E, rate_E, names)
   return [*rows, {"kind": "correlation", **identity, **style.numbers(correlation)}]
 
 
@@ -203,6 +206,12 @@ def _over_training(
     label = style.name_of(series) + (f", {what}" if what else "")
     style_of = {"dashes": dashes} if dashes else {"marker": style.MARKERS[series]}
     axes.plot(steps, means, color=colour, lw=2.0, ms=5, label=label, **style_of)
+    of_runs = f"mean of {len(runs)} run{'' if len(runs) == 1 else 's'}"
+    names = [
+      f"{label}, step {step}: {value:.3g}, {of_runs}"
+      for step, value in zip(steps, means, strict=True)
+    ]
+    style.name_points(axes, steps, means, names)
     for step, value in zip(steps, means, strict=True):
       rows.append(
         {"kind": "mean", "measured": key, **identity, "step": step, "value": value}

@@ -137,6 +137,7 @@ def _draw_line(axes: Axes, line: Line, legend: str, judge: str, resamples: int) 
     alpha=0.35,
     linewidths=1.0 if line.marker == "x" else 0,
   )
+  style.name_points(axes, kl_N, rate_N, [point.name for point in cloud])
   axes.plot([], [], marker=line.marker, label=legend, **look)
   identity = line.identity(judge)
   return [
@@ -157,6 +158,12 @@ class _Point:
   step: int
   kl: float
   win_rate: float
+
+  @property
+  def name(self) -> str:
+    return style.checkpoint_name(
+      self.run, self.step, KL=self.kl, win_rate=self.win_rate
+    )
 
   def row(self) -> dict[str, Any]:
     keys = ("world", "beta", "learning_rate", "seed")
@@ -196,9 +203,15 @@ def _draw_best_of_n(axes: Axes, line: Line, judge: str) -> Rows:
   rate_of = {
     n: float(np.mean([run.win_rates_E(judge)[i] for run, i in at[n]])) for n in ns
   }
+  kls, rates = [kl_of[n] for n in ns], [rate_of[n] for n in ns]
+  names = [
+    f"best of {n} from SFT: KL {kl:.3g}, win rate {rate:.3g}"
+    for n, kl, rate in zip(ns, kls, rates, strict=True)
+  ]
+  style.name_points(axes, kls, rates, names)
   axes.plot(
-    [kl_of[n] for n in ns],
-    [rate_of[n] for n in ns],
+    kls,
+    rates,
     color=line.colour,
     marker=line.marker,
     ms=5,

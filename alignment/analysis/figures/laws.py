@@ -60,6 +60,12 @@ def _draw_law(axes: Axes, runs: Sequence[Run]) -> Rows:
   axes.scatter(
     d_N, scores_N, color=colour, marker=marker, s=18, alpha=0.35, linewidths=0
   )
+  for run, (steps_E, d_E, scores_E) in zip(runs, checkpoints, strict=True):
+    names = [
+      style.checkpoint_name(run, step, KL=d**2, golden_score=score)
+      for step, d, score in zip(steps_E, d_E, scores_E, strict=True)
+    ]
+    style.name_points(axes, d_E, scores_E, names)
   fitted = fits(runs, best_of_n)
   rows: Rows = [
     {"kind": "point", **identity, "run": run.name, "world": run.world}

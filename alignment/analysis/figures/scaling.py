@@ -54,7 +54,7 @@ def _best_results(name: str, runs: Sequence[Run], relative: bool) -> Drawing:
     for series in SERIES:
       best = _best_by_size(tasks[task], series, judge, relative)
       x = [math.log2(parameters_of[size] / parameters_of[main]) for size in best]
-      style.error_bars(axes, x, list(best.values()), series, style.name_of(series))
+      style.error_bars(axes, x, best, series, style.name_of(series))
       for (size, estimate), at in zip(best.items(), x, strict=True):
         row = {"task": task, "judge": judge, "series": series, "size": size}
         place = {"parameters": parameters_of[size], "log2_relative": at}
@@ -111,8 +111,12 @@ def staleness(runs: Sequence[Run]) -> Drawing:
   """
   tasks = style.tasks_with("staleness", main_runs(runs), ("online", "semi_online"))
   never = _never(tasks)
+
+  def in_words(position: float) -> str:
+    return "never" if position == never else f"{position:g}"
+
   figure, rows, axes_list, ticks = _dial(
-    tasks, "semi_online", lambda run: float(run.refresh_every or never)
+    tasks, "semi_online", lambda run: float(run.refresh_every or never), in_words
   )
   for axes in axes_list:
     axes.set_xscale("log")
@@ -120,8 +124,7 @@ def staleness(runs: Sequence[Run]) -> Drawing:
     at = sorted({*ticks, 1.0})
     axes.set_xlim(0.8, 1.25 * at[-1])
     axes.xaxis.set_major_locator(FixedLocator(at))
-    names = ["never" if x == never else f"{x:g}" for x in at]
-    axes.xaxis.set_major_formatter(FixedFormatter(names))
+    axes.xaxis.set_major_formatter(FixedFormatter(list(map(in_words, at))))
     axes.set_xlabel("steps between refreshes of the sampling policy")
   for row in rows:
     row["position"] = "never" if row["position"] == never else row["position"]
@@ -138,7 +141,11 @@ def hybrid(runs: Sequence[Run]) -> Drawing:
   """Win rate minus online's, against the fraction of on-policy pairs in a batch."""
   tasks = style.tasks_with("hybrid", main_runs(runs), ("online", "hybrid"))
   figure, rows, axes_list, _ = _dial(
-    tasks, "hybrid", lambda run: float(run.on_policy_fraction or 0), offline_at=0.0
+    tasks,
+    "hybrid",
+    lambda run: float(run.on_policy_fraction or 0),
+    "{:g}".format,
+    offline_at=0.0,
   )
   for axes in axes_list:
     axes.set_xlim(-0.05, 1.05)  # where 1 is online
@@ -170,6 +177,7 @@ def _dial(
   tasks: dict[str, list[Run]],
   series: str,
   position: Callable[[Run], float],
+  in_words: Callable[[float], str],
   offline_at: float = math.nan,
 ) -> tuple[Figure, Rows, list[Axes], set[float]]:
   """A panel per task and judge: peak gap and gap at equal KL to online, per position.
@@ -201,7 +209,7 @@ def _dial(
       for (placed, at), estimate in estimates.items():
         row = {"task": task, "judge": judge, "series": placed, "position": at}
         rows.append({"kind": gap.kind, **row, **style.numbers(estimate)})
-      _draw_dial(axes, series, gap, estimates)
+      _draw_dial(axes, series, gap, estimates, in_words)
     axes.axhline(0, color=style.COLOURS["online"], lw=1.3, label="online")
     axes.set_ylabel("win rate minus online's")
   style.share_y(axes_of)
@@ -210,12 +218,17 @@ def _dial(
 
 
 def _draw_dial(
-  axes: Axes, series: str, gap: _Gap, estimates: dict[tuple[str, float], Estimate]
+  axes: Axes,
+  series: str,
+  gap: _Gap,
+  estimates: dict[tuple[str, float], Estimate],
+  in_words: Callable[[float], str],
 ) -> None:
   """Estimates at their positions; offline without one as a level."""
   placed = {at: e for (_, at), e in estimates.items() if not math.isnan(at)}
+  named = {in_words(at): estimate for at, estimate in placed.items()}
   style.error_bars(
-    axes, list(placed), list(placed.values()), series,
+    axes, list(placed), named, series,
     f"{style.name_of(series)}, {gap.words}", linestyle=gap.linestyle, **gap.marker,
   )  # fmt: skip
   for (_, at), estimate in estimates.items():

@@ -7,7 +7,9 @@ import math
 from typing import Any
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -167,6 +169,33 @@ def share_y(axes_of: Mapping[Any, Axes]) -> None:
       axes.set_ylim(min(bottoms), max(tops))
 
 
+class NamedPoints(Artist):
+  """What each point of a panel is, for who points at it on a page; draws nothing."""
+
+  def __init__(self, x: Iterable[float], y: Iterable[float], names: Iterable[str]):
+    super().__init__()
+    self.points = list(zip(x, y, names, strict=True))  # in the units of the axes
+    self.set_in_layout(False)
+
+  def draw(self, renderer: RendererBase) -> None:
+    del renderer  # images have no names
+
+
+def name_points(
+  axes: Axes, x: Iterable[float], y: Iterable[float], names: Iterable[str]
+) -> None:
+  """Says what the points at (x, y) are: `svg.py` shows it where one is pointed at."""
+  axes.add_artist(NamedPoints(x, y, names))
+
+
+def checkpoint_name(run: Run, step: int, **measured: float) -> str:
+  """A checkpoint with what is drawn of it, for `name_points`."""
+  numbers = ", ".join(
+    f"{what.replace('_', ' ')} {value:.3g}" for what, value in measured.items()
+  )
+  return f"{run.name}, step {step}: {numbers}"
+
+
 def name_of(series: str) -> str:
   return {"proxy_pm": "proxy PM"}.get(series, series.replace("_", "-"))
 
@@ -174,20 +203,28 @@ def name_of(series: str) -> str:
 def error_bars(
   axes: Axes,
   x: Sequence[float],
-  estimates: Sequence[Estimate],
+  estimates: Mapping[Any, Estimate],
   series: str,
   label: str,
   **style: Any,
 ) -> None:
-  """Estimates with their intervals, joined by a line; undefined ones are left out."""
+  """Estimates with their intervals, joined by a line; undefined ones are left out.
+
+  The keys of `estimates`, one for each x, name their points.
+  """
   points = [
-    (at, e) for at, e in zip(x, estimates, strict=True) if not math.isnan(e.value)
+    (at, key, e)
+    for at, (key, e) in zip(x, estimates.items(), strict=True)
+    if not math.isnan(e.value)
   ]
-  below = [0 if math.isnan(e.low) else e.value - e.low for _, e in points]
-  above = [0 if math.isnan(e.high) else e.high - e.value for _, e in points]
+  below = [0 if math.isnan(e.low) else e.value - e.low for *_, e in points]
+  above = [0 if math.isnan(e.high) else e.high - e.value for *_, e in points]
+  x, y = [at for at, *_ in points], [e.value for *_, e in points]
+  names = [f"{label}, {key}: {e}, over {e.over}" for _, key, e in points]
+  name_points(axes, x, y, names)
   axes.errorbar(
-    [at for at, _ in points],
-    [e.value for _, e in points],
+    x,
+    y,
     yerr=[below, above],
     color=COLOURS.get(series, "#666666"),
     marker=MARKERS.get(series, "X"),

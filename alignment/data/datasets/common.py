@@ -1,18 +1,20 @@
-"""What the four preference data sets share: features, checked fields, skipped rows."""
+"""What the four preference data sets share: features, checked fields, skipped rows.
+
+Their sources are read as any file is (records.py), and transcripts are split as in any
+file (transcripts.py).
+"""
 
 import abc
 import collections
-from collections.abc import Iterator, Mapping
-import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from etils import epath
 import tensorflow_datasets.public_api as tfds
 
+from alignment.data import records, transcripts
+from alignment.data.examples import BadPair
 from alignment.types import UserError
-
-HUMAN = "\n\nHuman:"
-ASSISTANT = "\n\nAssistant:"
 
 T = TypeVar("T")
 
@@ -68,28 +70,6 @@ class Row(NamedTuple):
     return options[value]
 
 
-def json_lines(path: epath.Path) -> Iterator[Any]:
-  """Yields the values of a JSON lines file; UserError names a line that is not JSON."""
-  # Bytes, because text may hold other line separators than "\n" (U+2028) unescaped.
-  with path.open("rb") as file:
-    for number, line in enumerate(file, start=1):
-      try:
-        yield json.loads(line)
-      except ValueError as error:
-        raise UserError(f"{path}, line {number}: not JSON ({error})") from None
-
-
-def split_transcript(transcript: str) -> tuple[str, str]:
-  """Splits "\\n\\nHuman: … \\n\\nAssistant: …" into the prompt and the last reply.
-
-  The prompt ends in "\\n\\nAssistant:". Raises Skip when the last turn is not a reply.
-  """
-  before, assistant, reply = transcript.rpartition(ASSISTANT)
-  if not assistant or HUMAN in reply:
-    raise Skip("last turn is not the assistant's")
-  return before + assistant, reply
-
-
 class PairsBuilder(
   tfds.core.GeneratorBasedBuilder,
   skip_registration=True,  # type: ignore[call-arg]
@@ -104,6 +84,8 @@ class PairsBuilder(
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES = {"1.0.0": "Initial release."}
   HOMEPAGE: str
+  COLUMNS: Collection[str]  # of its sources, if they are Parquet
+  local_dir: epath.Path | None = None  # files to read in place of downloads
 
   def _info(self) -> tfds.core.DatasetInfo:
     return self.dataset_info_from_configs(
@@ -118,14 +100,25 @@ class PairsBuilder(
   def _parse(self, row: Row, split: str) -> Example | None:
     """The row's example, None if it belongs to another split; may raise Skip."""
 
-  def _values(self, path: epath.Path) -> Iterator[Any]:
-    """Yields the rows of a source file."""
-    return json_lines(path)
+  def _local_files(self, *choices: Sequence[str]) -> list[epath.Path]:
+    """Of each choice of names the first that is in `local_dir`.
+
+    Raises:
+      UserError: none of a choice's names is there.
+    """
+    assert self.local_dir is not None
+    files = []
+    for names in choices:
+      there = [self.local_dir / n for n in names if (self.local_dir / n).exists()]
+      if not there:
+        raise UserError(f"{self.local_dir}: has no {' or '.join(names)}")
+      files.append(there[0])
+    return files
 
   def _rows(self, files: Mapping[str, epath.PathLike]) -> Iterator[Row]:
     for name, path in files.items():
-      for number, value in enumerate(self._values(epath.Path(path)), start=1):
-        yield Row(value, where=f"{path}, line {number}", id=f"{name}/{number}")
+      for record in records.read_file(epath.Path(path), self.COLUMNS.__contains__):
+        yield Row(record.fields, where=record.source, id=f"{name}/{record.number}")
 
   def _generate_examples(
     self, split: str, files: Mapping[str, epath.PathLike]
@@ -167,18 +160,22 @@ class AnthropicBuilder(
 ):
   """Subsets of Anthropic HH: https://huggingface.co/datasets/Anthropic/hh-rlhf.
 
-  A row is two whole transcripts. They are split at the last assistant turn of each;
-  where they differ earlier, the two replies answer different prompts, and the row is
-  skipped. (Others cut the rejected transcript at the length of the chosen one's
-  prompt, which leaves fragments of turns in its place.)
+  A row is two whole transcripts, which `transcripts.pair` splits for files as well.
   """
 
   HOMEPAGE = "https://huggingface.co/datasets/Anthropic/hh-rlhf"
+  COLUMNS = ("chosen", "rejected")
   SUBSETS: tuple[str, ...]
 
   def _split_generators(
     self, dl_manager: tfds.download.DownloadManager
   ) -> dict[str, Iterator[tuple[str, dict[str, str]]]]:
+    splits = ("train", "test")
+    if self.local_dir is not None:
+      return {
+        split: self._generate_examples(split, self._local_subsets(split))
+        for split in splits
+      }
     files = dl_manager.download_and_extract(
       {
         split: {
@@ -188,14 +185,19 @@ class AnthropicBuilder(
           )
           for subset in self.SUBSETS
         }
-        for split in ("train", "test")
+        for split in splits
       }
     )
     return {split: self._generate_examples(split, files[split]) for split in files}
 
+  def _local_subsets(self, split: str) -> dict[str, epath.Path]:
+    names = [f"{subset}/{split}.jsonl" for subset in self.SUBSETS]
+    choices = ([f"{name}.gz", name] for name in names)
+    return dict(zip(self.SUBSETS, self._local_files(*choices), strict=True))
+
   def _parse(self, row: Row, split: str) -> Example:
-    prompt, chosen = split_transcript(row.get("chosen"))
-    other_prompt, rejected = split_transcript(row.get("rejected"))
-    if prompt != other_prompt:
-      raise Skip("transcripts differ before the last reply")
-    return Example(row.id, prompt, chosen, rejected)
+    try:
+      texts = transcripts.pair(row.get("chosen"), row.get("rejected"))
+    except BadPair as bad:
+      raise Skip(str(bad)) from bad
+    return Example(row.id, *texts)

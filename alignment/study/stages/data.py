@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,7 +10,8 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from alignment.core import evaluation
-from alignment.data import pairs, readers, tokenizer
+from alignment.data import pairs, readers, records, tokenizer
+from alignment.data.examples import Reading
 from alignment.runtime import hosts
 from alignment.runtime.files import checksum, read_json, write_json
 from alignment.runtime.metrics import progress
@@ -36,11 +38,11 @@ class PairData(Artefact):
   chosen: Mapping[str, Any]
 
   def settings(self) -> dict[str, Any]:
-    """A file's content stands for its path."""
+    """What is in its files stands for their paths."""
     c = dict(self.chosen)
     path, _ = c.pop("path"), c.pop("data_dir")
     if c["format"] not in ("toy", "tfds"):  # of which no file is named
-      c["sha256"] = checksum(Path(path))
+      c["sha256"] = [checksum(file) for file in records.files(path)]
     return self.setting.sizes | {"data": c}
 
   def make(self, directory: Path, read: Read) -> None:
@@ -48,60 +50,47 @@ class PairData(Artefact):
     hosts.on_first(lambda: self._make(directory))
 
   def _make(self, directory: Path) -> None:
-    counts = dict[str, int]()
-    tokenizers = self._tokenize(counts)
-    report = {}
-    if counts:
-      dropped = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
-      report["reading"] = [f"dropped {dropped}"]
-      progress(f"data: dropped {dropped}")
-    for split, collected in tokenizers.items():
-      if split == "validation":
-        self._check_validation(tokenizers, len(collected))  # there may be none
-      dataset, statistics = collected.finish()
-      if split == "validation":
-        self._check_validation(tokenizers, len(np.unique(dataset.prompt_numbers())))
+    reading = Reading()
+    splits = self._tokenized(reading)
+    self._check_validation(splits)
+    report = {"reading": reading.lines()}
+    for line in report["reading"]:
+      progress(f"data: {line}")
+    for split, (dataset, statistics) in splits.items():
       (directory / split).mkdir(exist_ok=True)
       dataset.save(directory / split)
       report[split] = statistics.lines()
-      for line in statistics.lines():
+      for line in report[split]:
         progress(f"data ({split}): {line}")
     write_json(directory / "statistics.json", report)
 
-  def _tokenize(self, counts: dict[str, int]) -> dict[str, tokenizer.Tokenizer]:
-    """The pairs of both splits; `counts` receives what reading has dropped."""
+  def _tokenized(self, reading: Reading) -> dict[str, tokenizer.Tokenized]:
+    """The pairs of both splits; `reading` receives what was dropped and ignored."""
     c = ConfigDict(self.chosen)
     if c.format == "toy":
       assert self.setting.language is not None
       examples = self.setting.language.examples(c.num_pairs)
     else:
-      examples = readers.FORMATS[c.format](c, counts)
-    tokenizers = {
-      split: tokenizer.Tokenizer(
-        self.setting.vocabulary,
-        **self.setting.lengths,
-        truncate_prompt=c.truncate_prompt,
-        long_response=c.long_response,
-      )
-      for split in SPLITS
-    }
-    for number, example in enumerate(examples):
-      if c.format != "toy" and number == c.num_pairs > 0:
-        break
-      split = readers.split_of(example.prompt, c.validation_fraction)
-      tokenizers[split].add(example)
-    return tokenizers
+      examples = readers.FORMATS[c.format](c, reading)
+    collected = tokenizer.Tokenizer(
+      self.setting.vocabulary,
+      reading,
+      **self.setting.lengths,
+      truncate_prompt=c.truncate_prompt,
+      long_response=c.long_response,
+    )
+    for example in itertools.islice(examples, c.num_pairs or None):
+      collected.add(example)
+    return collected.split(c.validation_fraction)
 
-  def _check_validation(
-    self, tokenizers: Mapping[str, tokenizer.Tokenizer], prompts: int
-  ) -> None:
-    if prompts < MIN_VALIDATION_PROMPTS:
-      train, validation = (len(tokenizers[split]) for split in SPLITS)
+  def _check_validation(self, splits: Mapping[str, tokenizer.Tokenized]) -> None:
+    train, validation = (splits[split].statistics for split in SPLITS)
+    if validation.prompts < MIN_VALIDATION_PROMPTS:
       raise UserError(
-        f"data: {validation} validation pairs beside {train}, but preference models "
-        f"need {MIN_VALIDATION_PROMPTS} different prompts there, half to choose a step "
-        "and half to report: use more pairs, or raise data.validation_fraction (it is "
-        f"{self.chosen['validation_fraction']})"
+        f"data: {validation.pairs} validation pairs beside {train.pairs}, but "
+        f"preference models need {MIN_VALIDATION_PROMPTS} different prompts there, "
+        "half to choose a step and half to report: use more pairs, or raise "
+        f"data.validation_fraction (it is {self.chosen['validation_fraction']})"
       )
 
 

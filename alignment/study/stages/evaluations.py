@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignment.core import evaluation
-from alignment.core.rows import distinct_prompts, map_rows
+from alignment.core.rows import map_rows
 from alignment.data import pairs, stream
 from alignment.runtime import hosts
 from alignment.runtime.files import read_json, read_npz, write_atomically, write_npz
@@ -63,7 +63,7 @@ class Responses(Artefact):
 def prompt_rows(setting: Setting, dataset: pairs.PairDataset) -> np.ndarray:
   """Rows of the fixed prompts: different prompts of the train split."""
   count = setting.config.evaluation.prompts
-  return distinct_prompts(dataset, count, setting.seed("prompts"))
+  return pairs.distinct_prompts(dataset, count, setting.seed("prompts"))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,7 +140,7 @@ class Evaluation(Contested):
     setting, model = self.setting, self.policy.model()
     c, parameters = setting.config.evaluation, setting.parameters
     dataset = pairs.PairDataset.load(read(self.pairs))
-    classified = distinct_prompts(dataset, c.pairs, setting.seed("pairs"))
+    classified = pairs.distinct_prompts(dataset, c.pairs, setting.seed("pairs"))
     evaluator = evaluation.PolicyEvaluation(
       contest=self.contest(read),
       sampler=setting.sampler(self.policy.start),

@@ -2,17 +2,15 @@
 
 from collections.abc import Iterator
 import hashlib
-from typing import Any
 
-from etils import epath
 import tensorflow_datasets.public_api as tfds
 
+from alignment.data import transcripts
 from alignment.data.datasets import common
 from alignment.types import UserError
 
-_SPEAKERS = {"user": common.HUMAN, "assistant": common.ASSISTANT}
+_SPEAKERS = {"user": transcripts.HUMAN, "assistant": transcripts.ASSISTANT}
 _VOTES = {"model_a": "ab", "model_b": "ba", "tie": None, "tie (bothbad)": None}
-_COLUMNS = ("question_id", "winner", "conversation_a", "conversation_b")
 
 
 def _prompt_and_reply(row: common.Row, field: str) -> tuple[str, str]:
@@ -21,10 +19,10 @@ def _prompt_and_reply(row: common.Row, field: str) -> tuple[str, str]:
     (row.choose(_SPEAKERS, field, i, "role"), row.get(field, i, "content"))
     for i in range(len(row.get(field, kind=list)))
   ]
-  if not turns or turns[-1][0] != common.ASSISTANT:
+  if not turns or turns[-1][0] != transcripts.ASSISTANT:
     raise common.Skip("last turn is not the assistant's")
   prompt = "".join(f"{speaker} {content}" for speaker, content in turns[:-1])
-  return prompt + common.ASSISTANT, turns[-1][1]
+  return prompt + transcripts.ASSISTANT, turns[-1][1]
 
 
 def _split(row: common.Row) -> str:
@@ -38,10 +36,11 @@ class Builder(common.PairsBuilder):
   """Human votes between two anonymous chat models, side by side."""
 
   HOMEPAGE = "https://huggingface.co/datasets/lmsys/chatbot_arena_conversations"
+  COLUMNS = ("question_id", "winner", "conversation_a", "conversation_b")
   MANUAL_DOWNLOAD_INSTRUCTIONS = """\
   Accept the licence at https://huggingface.co/datasets/lmsys/chatbot_arena_conversations
   and put into the folder (--manual_dir) either a JSON lines export (*.jsonl, with the
-  original fields) or the original *.parquet files, which need pyarrow to read.
+  original fields) or the original *.parquet files.
   """
 
   def _split_generators(
@@ -59,25 +58,6 @@ class Builder(common.PairsBuilder):
       )
     files = {path.name: path for path in paths}
     return {split: self._generate_examples(split, files) for split in ("train", "test")}
-
-  def _values(self, path: epath.Path) -> Iterator[Any]:
-    if path.suffix != ".parquet":
-      yield from common.json_lines(path)
-      return
-    try:
-      import pyarrow as pa
-      import pyarrow.parquet as pq
-    except ImportError:
-      raise UserError(
-        f"{path}: reading parquet needs pyarrow (pip install pyarrow), or put a "
-        "JSON lines export (*.jsonl) beside it"
-      ) from None
-    try:
-      with path.open("rb") as file:
-        for batch in pq.ParquetFile(file).iter_batches(1024, columns=_COLUMNS):
-          yield from batch.to_pylist()
-    except pa.ArrowInvalid as error:
-      raise UserError(f"{path}: cannot be read as parquet ({error})") from None
 
   def _parse(self, row: common.Row, split: str) -> common.Example | None:
     if _split(row) != split:

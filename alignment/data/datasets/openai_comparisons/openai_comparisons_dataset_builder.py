@@ -15,14 +15,18 @@ _SPLITS = {"train": "train", "valid1": "validation", "valid2": "test"}
 class Builder(common.PairsBuilder):
   """Human comparisons of summaries of Reddit posts."""
 
+  COLUMNS = ("split", "info", "summaries", "choice")
   HOMEPAGE = "https://github.com/openai/summarize-from-feedback"
 
   def _split_generators(
     self, dl_manager: tfds.download.DownloadManager
   ) -> dict[str, Iterator[tuple[str, dict[str, str]]]]:
-    files = dl_manager.download(
-      {f"batch{n}": f"{_URL}/comparisons/batch{n}.json" for n in _BATCHES}
-    )
+    names = [f"batch{n}" for n in _BATCHES]
+    if self.local_dir is None:
+      files = dl_manager.download({n: f"{_URL}/comparisons/{n}.json" for n in names})
+    else:
+      choices = ([f"{n}.json", f"comparisons/{n}.json"] for n in names)
+      files = dict(zip(names, self._local_files(*choices), strict=True))
     return {split: self._generate_examples(split, files) for split in _SPLITS.values()}
 
   def _parse(self, row: common.Row, split: str) -> common.Example | None:
