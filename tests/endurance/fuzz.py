@@ -141,7 +141,7 @@ def lines(records: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[bytes
   return st.lists(records, min_size=1, max_size=3).map(encode)
 
 
-SIZES = sorted(huggingface._SIZES.values())
+SIZES = sorted(huggingface.t5.SIZES.values())
 
 
 def safetensors_files() -> st.SearchStrategy[dict[str, bytes]]:
