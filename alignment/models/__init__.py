@@ -1,4 +1,10 @@
 """Models as pure functions over one parameter pytree, and their Hugging Face files.
 
-May import: `alignment.runtime`, `alignment.types`. Start with `t5.py`.
+Start with `protocol.py`: all that the other rooms may ask of a model. `registry.py` has
+the names of sizes and families; nothing outside this room names one. `t5.py` is an
+encoder-decoder, `decoder.py` (with `decoder_config.py` and `decoder_layer.py`) every
+decoder-only family; `layers.py`, `rope.py` and `stacks.py` are what they are made of,
+`huggingface/` reads and writes checkpoints.
+
+May import: `alignment.runtime`, `alignment.types`.
 """

@@ -12,7 +12,6 @@ from typing import Any
 from flax import struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from alignment.models import decoder_layer, stacks
 from alignment.models import layers as lib
@@ -100,13 +99,7 @@ class Decoder:
     else:
       logits = lib.project(hidden, params["head"]["kernel"])
     logits = decoder_layer.cap(logits, cfg.logit_cap)
-    live_V = np.ones(cfg.vocab_rows, bool)
-    live_V[cfg.live_ids or cfg.vocab_rows :] = False
-    live_V[list(cfg.dead_ids)] = False
-    if live_V.all():
-      return logits
-    shape = (1,) * (logits.ndim - 1) + (-1,)
-    return jnp.where(live_V.reshape(shape), logits, lib.NEGATIVE)
+    return lib.silence(logits, cfg.live_ids, cfg.dead_ids)
 
   def init_cache(
     self, params: Params, context: Context, num_samples: int, max_length: int

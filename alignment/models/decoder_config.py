@@ -3,9 +3,8 @@
 import dataclasses
 from typing import Any
 
-from alignment.models import stacks
+from alignment.models.protocol import check_choices
 from alignment.models.rope import Rope
-from alignment.types import UserError
 
 _GEMMA = {
   "norm": "rms_plus_one",
@@ -27,12 +26,6 @@ FAMILIES: dict[str, dict[str, Any]] = {  # a config.json's model_type -> its own
     "out_bias": True,
     "mlp_bias": True,
   },
-}
-
-_CHOICES = {
-  "dtype": ("float32", "bfloat16"),
-  "remat": stacks.REMAT,
-  "attention": ("auto", "plain"),
 }
 
 
@@ -79,10 +72,7 @@ class DecoderConfig:
   attention: str = "auto"
 
   def __post_init__(self):
-    for key, choices in _CHOICES.items():
-      if getattr(self, key) not in choices:
-        given = getattr(self, key)
-        raise UserError(f"model.{key} is '{given}'; use {' or '.join(choices)}")
+    check_choices(self)
 
   @property
   def kinds(self) -> tuple[int, ...]:

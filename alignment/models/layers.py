@@ -86,6 +86,18 @@ def _project_onto_bwd(residuals, g):
 project_onto.defvjp(_project_onto_fwd, _project_onto_bwd)
 
 
+def silence(logits: Array, live_ids: int, dead_ids: tuple[int, ...]) -> Array:
+  """Logits [..., V] with `NEGATIVE` at `dead_ids`, and from `live_ids` on if not 0."""
+  V = logits.shape[-1]
+  if not dead_ids and live_ids in (0, V):
+    return logits
+  ids_V = jnp.arange(V)
+  live_V = ids_V < (live_ids or V)
+  for dead in dead_ids:
+    live_V &= ids_V != dead
+  return jnp.where(live_V.reshape((1,) * (logits.ndim - 1) + (-1,)), logits, NEGATIVE)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(subscripts: str, a: Array, b: Array) -> Array:
   """An einsum of two arrays of one dtype with a float32 result.

@@ -12,8 +12,15 @@ are `layers.NEGATIVE` in every use of the model.
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from alignment.models.stacks import REMAT
 from alignment.runtime.sharding import Rules
-from alignment.types import Array, Params
+from alignment.types import Array, Params, UserError
+
+CHOICES = {
+  "dtype": ("float32", "bfloat16"),
+  "remat": REMAT,
+  "attention": ("auto", "plain"),
+}
 
 
 class Costs(NamedTuple):
@@ -46,6 +53,17 @@ class Config(Protocol):
   @property
   def remat(self) -> str:
     """What the backward pass recomputes: see `stacks.REMAT`."""
+
+  @property
+  def attention(self) -> str:
+    """Whose kernel computes it: auto or plain."""
+
+
+def check_choices(cfg: Config) -> None:
+  """Raises UserError for a value of dtype, remat or attention that does not exist."""
+  for key, choices in CHOICES.items():
+    if (given := getattr(cfg, key)) not in choices:
+      raise UserError(f"model.{key} is '{given}'; use {' or '.join(choices)}")
 
 
 class Context(Protocol):

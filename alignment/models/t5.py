@@ -19,10 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from alignment.models import layers as lib
-from alignment.models.protocol import Costs
+from alignment.models.protocol import Costs, check_choices
 from alignment.models.sizes import T5 as SIZES
 from alignment.models.stacks import (
-  REMAT,
   rematerialised,
   stack_layers,
   unstack_layers,
@@ -31,9 +30,6 @@ from alignment.runtime import sharding
 from alignment.types import Array, Params, UserError
 
 PAD = 0  # also the decoder's start token
-
-
-_CHOICES = {"dtype": ("float32", "bfloat16"), "remat": REMAT}
 
 
 # How parameters lie on the mesh: runtime/sharding.py.
@@ -67,7 +63,7 @@ class T5Config:
   decoder_layers: int
   vocab_rows: int = 32128
   live_ids: int = 0  # ids in [1, live_ids) have probability; 0: all rows, pad included
-  dead_ids: tuple[int, ...] = ()  # of those, the ones that have none
+  dead_ids: tuple[int, ...] = ()  # further ids without probability
   gated: bool = True
   tied: bool = False
   scale_logits: bool = True  # by d_model^-0.5 where the head is tied
@@ -77,12 +73,10 @@ class T5Config:
   dtype: str = "float32"
   scan_layers: bool = False
   remat: str = "none"  # none, dots (keep products without a batch axis) or full
+  attention: str = "auto"  # plain: no kernel of flash attention has T5's biases
 
   def __post_init__(self):
-    for key, known in _CHOICES.items():
-      if getattr(self, key) not in known:
-        given = getattr(self, key)
-        raise UserError(f"model.{key} is '{given}'; use {' or '.join(known)}")
+    check_choices(self)
 
 
 def config(size: str, **overrides) -> T5Config:
@@ -420,13 +414,8 @@ class T5:
       logits = lib.project(x, params["embedding"].T)
     else:
       logits = lib.project(x, params["head"]["kernel"])
-    if not cfg.live_ids:
-      return logits
-    ids_V = jnp.arange(cfg.vocab_rows)
-    live_V = (ids_V != PAD) & (ids_V < cfg.live_ids)
-    for dead in set(cfg.dead_ids) - {PAD}:
-      live_V &= ids_V != dead
-    return jnp.where(live_V.reshape((1,) * (x.ndim - 1) + (-1,)), logits, lib.NEGATIVE)
+    pad = (PAD,) if cfg.live_ids else ()
+    return lib.silence(logits, cfg.live_ids, pad + cfg.dead_ids)
 
 
 def _mask_bias(mask_BxS: Array) -> Array:

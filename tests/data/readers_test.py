@@ -142,7 +142,10 @@ def test_transcript_without_a_turn_before_it(tmp_path):
     ({"prompt": [{"role": "user"}]}, "field 'prompt[0].content' is null"),
     ({"prompt": [user(["a"])]}, "field 'prompt[0].content[0]' is no text"),
     ({"prompt": [{"role": 1, "content": ""}]}, "field 'prompt[0].role' is a int"),
-    ({"prompt": [{"role": "tool", "content": ""}]}, "must end with a message of role 'user'"),
+    (
+      {"prompt": [{"role": "tool", "content": ""}]},
+      "must end with a message of role 'user'",
+    ),
     ({"prompt": [{"role": "bot", "content": ""}]}, "field 'prompt[0].role' is 'bot'"),
     ({"chosen": [user("a")]}, "field 'chosen' ends with role 'user'"),
     ({"chosen": [user("a"), assistant("b")]}, "field 'chosen' must hold one message"),
@@ -299,12 +302,17 @@ def test_a_call_of_a_tool_is_no_empty_reply(tmp_path):
   (pair,) = read(write(tmp_path, record), reading=reading)
   assert pair.chosen == (call, result, assistant("It is on."))
   assert pair.tools == ({"type": "function"},) and not reading.ignored
-  fails(write(tmp_path, record), "field 'tools' of a message has no place in a transcript")
+  fails(
+    write(tmp_path, record), "field 'tools' of a message has no place in a transcript"
+  )
   record["chosen"] = [call]
   assert read(write(tmp_path, record))[0].chosen == (call,)
   fails(write(tmp_path, record | {"tools": "{"}), "field 'tools' must be JSON")
   fails(write(tmp_path, record | {"tools": 3}), "field 'tools' must be a list of tools")
-  fails(write(tmp_path, {**PAIR, "tools": [{}]}), "'tools' stand beside a prompt that is no list")
+  fails(
+    write(tmp_path, {**PAIR, "tools": [{}]}),
+    "'tools' stand beside a prompt that is no list",
+  )
   sharegpt = {
     "conversations": [{"from": "human", "value": "a"}],
     "chosen": {"from": "function_call", "value": '{"name": "light"}'},

@@ -214,7 +214,7 @@ def _is_empty(kind: Any) -> bool:
   return False
 
 
-SIZES = sorted(huggingface._SIZES.values())
+SIZES = sorted(huggingface.t5.SIZES.values())
 
 
 def safetensors_files() -> st.SearchStrategy[dict[str, bytes]]:

@@ -1,6 +1,5 @@
 """Decoders against a live transformers: fresh configs and weights, both directions."""
 
-import json
 import os
 from pathlib import Path
 import random
@@ -19,6 +18,8 @@ from tests.models.decoder_files_test import (
   greedy,
   teacher_forced,
 )
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 REAL = "SMOLLM2_DIR"  # of SmolLM2-135M-Instruct, as a Hugging Face directory
 
@@ -104,12 +105,11 @@ def real() -> Path:
 
 def test_answers_of_real_weights(real):
   """20 greedy answers token by token, and logits (up to 30) within 1e-3."""
-  length = 24
+  length = 20
   tokenizer = transformers.AutoTokenizer.from_pretrained(real)
   theirs = transformers.AutoModelForCausalLM.from_pretrained(
     real, dtype=torch.float32, attn_implementation="eager"
   ).eval()
-  eos = json.loads((real / "generation_config.json").read_text())["eos_token_id"]
   prompts = [
     tokenizer.apply_chat_template(
       [{"role": "user", "content": question}],
@@ -119,22 +119,37 @@ def test_answers_of_real_weights(real):
     for question in QUESTIONS
   ]
   lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
-  prompts_BxS = np.full((len(prompts), lengths_B.max()), eos, np.int32)
-  for row, prompt in zip(prompts_BxS, prompts, strict=True):
-    row[: len(prompt)] = prompt
+  prompts_BxS, left_BxS = np.zeros((2, len(prompts), lengths_B.max()), np.int32)
+  for right, left, prompt in zip(prompts_BxS, left_BxS, prompts, strict=True):
+    right[: len(prompt)] = left[-len(prompt) :] = prompt
+  mask_BxS = np.arange(lengths_B.max()) >= lengths_B.max() - lengths_B[:, None]
+  with torch.no_grad():
+    generated = theirs.generate(
+      torch.tensor(left_BxS).long(),
+      attention_mask=torch.tensor(mask_BxS).long(),
+      do_sample=False,
+      max_new_tokens=length,
+      output_logits=True,
+      return_dict_in_generate=True,
+    )
+  wanted_BxT = generated.sequences[:, lengths_B.max() :].numpy()
+  wanted_BxTxV = torch.stack(generated.logits, dim=1).numpy()
+  said_BxT = (wanted_BxT == theirs.generation_config.eos_token_id).cumsum(axis=1)
+  said_BxT -= wanted_BxT == theirs.generation_config.eos_token_id
+  said_BxT = said_BxT == 0  # up to the ending id, and with it
+  assert said_BxT.mean() > 0.5
 
   cfg = huggingface.read_config(real, scan_layers=True)
-  model, params = registry.model(cfg), huggingface.read_params(real, cfg)
-  answers_BxT = np.array(greedy(model, params, prompts_BxS, lengths_B, length))
-  logits_BxTxV = np.asarray(
-    teacher_forced(model, params, prompts_BxS, lengths_B, answers_BxT[:, None])[:, 0]
+  assert cfg == registry.config(
+    "smollm2_135m", norm_epsilon=cfg.norm_epsilon, scan_layers=True
   )
-  with torch.no_grad():
-    for b, prompt in enumerate(prompts):
-      answer = theirs.generate(
-        torch.tensor([prompt]), do_sample=False, max_new_tokens=length
-      )[0, len(prompt) :].tolist()
-      assert answers_BxT[b, : len(answer)].tolist() == answer, QUESTIONS[b]
-      tokens = torch.tensor([prompt + answer])
-      wanted = theirs(input_ids=tokens).logits[0, len(prompt) - 1 : -1].numpy()
-      np.testing.assert_allclose(logits_BxTxV[b, : len(answer)], wanted, atol=1e-3)
+  model, params = registry.model(cfg), huggingface.read_params(real, cfg)
+  logits_BxTxV = teacher_forced(
+    model, params, prompts_BxS, lengths_B, wanted_BxT[:, None].astype(np.int32)
+  )
+  logits_BxTxV = np.asarray(logits_BxTxV)[:, 0]
+  np.testing.assert_allclose(
+    logits_BxTxV[said_BxT], wanted_BxTxV[said_BxT], atol=1e-3, rtol=0
+  )
+  answers_BxT = np.asarray(greedy(model, params, prompts_BxS, lengths_B, length))
+  np.testing.assert_array_equal(answers_BxT[said_BxT], wanted_BxT[said_BxT])

@@ -9,7 +9,7 @@ from alignment.models.huggingface.formats import Format, Parameters
 from alignment.models.huggingface.settings import MAX_LAYERS, MAX_SIZE, Settings
 from alignment.types import UserError
 
-_SIZES = {  # T5Config's name -> config.json's
+SIZES = {  # T5Config's name -> config.json's
   "d_model": "d_model",
   "d_ff": "d_ff",
   "d_kv": "d_kv",
@@ -70,7 +70,7 @@ def _parse(path: Path, entries: dict[str, Any]) -> t5.T5Config:
   settings = Settings(path, entries, defaults)
   sizes: dict[str, Any] = {
     field: settings.integer(key, MAX_LAYERS if key.endswith("layers") else MAX_SIZE)
-    for field, key in _SIZES.items()
+    for field, key in SIZES.items()
   }
   cfg = t5.T5Config(
     **sizes,
@@ -107,7 +107,7 @@ def _head(settings: Settings) -> tuple[bool, bool]:
 
 
 def _describe(cfg: t5.T5Config) -> dict[str, Any]:
-  return {key: getattr(cfg, field) for field, key in _SIZES.items()} | {
+  return {key: getattr(cfg, field) for field, key in SIZES.items()} | {
     "architectures": ["T5ForConditionalGeneration"],
     "decoder_start_token_id": t5.PAD,
     "dense_act_fn": "gelu_new" if cfg.gated else "relu",
@@ -150,7 +150,9 @@ def _name(path: tuple, gated: bool) -> str:
 
 
 def _dead(cfg: t5.T5Config) -> list[int]:
-  return [t5.PAD, *range(cfg.live_ids, cfg.vocab_rows)] if cfg.live_ids else []
+  if not cfg.live_ids:
+    return list(cfg.dead_ids)
+  return sorted({t5.PAD, *cfg.dead_ids, *range(cfg.live_ids, cfg.vocab_rows)})
 
 
 FORMAT = Format(
