@@ -14,9 +14,6 @@ import optax
 from alignment.runtime.sharding import path_name
 from alignment.types import Array, Params, UserError
 
-STACKS = ("encoder", "decoder", "layers")  # what a model's stacks of layers are called
-
-
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
   """What determines an update, the learning rate apart; hashable, for jit."""
@@ -61,8 +58,8 @@ class Optimizer:
       )
     else:
       raise UserError(f"optimizer.name '{self.name}' is unknown: adafactor or adamw")
-    # Each stack apart: they need not have the same number of layers.
-    rules = {stack: per_layer(rule) for stack in STACKS} | {"whole": rule}
+    # Encoder and decoder apart: they need not have the same number of layers.
+    rules = {"encoder": per_layer(rule), "decoder": per_layer(rule), "whole": rule}
     rule = optax.partition(rules, _stacked_or_whole)
     if self.clip_norm:
       rule = optax.chain(optax.clip_by_global_norm(self.clip_norm), rule)
@@ -95,7 +92,7 @@ def _stacked_or_whole(params: Params) -> Params:
     if "layers" in names:
       at = names.index("layers")
       if not names[at + 1].isdigit():  # not a list of layers
-        return names[max(at - 1, 0)]
+        return names[at - 1] if at else "decoder"  # a model's only stack
     return "whole"
 
   return jax.tree_util.tree_map_with_path(label, params)
