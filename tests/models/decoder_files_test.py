@@ -251,6 +251,18 @@ def test_config_of_earlier_transformers(copy, name, changes):
       "RoPE type 'yarn' is not implemented; only default, linear, llama3 are",
     ),
     ("qwen2", {"rope_scaling": {"type": "dynamic"}}, "RoPE type 'dynamic' is not"),
+    ("qwen3", {"rope_parameters": [1]}, "rope_parameters is [1], expected an object"),
+    (
+      "gemma3",
+      {"rope_parameters": {"rope_theta": 10.0}},
+      "rope_parameters is {'rope_theta': 10.0}, expected full_attention and ",
+    ),
+    (
+      "qwen2_window",
+      {"layer_types": "absent", "max_window_layers": "1"},
+      "max_window_",
+    ),
+    ("llama", {"rms_norm_eps": 10**400}, "rms_norm_eps is 1000"),
     ("llama", {"hidden_act": "relu"}, "hidden_act is 'relu', only 'silu' or "),
     ("llama", {"num_key_value_heads": 3}, "num_key_value_heads is 3, expected a div"),
     ("llama", {"head_dim": 5}, "head_dim is 5, expected an even number of channels"),
