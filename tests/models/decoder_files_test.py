@@ -272,6 +272,7 @@ def test_config_of_earlier_transformers(copy, name, changes):
     ("llama", {"head_dim": 5}, "head_dim is 5, expected an even number of channels"),
     ("qwen3", {"vocab_size": "40"}, "vocab_size is '40', expected an integer from 1"),
     ("gemma2", {"layer_types": ["full_attention"]}, "layer_types is ['full_attention"),
+    ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0, onl"),
     ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is"),
     (
       "gemma3",

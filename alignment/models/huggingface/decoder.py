@@ -63,6 +63,8 @@ def _parse(path: Path, entries: dict[str, Any]) -> DecoderConfig:
   flags, settings = FAMILIES[model_type], Settings(path, entries, _DEFAULTS[model_type])
   is_gemma = flags.get("post_norms", False)
   settings.only("use_bidirectional_attention", False)
+  if model_type == "gemma3_text":
+    settings.only("attn_logit_softcapping")  # transformers would not read it
   activation = "hidden_activation" if is_gemma else "hidden_act"
   settings.only(activation, *ACTIVATIONS)
   biased = settings.flag("attention_bias")
@@ -171,6 +173,8 @@ def _describe(cfg: DecoderConfig) -> dict[str, Any]:
     described |= {"use_sliding_window": any(cfg.local), "max_window_layers": first}
   if is_gemma:
     described |= {
+      # transformers asks for one also where no layer has it
+      "sliding_window": cfg.window or cfg.max_positions,
       "query_pre_attn_scalar": _as_integer(cfg.query_scalar or cfg.head_dim),
       "attn_logit_softcapping": cfg.score_cap or None,
       "final_logit_softcapping": cfg.logit_cap or None,
