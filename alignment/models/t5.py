@@ -411,7 +411,7 @@ class T5:
     cfg = self.cfg
     if cfg.tied:
       x = x * cfg.d_model**-0.5 if cfg.scale_logits else x
-      logits = lib.project(x, params["embedding"].T)
+      logits = lib.project_onto(x, params["embedding"])
     else:
       logits = lib.project(x, params["head"]["kernel"])
     pad = (PAD,) if cfg.live_ids else ()

@@ -219,17 +219,23 @@ def test_scan_and_remat_are_the_unrolled_model(remat):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_bfloat16_step_of_every_family(family):
   """XLA:CPU refuses some products of bfloat16, and only when they run."""
-  cfg = small(family, scan_layers=family != "llama", d_model=32, head_dim=16)
+  cfg = small(family, num_layers=1, dtype="bfloat16")
   params = random_params(cfg)
-  model = decoder.Decoder(dataclasses.replace(cfg, dtype="bfloat16"))
-  (loss, logits), gradients = jax.device_get(quick_gradients(model, params))
-  exact_logits = forward(decoder.Decoder(cfg), params, *INPUTS)
-  assert logits.dtype == np.float32 and np.isfinite(loss)
-  error = np.abs(logits - exact_logits)
-  assert 0 < error.max() < 0.2 * np.std(exact_logits)
-  for leaf in jax.tree.leaves(gradients):
+  outputs = jax.device_get(quick_gradients(decoder.Decoder(cfg), params))
+  for leaf in jax.tree.leaves(outputs):
     assert leaf.dtype == np.float32
     assert np.isfinite(leaf).all()
+
+
+def test_bfloat16_is_close_to_float32():
+  (_, exact_logits), exact = reference_gradients()
+  model = decoder.Decoder(dataclasses.replace(SCAN, dtype="bfloat16"))
+  (_, logits), rounded = jax.device_get(quick_gradients(model, random_params(SCAN)))
+  error = np.abs(logits - exact_logits)
+  assert 0 < error.mean() < 0.05 and error.max() < 0.3  # logits have std 1
+  rounded = decoder.with_layers_as_list(rounded, SCAN)
+  for a, b in zip(jax.tree.leaves(rounded), jax.tree.leaves(exact), strict=True):
+    assert np.linalg.norm(a - b) < 0.15 * np.linalg.norm(b)
 
 
 def test_decoding_in_bfloat16():

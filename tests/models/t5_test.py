@@ -249,6 +249,15 @@ def test_bfloat16_is_close_to_float32():
     assert np.linalg.norm(a - b) < 0.1 * np.linalg.norm(b)
 
 
+def test_a_tied_head_trains_in_bfloat16():
+  """XLA:CPU refuses some products of bfloat16, and only when they run."""
+  cfg = dataclasses.replace(CFG, tied=True, dtype="bfloat16")
+  params = {key: value for key, value in random_params().items() if key != "head"}
+  (loss, _), gradients = jax.device_get(loss_and_gradients(t5.T5(cfg), params))
+  for leaf in jax.tree.leaves((loss, gradients)):
+    assert np.isfinite(leaf).all()
+
+
 @pytest.mark.parametrize(
   "dtype, precision", [("float32", "HIGHEST"), ("bfloat16", "DEFAULT")]
 )

@@ -92,7 +92,8 @@ def random_config(model_type: str) -> dict:
     config["mlp_bias"] = pick((True, False))
   if model_type.startswith("gemma"):
     config["query_pre_attn_scalar"] = random.randint(3, 20)
-    config["attn_logit_softcapping"] = pick((None, 2.0))
+    if model_type == "gemma2":  # transformers' Gemma 3 does not read it
+      config["attn_logit_softcapping"] = pick((None, 2.0))
     config["final_logit_softcapping"] = pick((None, 2.0))
   if model_type not in ("llama", "gpt_neox"):
     kinds = ("sliding_attention", "full_attention")
@@ -104,6 +105,7 @@ def random_config(model_type: str) -> dict:
     share = {"partial_rotary_factor": pick((0.25, 0.5, 1.0))}
     config["rope_parameters"] = LINEAR | share
     config["use_parallel_residual"] = pick((True, False))
+    config["hidden_size"] = pick((32, 64))  # an even number of channels turn
   return config
 
 

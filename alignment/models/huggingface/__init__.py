@@ -95,12 +95,13 @@ def read_params(directory: str | os.PathLike, cfg: Any) -> Params:
         f"{key} {value} in {directory / CONFIG}, {ours.get(key)} in the config: it is "
         "a checkpoint of another model"
       )
-  leaves = {
-    path: np.empty(shape, np.float32) for path, shape in tensors.parameters(cfg)
-  }
   with contextlib.ExitStack() as stack:
     files = tensors.open_all(directory, stack)
-    for name, tensor in _find(directory, files, cfg):
+    chosen = _find(directory, files, cfg)  # before memory is asked for
+    leaves = {
+      path: np.empty(shape, np.float32) for path, shape in tensors.parameters(cfg)
+    }
+    for name, tensor in chosen:
       parts = tensor.split(files[name].handle.get_tensor(name))
       for path, part in zip(tensor.paths, parts, strict=True):
         if path in leaves:

@@ -7,7 +7,7 @@ from alignment.models.decoder_config import FAMILIES, DecoderConfig
 from alignment.models.huggingface import tensors
 from alignment.models.huggingface.formats import Format, Parameters
 from alignment.models.huggingface.rope import parse_ropes, rope_entries
-from alignment.models.huggingface.settings import MAX_LAYERS, Settings
+from alignment.models.huggingface.settings import MAX_LAYERS, MAX_SIZE, Settings
 
 MODEL_TYPES = tuple(name for name in FAMILIES if name != "gpt_neox")
 
@@ -63,6 +63,8 @@ def _parse(path: Path, entries: dict[str, Any]) -> DecoderConfig:
   flags, settings = FAMILIES[model_type], Settings(path, entries, _DEFAULTS[model_type])
   is_gemma = flags.get("post_norms", False)
   settings.only("use_bidirectional_attention", False)
+  if model_type == "gemma3_text":
+    settings.only("attn_logit_softcapping")  # transformers would not read it
   activation = "hidden_activation" if is_gemma else "hidden_act"
   settings.only(activation, *ACTIVATIONS)
   biased = settings.flag("attention_bias")
@@ -102,7 +104,7 @@ def shape(settings: Settings) -> dict[str, Any]:
     raise settings.complaint("num_key_value_heads", f"expected a divisor of {heads}")
   width = settings.integer("hidden_size")
   head_dim = settings.get("head_dim", width // heads)
-  if type(head_dim) is not int or head_dim < 2 or head_dim % 2:
+  if type(head_dim) is not int or not 2 <= head_dim <= MAX_SIZE or head_dim % 2:
     raise settings.complaint("head_dim", "expected an even number of channels")
   return {
     "d_model": width,
@@ -131,7 +133,10 @@ def _local_layers(settings: Settings) -> tuple[bool, ...]:
     period = settings.integer("sliding_window_pattern")
     local = [(i + 1) % period != 0 for i in range(count)]
   elif kinds is None:
-    local = [i >= settings.get("max_window_layers") for i in range(count)]
+    first = settings.get("max_window_layers")
+    if type(first) is not int:
+      raise settings.complaint("max_window_layers", "expected an integer")
+    local = [i >= first for i in range(count)]
   elif not isinstance(kinds, list) or len(kinds) != count:
     raise settings.complaint("layer_types", f"expected a list of {count}")
   elif unknown := set(map(str, kinds)) - {_LOCAL, _GLOBAL}:
@@ -168,6 +173,8 @@ def _describe(cfg: DecoderConfig) -> dict[str, Any]:
     described |= {"use_sliding_window": any(cfg.local), "max_window_layers": first}
   if is_gemma:
     described |= {
+      # transformers asks for one also where no layer has it
+      "sliding_window": cfg.window or cfg.max_positions,
       "query_pre_attn_scalar": _as_integer(cfg.query_scalar or cfg.head_dim),
       "attn_logit_softcapping": cfg.score_cap or None,
       "final_logit_softcapping": cfg.logit_cap or None,

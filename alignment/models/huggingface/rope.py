@@ -30,10 +30,16 @@ def parse_ropes(settings: Settings) -> tuple[Rope, Rope | None]:
   is_gemma3 = settings.get("model_type") == "gemma3_text"
   theta = settings.get("rope_theta", 1e6 if is_gemma3 else 1e4)
   given = settings.get("rope_parameters") or {}
-  nested = isinstance(given, dict) and {_LOCAL, _GLOBAL} & set(given)
+  if not isinstance(given, dict):
+    raise settings.complaint("rope_parameters", "expected an object")
+  nested = bool({_LOCAL, _GLOBAL} & set(given))
   if not is_gemma3:
     scaling = settings.get("rope_scaling") or (given.get(_GLOBAL) if nested else given)
     return parse_rope(settings, scaling, theta), None
+  if given and not nested:
+    raise settings.complaint(
+      "rope_parameters", f"expected {_GLOBAL} and {_LOCAL} in it"
+    )
   whole, local = (given.get(kind) if nested else None for kind in (_GLOBAL, _LOCAL))
   base = settings.get("rope_local_base_freq", 1e4)
   return (

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +59,11 @@ class Settings:
       raise self.complaint(key, f"expected an integer from 1 to {limit}")
     return value
 
-  def number(self, key: str, limit: float = math.inf) -> float:
+  def number(self, key: str, limit: float = 1e30) -> float:
     """A value between 0 and a limit, both excluded."""
     value = self.get(key)
     if type(value) not in (int, float) or not 0 < value < limit:
-      span = f"in (0, {limit})" if limit < math.inf else "above 0"
-      raise self.complaint(key, f"expected a number {span}")
+      raise self.complaint(key, f"expected a number in (0, {limit})")
     return float(value)
 
   def flag(self, key: str) -> bool:
