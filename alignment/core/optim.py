@@ -14,6 +14,7 @@ import optax
 from alignment.runtime.sharding import path_name
 from alignment.types import Array, Params, UserError
 
+
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
   """What determines an update, the learning rate apart; hashable, for jit."""
