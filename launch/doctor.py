@@ -43,13 +43,13 @@ class Finding:
 
 def versions() -> dict[str, str]:
   """Of everything whose difference between hosts would make programs differ."""
-  found = {"python": platform.python_version(), "code": Path.cwd().name}
+  versions = {"python": platform.python_version(), "code": Path.cwd().name}
   for package in PACKAGES:
     try:
-      found[package] = importlib.metadata.version(package)
+      versions[package] = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-      found[package] = "none"
-  return found
+      versions[package] = "none"
+  return versions
 
 
 def check_libtpu_lock(
@@ -110,18 +110,20 @@ def check_disk(directory: Path = Path("/tmp")) -> Finding:
 
 def within(seconds: float, check: Callable[[], Finding], what: str) -> Finding:
   """A check's finding, or that it gave none in time: a dead mount blocks for ever."""
-  found: list[Finding] = []
-  thread = threading.Thread(target=lambda: found.append(check()), daemon=True)
+  findings: list[Finding] = []
+  thread = threading.Thread(target=lambda: findings.append(check()), daemon=True)
   thread.start()
   thread.join(seconds)
-  return found[0] if found else Finding(False, f"{what}: no answer in {seconds:g} s")
+  return (
+    findings[0] if findings else Finding(False, f"{what}: no answer in {seconds:g} s")
+  )
 
 
 # --- all hosts together ---------------------------------------------------------------
 
 
 def roll_call(
-  host: int, hosts: list[str], port: int, timeout: float, mine: dict[str, str]
+  host: int, hosts: list[str], port: int, timeout: float, own_versions: dict[str, str]
 ) -> list[Finding]:
   """The first host collects everyone's versions; all learn who was there.
 
@@ -130,16 +132,16 @@ def roll_call(
     hosts: addresses of all that are expected, the coordinator first.
     port: the coordinator's.
     timeout: seconds until those who have not called are missing.
-    mine: this host's versions.
+    own_versions: this host's versions.
   """
   deadline = time.monotonic() + timeout
   if len(hosts) == 1:
     return [Finding(True, "this is the only host")]
   try:
     if host == 0:
-      seen = _listen(len(hosts), port, deadline, mine)
+      seen = _listen(len(hosts), port, deadline, own_versions)
     else:
-      seen = _call(host, hosts[0], port, deadline, mine)
+      seen = _call(host, hosts[0], port, deadline, own_versions)
   except _Trouble as trouble:
     return [Finding(False, str(trouble))]
   return compare(seen, hosts)
@@ -171,9 +173,9 @@ class _Trouble(Exception):
 
 
 def _listen(
-  expected: int, port: int, deadline: float, mine: dict[str, str]
+  expected: int, port: int, deadline: float, own_versions: dict[str, str]
 ) -> dict[int, dict[str, str]]:
-  seen, calls = {0: mine}, []
+  seen, calls = {0: own_versions}, []
   with socket.socket() as server:
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -205,13 +207,15 @@ def _listen(
 
 
 def _call(
-  host: int, coordinator: str, port: int, deadline: float, mine: dict[str, str]
+  host: int, coordinator: str, port: int, deadline: float, own_versions: dict[str, str]
 ) -> dict[int, dict[str, str]]:
   where, why = f"{coordinator}:{port}", "no answer"
   while (left := deadline - time.monotonic()) > 0:
     try:
       with socket.create_connection((coordinator, port), timeout=min(left, 10)) as call:
-        call.sendall(json.dumps({"host": host, "versions": mine}).encode() + b"\n")
+        call.sendall(
+          json.dumps({"host": host, "versions": own_versions}).encode() + b"\n"
+        )
         call.settimeout(max(deadline - time.monotonic(), 0) + 10)
         answer = call.makefile().readline(MAX_MESSAGE)
       return {int(i): dict(v) for i, v in json.loads(answer).items()}

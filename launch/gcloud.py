@@ -68,13 +68,13 @@ class Job:
         f"--name '{self.name}': lower-case letters, digits and hyphens, a letter first"
       )
     if self.generation not in RUNTIMES or not re.fullmatch(r"\w+-\d+", self.tpu):
-      known = ", ".join(f"{g}-N" for g in RUNTIMES)
-      raise UserError(f"--tpu '{self.tpu}' is unknown; there are {known} and v5e-N")
+      names = ", ".join(f"{g}-N" for g in RUNTIMES)
+      raise UserError(f"--tpu '{self.tpu}' is unknown; there are {names} and v5e-N")
     if not re.fullmatch(r"gs://[a-z0-9][-a-z0-9_.]+/.*[^/]", self.workdir):
       raise UserError(f"--workdir '{self.workdir}' is not gs://BUCKET/DIRECTORY")
     if self.capacity not in CAPACITIES:
-      known = ", ".join(CAPACITIES)
-      raise UserError(f"--capacity '{self.capacity}' is unknown; there are {known}")
+      names = ", ".join(CAPACITIES)
+      raise UserError(f"--capacity '{self.capacity}' is unknown; there are {names}")
     if self.slices < 1:
       raise UserError(f"--slices must be 1 or more, not {self.slices}")
     for argument in self.arguments:
@@ -222,13 +222,13 @@ class Cloud:
   def describe(self, job: Job) -> Resource | None:
     """None if there is no such resource."""
     try:
-      found = json.loads(self.run(describe(job)))
+      resource = json.loads(self.run(describe(job)))
     except GcloudError as error:
       if "NOT_FOUND" in str(error):
         return None
       raise
-    state = found.get("state", {})
-    specs = found.get("tpu", {}).get("nodeSpec", [{}])
+    state = resource.get("state", {})
+    specs = resource.get("tpu", {}).get("nodeSpec", [{}])
     metadata = specs[0].get("node", {}).get("metadata", {})
     failure = state.get("failedData", {}).get("error", {})
     return Resource(

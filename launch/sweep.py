@@ -229,8 +229,10 @@ def jobs_of(
   try:
     slices = sweep.slices[options.tpu]
   except KeyError:
-    known = ", ".join(sweep.slices)
-    raise UserError(f"--tpu '{options.tpu}' is not in the sweep: {known}") from None
+    generations = ", ".join(sweep.slices)
+    raise UserError(
+      f"--tpu '{options.tpu}' is not in the sweep: {generations}"
+    ) from None
 
   def job(member: Member) -> Job:
     if member.size not in slices:

@@ -156,28 +156,30 @@ def _run(options: argparse.Namespace, job: Job, cloud: Cloud) -> int:
     else:
       cloud.delete(job)
     return 0
-  found = cloud.describe(job)
+  slice_ = cloud.describe(job)
   if command == "create":
-    if found is not None:
-      raise UserError(f"{job.name} is there already ({found.state}): watch it")
+    if slice_ is not None:
+      raise UserError(f"{job.name} is there already ({slice_.state}): watch it")
     cloud.create(job)
     print(f"{job.name}: requested; `watch` with the same options sees it through")
     return 0
   if command in ("run", "watch"):
-    if command == "watch" and found is None:
+    if command == "watch" and slice_ is None:
       raise UserError(f"no {job.name} in {job.zone} to watch: `run` creates it")
     watcher = watch.Watcher(job, cloud, options.keep)
     verdict = watch.watch([watcher], options.poll)[job.name]
     if not verdict.ok:
       raise UserError(f"{job.name}: {verdict.words}")
     return 0
-  if found is None:
+  if slice_ is None:
     raise UserError(f"no {job.name} in {job.zone}; `run` creates it")
-  if command == "log" and (found.state != "ACTIVE" or _ended(cloud, job, found.launch)):
-    print(cloud.log(job, found.launch))
+  if command == "log" and (
+    slice_.state != "ACTIVE" or _ended(cloud, job, slice_.launch)
+  ):
+    print(cloud.log(job, slice_.launch))
     return 0
-  if found.state != "ACTIVE":
-    raise UserError(f"{job.name} is {found.state}: there is no host to ask yet")
+  if slice_.state != "ACTIVE":
+    raise UserError(f"{job.name} is {slice_.state}: there is no host to ask yet")
   commands = [_follow(job)] if command == "log" else _doctor(job)
   return max(gcloud.interact(each) for each in commands)
 

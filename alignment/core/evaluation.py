@@ -211,15 +211,15 @@ class PolicyEvaluation:
     """-> (the checkpoint's record, per-prompt outcomes by judge and its responses)."""
     contest = self.contest
     samples = self.sample(params, SAMPLES)
-    mine, second = (
+    first, second = (
       (samples.tokens_BxNxT[:, i], samples.lengths_BxN[:, i]) for i in (0, 1)
     )
-    record, outcomes = contest.record(mine, samples.ended_BxN[:, 0])
-    between_P = contest.compare(mine, second)
+    record, outcomes = contest.record(first, samples.ended_BxN[:, 0])
+    between_P = contest.compare(first, second)
     record |= self._divergence(params, samples, between_P)
     record |= self._classification(params)
     if contest.utility:
-      gap_P = contest.utility(*mine) - contest.utility(*second)
+      gap_P = contest.utility(*first) - contest.utility(*second)
       record["judge_accuracy_on_policy"] = agreement(between_P, gap_P)
     return {name: float(value) for name, value in record.items()}, outcomes
 

@@ -175,11 +175,11 @@ def _prepare(artefact: Artefact, workdir: Path) -> list[str] | None:
   directory = artefact.directory(workdir)
   directory.mkdir(parents=True, exist_ok=True)
   sweep(directory)
-  described = {
+  content = {
     "kind": artefact.kind,
     "version": VERSION,
     "config": artefact.settings(),
     "inputs": inputs,
   }
-  write_json(directory / "config.json", described)
+  write_json(directory / "config.json", content)
   return [directory.name, *inputs.values()]

@@ -21,6 +21,7 @@ from alignment.study.artefacts import Artefact, closure
 from alignment.study.programs import Program, distinct
 from alignment.study.recipes import PolicyRecipe, PreferenceRecipe, Start
 from alignment.study.setting import Setting
+from alignment.study.stages.classification import StreamClassification
 from alignment.study.stages.data import (
   PairData,
   RelabelledPairs,
@@ -32,8 +33,7 @@ from alignment.study.stages.evaluations import (
   Contested,
   Evaluation,
   Responses,
-  StreamClassification,
-  describe,
+  labels_of,
 )
 from alignment.study.stages.models import (
   ImportedModel,
@@ -276,7 +276,7 @@ class Study:
     return {
       "name": f"evaluation_{run}",
       "setting": self.setting,
-      "described": describe(run, series, recipe),
+      "labels": labels_of(run, series, recipe),
       "reference": self.start(recipe),
       "pairs": self.scored(self.golden_data(), recipe),
       "golden_pm": self.golden_pm(),

@@ -57,9 +57,9 @@ def optimizer(**overrides) -> dict:
 def role(**overrides) -> dict:
   """What every trained model has: where it starts and how it trains."""
   return {
-    "size": "t5_1_1_large",
+    "size": "t5_1_1_large",  # a name in alignment/models/sizes.py
     # "scratch", "sft" (the study's own SFT checkpoint of this size), or a directory
-    # with a Hugging Face T5 checkpoint, in which {size} stands for the role's size.
+    # with a Hugging Face checkpoint, in which {size} stands for the role's size.
     "init": "sft",
     "optimizer": optimizer(),
     "learning_rate": 1e-5,
@@ -115,17 +115,9 @@ def policy(**overrides) -> dict:
   )
 
 
-def get_config() -> ConfigDict:
-  c = ConfigDict()
-  c.task = "base"
-  # A world is its data (if generated), initialisations, SFT, judges and golden policy;
-  # worlds are independent of each other (but for real data, which they share), the runs
-  # within one are not.
-  c.worlds = 1
-  c.first_world = 0
-  c.workers = 1  # processes on this machine, each with its share of the cores
-
-  c.data = {
+def data() -> dict:
+  """Preference pairs, and how they are read and tokenised."""
+  return {
     "format": "files",  # files, tfds, toy
     # files: a file, a directory, or a pattern with * and ?. JSON lines, a JSON array or
     # Parquet, in any layout of docs/your_data.md, which the content tells.
@@ -143,7 +135,46 @@ def get_config() -> ConfigDict:
     # different prompts, scores that are tied or contradict the labels, ...
     "on_bad_pair": "error",
   }
-  c.vocab = {"kind": "sentencepiece", "path": "", "words": ()}  # or bytes, words
+
+
+def evaluation() -> dict:
+  """What checkpoints are asked, and on how many prompts and pairs."""
+  return {
+    "prompts": 2048,
+    "kl_prompts": 256,
+    "pairs": 256,  # of D_golden, for the policy as a classifier
+    "batch_size": 64,
+    "require_good_judge": True,  # stop if the golden preference model is unusable
+    "stream_steps": 10,  # figure 6: steps of the online stream, and pairs near each
+    "stream_pairs": 64,
+    "best_of": (),  # n of best-of-n from SFT, judged by the proxy: () is none
+  }
+
+
+def _lock(c: ConfigDict) -> None:
+  # What has no default here is a mistake, in whatever file. These hold other keys: what
+  # they may be is known where they are used.
+  c.lock()
+  for free in (c.runs, c.datasets, c.data.language, c.data.columns, c.sft.by_size):
+    free.unlock()
+  for role_ in (c.policy, c.golden_policy):
+    role_.loss_options.unlock()
+    role_.stream.unlock()
+
+
+def get_config() -> ConfigDict:
+  c = ConfigDict()
+  c.task = "base"
+  # A world is its data (if generated), initialisations, SFT, judges and golden policy;
+  # worlds are independent of each other (but for real data, which they share), the runs
+  # within one are not.
+  c.worlds = 1
+  c.first_world = 0
+  c.workers = 1  # processes on this machine, each with its share of the cores
+
+  c.data = data()
+  # kind: sentencepiece, bytes, words, or huggingface: a directory with tokenizer.json.
+  c.vocab = {"kind": "sentencepiece", "path": "", "words": ()}
   # The paper's context 1024 and target 128 are read as tokens, for policies too. A
   # preference model reads two responses and marks besides; how its 1024 were shared out
   # is not reported, so no prompt is cut any further here.
@@ -190,16 +221,7 @@ def get_config() -> ConfigDict:
       "steps": (4000, 20_000),
     },
   }
-  c.evaluation = {
-    "prompts": 2048,
-    "kl_prompts": 256,
-    "pairs": 256,  # of D_golden, for the policy as a classifier
-    "batch_size": 64,
-    "require_good_judge": True,  # stop if the golden preference model is unusable
-    "stream_steps": 10,  # figure 6: steps of the online stream, and pairs near each
-    "stream_pairs": 64,
-    "best_of": (),  # n of best-of-n from SFT, judged by the proxy: () is none
-  }
+  c.evaluation = evaluation()
   c.figures = ("figure_01",)  # names in alignment/analysis/figures
   # --stages=sample, --stages=export: a model by its stage's name; step 0 is its last.
   c.sample = {"model": "", "step": 0, "prompts": (), "responses": 2, "temperature": 1.0}
@@ -207,14 +229,7 @@ def get_config() -> ConfigDict:
   c.notes = ()  # sentences for the report: what a reader must know about this study
   c.log_every = 50
   c.save_every = 1000
-  # What has no default here is a mistake, in whatever file. These hold other keys: what
-  # they may be is known where they are used.
-  c.lock()
-  for free in (c.runs, c.datasets, c.data.language, c.data.columns, c.sft.by_size):
-    free.unlock()
-  for role_ in (c.policy, c.golden_policy):
-    role_.loss_options.unlock()
-    role_.stream.unlock()
+  _lock(c)
   return c
 
 

@@ -54,17 +54,17 @@ def collectives(text: str) -> dict[str, Traffic]:
 
   def total(name: str) -> dict[str, Traffic]:
     if name not in totals:
-      found: dict[str, Traffic] = defaultdict(Traffic)
+      traffic_of: dict[str, Traffic] = defaultdict(Traffic)
       for kind, size in _own(bodies[name]):
         # TPU compilers write a reduce-scatter as a fusion of that name, of an
         # all-reduce and a slice.
         if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
           kind = "reduce-scatter"
-        found[kind] = found[kind].plus(Traffic(1, size), 1)
+        traffic_of[kind] = traffic_of[kind].plus(Traffic(1, size), 1)
       for called, times in _calls(bodies[name], bodies):
         for kind, traffic in total(called).items():
-          found[kind] = found[kind].plus(traffic, times)
-      totals[name] = dict(found)
+          traffic_of[kind] = traffic_of[kind].plus(traffic, times)
+      totals[name] = dict(traffic_of)
     return totals[name]
 
   return {kind: total(entry)[kind] for kind in KINDS if kind in total(entry)}

@@ -117,10 +117,10 @@ class Topology:
       options["chips_per_host_bounds"] = [1, 1, 1]
     name = f"{generation.platform}:{self.shape}"
     try:
-      found = topologies.get_topology_desc(name, "tpu", **options)
+      description = topologies.get_topology_desc(name, "tpu", **options)
     except jax.errors.JaxRuntimeError as error:
       raise UserError(f"topology {self}: {str(error).splitlines()[0]}") from None
-    return tuple(found.devices)
+    return tuple(description.devices)
 
 
 def parse(text: str) -> Topology:
@@ -131,9 +131,9 @@ def parse(text: str) -> Topology:
   """
   generation, _, shape = text.partition(":")
   if generation not in GENERATIONS:
-    known = ", ".join(GENERATIONS)
+    names = ", ".join(GENERATIONS)
     raise UserError(
-      f"topology '{text}': no TPU generation '{generation}'; there are {known}, "
+      f"topology '{text}': no TPU generation '{generation}'; there are {names}, "
       "as in v5p:2x2x2"
     )
   usual = GENERATIONS[generation].slices

@@ -9,7 +9,7 @@ from alignment.study import artefacts, recipes
 from alignment.study.graph import Study
 from alignment.study.recipes import PolicyRecipe
 from alignment.study.setting import Setting
-from alignment.study.stages.evaluations import describe
+from alignment.study.stages.evaluations import labels_of
 from tests import studies, tiny
 
 
@@ -121,6 +121,6 @@ def test_keys_of_the_other_method_change_nothing():
 )  # fmt: skip
 def test_records_say_only_what_has_a_meaning(series, changes, expected):
   recipe = dataclasses.replace(PolicyRecipe.of(studies.nano().policy), **changes)
-  described = describe("name", series, recipe)
+  labels = labels_of("name", series, recipe)
   keys = ("dataset", "replay_window", "refresh_every", "on_policy_fraction")
-  assert tuple(described[key] for key in keys) == expected
+  assert tuple(labels[key] for key in keys) == expected

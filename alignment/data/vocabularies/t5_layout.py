@@ -60,10 +60,10 @@ class SentencePieceVocabulary(T5Layout):
       raise UserError(
         f"{path}: not a SentencePiece model, or damaged; fetch it again (vocab.path)"
       ) from e
-    found = (self._model.pad_id(), self._model.eos_id(), self._model.unk_id())
-    if found != (PAD_ID, EOS_ID, UNK_ID):
+    ids = (self._model.pad_id(), self._model.eos_id(), self._model.unk_id())
+    if ids != (PAD_ID, EOS_ID, UNK_ID):
       raise UserError(
-        f"{path}: (pad, eos, unk) ids are {found}, T5's are {(PAD_ID, EOS_ID, UNK_ID)};"
+        f"{path}: (pad, eos, unk) ids are {ids}, T5's are {(PAD_ID, EOS_ID, UNK_ID)};"
         " train the SentencePiece model with these ids (vocab.path)"
       )
     self._proto = model

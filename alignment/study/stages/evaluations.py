@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignment.core import evaluation
-from alignment.core.rows import map_rows
-from alignment.data import pairs, stream
+from alignment.data import pairs
 from alignment.runtime import hosts
-from alignment.runtime.files import read_json, read_npz, write_atomically, write_npz
+from alignment.runtime.files import read_npz, write_atomically, write_npz
 from alignment.runtime.metrics import progress
 from alignment.study.artefacts import Artefact, Read
 from alignment.study.programs import Program, Work
@@ -23,7 +22,6 @@ from alignment.study.recipes import PolicyRecipe
 from alignment.study.setting import Setting
 from alignment.study.stages.data import ScoredPairs
 from alignment.study.stages.models import Model, TrainedJudge
-from alignment.study.stages.policies import TrainedPolicy
 from alignment.types import UserError
 
 Evaluated = tuple[dict[str, Any], dict[str, np.ndarray]]
@@ -71,7 +69,7 @@ class Contested(Artefact):
   """Compares responses to the fixed prompts: what all evaluations read.
 
   Attributes:
-    described: run, series, loss, ...: part of every record.
+    labels: run, series, loss, ...: part of every record.
     reference: what the KL is measured from.
     pairs: of D_golden, scored under the reference.
     golden_pm: who judges.
@@ -79,7 +77,7 @@ class Contested(Artefact):
     sft_samples: those of SFT, the zero of the golden score.
   """
 
-  described: Mapping[str, Any]
+  labels: Mapping[str, Any]
   reference: Model
   pairs: ScoredPairs
   golden_pm: TrainedJudge
@@ -97,7 +95,7 @@ class Contested(Artefact):
       | numbers
       | {
         "task": c.task,
-        "described": dict(self.described),
+        "labels": dict(self.labels),
       }
     )
 
@@ -153,8 +151,8 @@ class Evaluation(Contested):
     def checkpoint(step: int) -> Evaluated:
       return evaluator(parameters.load_fixed(read(self.policy), model, step))
 
-    described = {**self.described, "parameters": parameters.count(model)}
-    write_evaluations(setting, described, self.steps, checkpoint, directory)
+    labels = {**self.labels, "parameters": parameters.count(model)}
+    write_evaluations(setting, labels, self.steps, checkpoint, directory)
 
   def programs(self) -> Iterator[Program]:
     """One checkpoint; reference and golden judge are there all the time."""
@@ -210,8 +208,8 @@ class BestOfN(Contested):
       return {**dict.fromkeys(unmeasured), **record, **bound}, outcomes
 
     count = setting.parameters.count(self.reference.model())
-    described = {**self.described, "parameters": count}
-    write_evaluations(setting, described, self.numbers, result, directory)
+    labels = {**self.labels, "parameters": count}
+    write_evaluations(setting, labels, self.numbers, result, directory)
 
   def _bests(
     self, read: Read, contest: evaluation.Contest
@@ -274,109 +272,22 @@ UNMEASURED_OF_BEST = (
 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class StreamClassification(Artefact):
-  """Figure 6: who classifies the pairs of the online stream as the golden PM does.
-
-  At evenly spaced steps of the recorded run, pairs of that step and those after it (of
-  a run that has fewer, all) are labelled by the golden preference model, and by each
-  classifier: the proxy PM by its margin, a finished policy by rho > 0. Writes
-  `classification.jsonl`; steps at which fewer than two pairs have a label are left out.
-  """
-
-  kind: ClassVar[str] = "classify_stream"
-  online: TrainedPolicy  # whose stream it is
-  offline: TrainedPolicy
-  golden_pm: TrainedJudge
-  proxy_pm: TrainedJudge
-
-  def settings(self) -> dict[str, Any]:
-    c = self.setting.config
-    counts = {key: c.evaluation[key] for key in ("stream_steps", "stream_pairs")}
-    return self.setting.judging | counts | {"task": c.task}
-
-  def make(self, directory: Path, read: Read) -> None:
-    c = self.setting.config.evaluation
-    steps = read_json(read(self.online) / "model.json")["step"]
-    recorded = stream.Stream.load(read(self.online) / "stream", steps)
-    count = min(c.stream_pairs, len(recorded))
-    last = steps - -(-count // recorded.batch_size)
-    starts = np.unique(np.linspace(0, last, c.stream_steps).round().astype(int))
-    rows = starts[:, None] * recorded.batch_size + np.arange(count)[None, :]
-    golden, margins = self._margins(read, recorded, rows.ravel())
-    lines = []
-    for classifier, values in margins.items():
-      for i, step in enumerate(starts):
-        part = slice(i * count, (i + 1) * count)
-        right = evaluation.classified(values[part], golden[part])
-        if len(right) < 2:  # a collapsed policy's pairs: nothing to classify
-          continue
-        lines.append(
-          {
-            "task": self.setting.config.task,
-            "world": self.setting.world,
-            "classifier": classifier,
-            "step": int(step),
-            "accuracy": float(right.mean()),
-            "stderr": float(right.std(ddof=1) / np.sqrt(len(right))),
-            "pairs": len(right),
-          }
-        )
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    write_atomically(directory / "classification.jsonl", text.encode())
-
-  def _margins(
-    self, read: Read, recorded: stream.Stream, rows: np.ndarray
-  ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The golden margins of rows of the stream, and those of every classifier."""
-    setting = self.setting
-
-    def over_rows(function: Callable[[Any], Any]) -> np.ndarray:
-      size = setting.config.evaluation.batch_size
-      batch = lambda i: (recorded.batch(i),)  # noqa: E731
-      return map_rows(function, batch, rows, size, setting.mesh)
-
-    def judged(pm: TrainedJudge) -> np.ndarray:
-      judge = pm.judge()
-      params = setting.parameters.load_fixed(read(pm), judge.model)
-      return over_rows(lambda b: evaluation.margins(judge, params, b))
-
-    def classified(policy: TrainedPolicy) -> np.ndarray:
-      model = policy.model()
-      params = setting.parameters.load_fixed(read(policy), model)
-      ratios = over_rows(lambda b: evaluation.log_ratios(model, params, b))
-      return ratios[:, 0] - ratios[:, 1]
-
-    golden = judged(self.golden_pm)
-    return golden, {
-      "proxy_pm": judged(self.proxy_pm),
-      "online": classified(self.online),
-      "offline": classified(self.offline),
-    }
-
-  def programs(self) -> Iterator[Program]:
-    for judge in (self.golden_pm, self.proxy_pm):
-      yield judge.margins_program((self.name,), {})
-    for policy in (self.online, self.offline):
-      yield policy.log_ratios_program((self.name,), {})
-
-
 def write_evaluations(
   setting: Setting,
-  described: Mapping[str, Any],
+  labels: Mapping[str, Any],
   steps: Sequence[int],
   evaluate: Callable[[int], Evaluated],
   directory: Path,
 ) -> None:
   """Writes what `evaluate` says of every step, each as soon as it is there."""
-  described = {**described, "task": setting.config.task, "world": setting.world}
+  labels = {**labels, "task": setting.config.task, "world": setting.world}
   records, outcomes = [], []
   for step in steps:
     path = directory / f"step-{step}.npz"
     if not hosts.on_first(path.exists):
       measured, arrays = evaluate(step)
-      record = _checked(described["run"], step, measured)
-      text = json.dumps({**described, "step": step, **record}, allow_nan=False)
+      record = _checked(labels["run"], step, measured)
+      text = json.dumps({**labels, "step": step, **record}, allow_nan=False)
       write_npz(path, record=np.frombuffer(text.encode(), np.uint8), **arrays)
       hosts.wait_for_first()
     arrays = read_npz(path, "record")
@@ -384,7 +295,7 @@ def write_evaluations(
     outcomes.append(arrays)
     r = records[-1]
     progress(
-      f"{described['run']}: step {step}  KL {r['kl']:.3g}  win rate {r['win_rate']:.3f}"
+      f"{labels['run']}: step {step}  KL {r['kl']:.3g}  win rate {r['win_rate']:.3f}"
       + (f"  true {r['true_win_rate']:.3f}" if "true_win_rate" in r else "")
     )
   text = "".join(json.dumps(record) + "\n" for record in records)
@@ -416,7 +327,7 @@ def _checked(run: str, step: int, record: Mapping[str, Any]) -> dict[str, Any]:
   return {k: None if v is None or math.isnan(v) else v for k, v in record.items()}
 
 
-def describe(run: str, series: str, recipe: PolicyRecipe) -> dict[str, Any]:
+def labels_of(run: str, series: str, recipe: PolicyRecipe) -> dict[str, Any]:
   """What every record of an evaluation says of its run (analysis/runs.py)."""
   trained = series not in ("sft", "best_of_n")
   online, replays = recipe.online, trained and recipe.replays

@@ -5,7 +5,7 @@ What trains shares one base: an objective, a source of batches and a start make 
 """
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar
@@ -136,12 +136,12 @@ class TrainedModel(Model):
     self,
     directory: Path,
     *,
-    params: Any,
+    params: Callable[[], Params],
     source: sources.Source,
     keep: Sequence[int],
     show: tuple[str, ...],
     refresh_every: int = 1,
-    before_save: Any = None,
+    before_save: Callable[[int], None] | None = None,
   ) -> None:
     """Runs the loop; `params()` makes the parameters at step 0."""
     learner = loop.Learner(
@@ -164,11 +164,11 @@ class TrainedModel(Model):
     p, model = self.setting.parameters, self.model()
     return train_step.abstract_state(model, self.optimizer, p.mesh, p.rules(model))
 
-  def _init_state(self) -> Any:
+  def _init_state(self) -> Callable[[Params], train_step.TrainState]:
     p, model = self.setting.parameters, self.model()
     return train_step.compiled_init(model, self.optimizer, p.mesh, p.rules(model))
 
-  def step_function(self) -> Any:
+  def step_function(self) -> Callable[..., Any]:
     """The compiled train step."""
     p, model = self.setting.parameters, self.model()
     return train_step.compiled(
