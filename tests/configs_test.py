@@ -24,8 +24,15 @@ PAPER = {
 }
 TASKS = ("toy", *PAPER)
 MODULES = PAPER | {
-  name: studies.document(name) for name in ("hh_small", "quickstart", "study")
+  name: studies.document(name)
+  for name in ("hh_small", "own_model", "quickstart", "study")
 }
+
+
+def config_of(name: str) -> ConfigDict:
+  return MODULES[name].get_config(*(["MODEL"] if name == "own_model" else []))
+
+
 tldr, study_config = MODULES["tldr"], MODULES["study"]
 
 
@@ -95,7 +102,7 @@ def test_has_no_keys_of_its_own(name):
       *_paths(flat), *(f"data.{key}" for key in config.data if key != "language")
     }  # fmt: skip
 
-  assert keys(MODULES[name].get_config()) == keys(schema.get_config())
+  assert keys(config_of(name)) == keys(schema.get_config())
 
 
 def _paths(config: ConfigDict, prefix: str = "") -> set[str]:
@@ -110,7 +117,7 @@ def _paths(config: ConfigDict, prefix: str = "") -> set[str]:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_builds(name, pairs):
-  config = tiny(MODULES[name].get_config(), pairs)
+  config = tiny(config_of(name), pairs)
   study = studies.graph(config)
   expected = len(recipes.runs(config))
   assert len(study.policies()) == expected > 1

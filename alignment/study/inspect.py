@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -103,14 +104,20 @@ def export(study: Study, workdir: Path) -> None:
   artefact = _model(study, workdir, c.model or "golden_policy", "export.model")
   model = artefact.model()
   params = setting.parameters.load(artefact.verified(workdir), model, c.step or None)
-  whole = sharding.fetch(params)
+  whole, vocabulary = sharding.fetch(params), setting.vocabulary
+  about: dict[str, Any] = {vocabularies.FINGERPRINT: vocabulary.fingerprint}
+  first, *others = vocabulary.ending_ids
+  about["eos_token_id"] = [first, *others] if others else first
+  if vocabulary.pad_id is not None:
+    about["pad_token_id"] = vocabulary.pad_id
   hosts.on_first(
     lambda: huggingface.write(
       directory,
       model.cfg,
       whole,
       c.dtype,
-      about={vocabularies.FINGERPRINT: setting.vocabulary.fingerprint},
+      about=about,
+      tokenizer=vocabulary.files(),
     )
   )
   progress(f"{artefact.name}: exported to {directory}")
