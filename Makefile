@@ -33,6 +33,7 @@ soak: $(ENVIRONMENT)  ## kills, interrupts, hostile inputs, a million pairs: 80 
 	.venv/bin/python -m tests.endurance.soak --kills=50 --seed=0
 	.venv/bin/python -m tests.endurance.interrupts --tries=100 --seed=0
 	.venv/bin/python -m tests.endurance.fuzz --inputs=100000
+	.venv/bin/python -m tests.endurance.fuzz_chats --inputs=10000
 	.venv/bin/python -m tests.endurance.load --pairs=1000000 --kind=parquet --steps=100000
 
 peers: $(PEERS)  ## compare with PyTorch, transformers and TRL, installed into .peers

