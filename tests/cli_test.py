@@ -299,7 +299,7 @@ def test_a_batch_that_does_not_divide_the_mesh(pairs, tmp_path):
   )
   assert result.returncode == 1
   assert result.stderr == (
-    "error: sft: batch_size / microbatches 12 is not divisible by the mesh's "
+    "error: sft_micro: batch_size / microbatches 12 is not divisible by the mesh's "
     "data x fsdp = 8 shards\n"
   )
   assert not workdir.exists()

@@ -25,6 +25,7 @@ LONG = (
 )  # fmt: skip
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   """A file's tests go to one worker; all files that look at the nano study to one."""
   nano = {item.path for item in items if "nano" in getattr(item, "fixturenames", ())}

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from alignment.core import rollout, sampling
 from alignment.data import order
+from alignment.models import t5
 from alignment.runtime import sharding
 from tests import tiny
 

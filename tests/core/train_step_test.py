@@ -240,7 +240,7 @@ def test_an_unknown_loss_is_named(batch):
 @pytest.fixture
 def given_logps(monkeypatch):
   """Parameters are the log-probabilities themselves: no model is compiled."""
-  monkeypatch.setattr(train_step, "score", lambda model, params, batch: params)
+  monkeypatch.setattr(train_step.scoring, "score", lambda model, params, batch: params)
 
 
 def random_logps(batch):

@@ -274,7 +274,7 @@ def test_a_bare_host_trains(host):
   assert boot.returncode == 0, output + host.log
   assert host.status() == "0"
   assert "doctor: ok  this is the only host" in host.log
-  assert "sft: step 4/4" in host.log
+  assert "sft_nano: step 4/4" in host.log
   assert [*host.workdir.glob("artefacts/sft_nano-*/done.json")]
 
 

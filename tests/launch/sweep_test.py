@@ -335,7 +335,7 @@ def test_the_scaling_sweep_fits_the_paper(generation, capsys, monkeypatch):
     [tensor] = re.findall(r"mesh\.tensor=(\d+)", arguments) or ["1"]
     units = int(flags["accelerator-type"].split("-")[1])
     rows = int(units * CHIPS_PER_UNIT[generation]) // int(tensor)  # data x fsdp
-    batches = [r["batch_size"] for r in trained if r["size"] == size]
+    batches = [r.batch_size for r in trained if r.size == size]
     batches.append(config.sft.by_size.get(size, config.sft)["batch_size"])
     batches.append(config.evaluation.batch_size)
     assert not [batch for batch in batches if batch % rows], (batches, rows)

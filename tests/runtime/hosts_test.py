@@ -235,7 +235,9 @@ def test_a_study_of_one_process_stops_saves_and_goes_on(tmp_path):
   assert status == PREEMPTED_STATUS, out
   last = out.strip().splitlines()[-1]
   step = int(last.split("at step ")[1].split(",")[0])
-  assert last == f"sft: pre-empted at step {step}, saved; run the same command again"
+  assert (
+    last == f"sft_nano: pre-empted at step {step}, saved; run the same command again"
+  )
   (stage,) = tmp_path.glob("artefacts/sft_nano-*")
   assert saved_steps(stage)[-1] == step
   assert not (stage / "done.json").exists()

@@ -1,6 +1,8 @@
 """Artefacts: found by what determines them, made once, whoever works on them."""
 
+from collections.abc import Callable, Mapping
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 from pathlib import Path
@@ -9,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -21,9 +24,29 @@ from alignment.types import UserError
 SPAWN = multiprocessing.get_context("spawn")  # JAX does not survive a fork
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plain(Artefact):
+  """An artefact of anything: `fill(directory, {input name: its directory})`."""
+
+  kind: str = "k"
+  config: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"x": 1})
+  reads: Mapping[str, Artefact] = dataclasses.field(default_factory=dict)
+  fill: Callable[[Path, Mapping[str, Path]], None] = lambda directory, inputs: None
+
+  @property
+  def inputs(self):
+    return self.reads
+
+  def settings(self):
+    return dict(self.config)
+
+  def make(self, directory, read):
+    self.fill(directory, {name: read(a) for name, a in self.reads.items()})
+
+
 def artefact(name="a", kind="k", config=None, inputs=None, make=None):
   make = make or (lambda directory, inputs: None)
-  return Artefact(name, kind, config or {"x": 1}, inputs or {}, make)
+  return Plain(name, None, kind, config or {"x": 1}, inputs or {}, make)
 
 
 def test_key_follows_what_determines_the_numbers(monkeypatch):
