@@ -41,7 +41,7 @@ def read_csv(path):
 
 
 def test_figure_01_has_every_point_and_envelope(tmp_path, runs):
-  png, table = figures.draw("figure_01", runs, tmp_path / "figures")
+  png, table, _ = figures.draw("figure_01", runs, tmp_path / "figures")
   assert png.name == "figure_01.png" and png.read_bytes().startswith(b"\x89PNG")
   rows = read_csv(table)
   by_name = {run.name: run for run in runs}
