@@ -28,7 +28,9 @@ SPAWN = multiprocessing.get_context("spawn")  # JAX does not survive a fork
 class Plain(Artefact):
   """An artefact of anything: `fill(directory, {input name: its directory})`."""
 
-  kind: str = "k"
+  name: str = "a"
+  setting: Any = None
+  kind: str = "k"  # type: ignore[misc]
   config: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"x": 1})
   reads: Mapping[str, Artefact] = dataclasses.field(default_factory=dict)
   fill: Callable[[Path, Mapping[str, Path]], None] = lambda directory, inputs: None
@@ -46,7 +48,9 @@ class Plain(Artefact):
 
 def artefact(name="a", kind="k", config=None, inputs=None, make=None):
   make = make or (lambda directory, inputs: None)
-  return Plain(name, None, kind, config or {"x": 1}, inputs or {}, make)
+  return Plain(
+    name=name, kind=kind, config=config or {"x": 1}, reads=inputs or {}, fill=make
+  )
 
 
 def test_key_follows_what_determines_the_numbers(monkeypatch):
