@@ -17,7 +17,7 @@ if __name__ == "__main__":  # before imports that take a second
 from absl import app, flags
 
 from alignment.flags import configuration, parse_flags
-from alignment.runtime import hosts, output, supervise, workers
+from alignment.runtime import compilation, hosts, output, supervise, workers
 from alignment.runtime.exits import exit_with_status
 from alignment.runtime.files import directory_option
 from alignment.types import UserError
@@ -64,6 +64,8 @@ def main(argv: list[str]) -> None:
   # After the processes have come together.
   from alignment.study import checks, commands, publish
 
+  if config.keep_compiled and not _DRY_RUN.value:
+    compilation.keep(workdir / "compiled")
   studies = checks.studies(config, workdir)
   if _DRY_RUN.value:
     commands.dry_run(studies, workdir, _STAGES.value)

@@ -22,6 +22,7 @@ def nano(**overrides) -> ConfigDict:
   """The quickstart with tiny models and a handful of steps; dotted keys override."""
   c = quickstart.get_config()
   c.workers = 1
+  c.keep_compiled = False  # tests that start a command line look at what it leaves
   c.data.num_pairs = 400
   c.data.validation_fraction = 0.1
   for role in ("sft", "golden_pm", "proxy_pm", "policy", "golden_policy"):

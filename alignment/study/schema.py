@@ -227,6 +227,8 @@ def get_config() -> ConfigDict:
   c.sample = {"model": "", "step": 0, "prompts": (), "responses": 2, "temperature": 1.0}
   c.export = {"model": "", "step": 0, "directory": "", "dtype": "float32"}
   c.notes = ()  # sentences for the report: what a reader must know about this study
+  # Compiled programs are kept in WORKDIR/compiled, for restarts, workers and studies.
+  c.keep_compiled = True
   c.log_every = 50
   c.save_every = 1000
   _lock(c)
