@@ -64,12 +64,12 @@ def main(argv: list[str]) -> None:
   # After the processes have come together.
   from alignment.study import checks, commands, publish
 
-  if config.keep_compiled and not _DRY_RUN.value:
-    compilation.keep(workdir / "compiled")
   studies = checks.studies(config, workdir)
   if _DRY_RUN.value:
     commands.dry_run(studies, workdir, _STAGES.value)
     return
+  if config.keep_compiled:
+    compilation.keep(workdir / "compiled")
   is_first = not _WORKER.value
   with workers.started(count - 1 if is_first else 0) as fellows:
     commands.run(studies, workdir, _STAGES.value, fellows.check)
