@@ -8,8 +8,8 @@ and without libtpu. The second compiles every distinct program of the study, a m
 two each, as training would run it on that slice, and says what it needs; the exit
 status is 1 if one does not fit. The mesh is the config's: --config.mesh.tensor=4.
 
-No data, vocabulary or checkpoint is needed: where none is named, models have T5's
-vocabulary and the sizes that the config names.
+No data or checkpoint is needed: where none is named, models have the sizes that the
+config names, and T5's vocabulary. A vocabulary of kind huggingface must be at hand.
 """
 
 import re
@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
   if len(argv) > 1:
     raise UserError(f"unexpected argument '{argv[1]}': options start with --")
   config = configuration()
+  checks.check_config(config)
   if not _TOPOLOGY.value:
     for generation in topology.GENERATIONS:
       print(proposal(config, generation), flush=True)
@@ -71,7 +72,6 @@ def check(config: ConfigDict, where: topology.Topology) -> int:
     devices = where.devices()
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
   try:
-    checks.check_config(config)
     study = placed(config, mesh)
     checks.check_batches(study)
     programs = study.programs()

@@ -1,6 +1,6 @@
 """The preference model: reads a prompt and both responses, and says which is better.
 
-r(x, y1, y2) = sigmoid(logit_A - logit_B) of two vocabulary ids after one decoder step
+r(x, y1, y2) = sigmoid(logit_A - logit_B) of two vocabulary ids at the next token
 (App. A), so any checkpoint initialises it. Its input is assembled from tokens,
 inside jit, by one function that training, relabelling and judging all call: nothing is
 ever turned into text and tokenised again.
@@ -17,7 +17,7 @@ from alignment.types import Array, Batch, Params, UserError
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceModel:
-  """A T5 with what it needs to compare two responses; hashable, for jit."""
+  """A model with what it needs to compare two responses; hashable, for jit."""
 
   model: Model
   markers: JudgeMarkers
@@ -55,7 +55,7 @@ class PreferenceModel:
     return logits_BxV[:, self.markers.first_id] - logits_BxV[:, self.markers.second_id]
 
   def assemble(self, prompt, first, second) -> tuple[Array, Array]:
-    """The encoder's input, from (tokens, lengths) of each part: see `assemble`."""
+    """What the model reads, from (tokens, lengths) of each part: see `assemble`."""
     return assemble(
       prompt,
       first,

@@ -100,9 +100,9 @@ def _stacked_or_whole(params: Params) -> Params:
 
 
 def _is_matrix(params: Params) -> Params:
-  """Weight decay acts on kernels and embeddings, not on norms' scales."""
+  """Weight decay acts on kernels and embeddings, not on norms' scales and biases."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, _: not path_name(path).endswith("scale"), params
+    lambda path, _: not path_name(path).endswith(("scale", "bias")), params
   )
 
 

@@ -154,7 +154,7 @@ class Tokenizer:
       writer.append(tokens)
 
   def _read(self, example: Example) -> tuple[FittedPrompt, list[list[int]]] | None:
-    """The prompt, cut to fit, and both whole responses; None if one says nothing.
+    """The prompt, cut to fit, and both whole responses; None if one has no tokens.
 
     Raises:
       UserError: naming the field that this vocabulary cannot write.
@@ -172,7 +172,8 @@ class Tokenizer:
         replies.append(vocab.response(prompt, getattr(example, field)))
     except UserError as e:
       raise UserError(f"{example.source}: field '{field}': {e}") from e
-    return (fitted, replies) if min(map(len, replies)) > 1 else None
+    says_something = fitted.ids and min(map(len, replies)) > 1
+    return (fitted, replies) if says_something else None
 
   def split(self, validation_fraction: float) -> dict[str, Tokenized]:
     """The pairs for 'train' and for 'validation'.

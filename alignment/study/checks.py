@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from alignment.analysis import figures, runs
 from alignment.core import evaluation, losses
-from alignment.data import layouts, readers
+from alignment.data import layouts, readers, vocabularies
 from alignment.runtime import sharding
 from alignment.study import graph, recipes
 from alignment.study.artefacts import Artefact, closure
@@ -24,6 +24,7 @@ from alignment.study.recipes import PolicyRecipe, PreferenceRecipe, Recipe
 from alignment.study.setting import Setting
 from alignment.study.stages.data import PairData
 from alignment.study.stages.models import Model, TrainedModel
+from alignment.study.stages.policies import TrainedPolicy
 from alignment.types import UserError
 
 _LEAST = {  # values that make sense; two prompts, since half of them select
@@ -43,7 +44,10 @@ def studies(config: ConfigDict, workdir: Path) -> list[graph.Study]:
   """
   check_config(config)
   check_workdir(config, workdir)
-  built = [graph.Study(Setting.of(config, world)) for world in graph.worlds(config)]
+  vocabulary = vocabularies.from_config(config.vocab)
+  built = [
+    graph.Study(Setting.of(config, world, vocabulary)) for world in graph.worlds(config)
+  ]
   for study in built:
     check_study(study)
   return built
@@ -98,7 +102,7 @@ def _check_all_data(config: ConfigDict) -> None:
       raise UserError(f"sft.data has {overrides!r}; its entries override keys of data")
     for key in overrides.keys() - config.data.keys():
       raise UserError(f"sft.data has '{key}', which is no key of data")
-    if "toy" in (config.data.format, overrides.get("format")):
+    if overrides and "toy" in (config.data.format, overrides.get("format")):
       raise UserError("sft.data pools files and TFDS data sets, not the toy language")
     _check_data(data | recipes.plain(overrides))
 
@@ -137,9 +141,9 @@ def _check_sizes(config: ConfigDict) -> None:
 def _recipes(config: ConfigDict) -> Iterator[tuple[str, Recipe]]:
   """Every recipe that the configuration names, for messages by name."""
   for name in ("golden_pm", "proxy_pm"):
-    yield name, PreferenceRecipe.of(config[name])
+    yield name, PreferenceRecipe.of(config[name], name)
   for name in ("golden_policy", "policy"):
-    yield name, PolicyRecipe.of(config[name])
+    yield name, PolicyRecipe.of(config[name], name)
   for name, run in recipes.runs(config).items():
     yield name, run.recipe
     if run.recipe.replays:
@@ -250,12 +254,13 @@ def check_study(study: graph.Study) -> None:
       c = artefact.chosen
       if c["format"] not in ("toy", "tfds") and not c["path"]:
         raise UserError("data.path is not set: name a file of pairs")
+    if isinstance(artefact, TrainedPolicy):  # also those that others replay
+      check_policy(artefact.name, artefact.recipe, study.config.datasets)
     if isinstance(artefact, TrainedModel):
-      check_recipe(artefact.name, artefact.recipe)  # SFT's follows from others' sizes
       _ = artefact.objective
     if isinstance(artefact, Model):
       start = artefact.start
-      artefact.model()
+      study.setting.parameters.rules(artefact.model())  # heads and the tensor axis
       origin = study.setting.models.origin(start)
       if origin and (other := size_of.setdefault(origin, start.size)) != start.size:
         raise UserError(
@@ -266,7 +271,7 @@ def check_study(study: graph.Study) -> None:
 
 
 def check_batches(study: graph.Study) -> None:
-  """Batches that the mesh does not divide.
+  """Recipes that could not be trained, and batches that the mesh does not divide.
 
   Raises:
     UserError: for the first of them.
@@ -275,6 +280,7 @@ def check_batches(study: graph.Study) -> None:
   sharding.check_batch(rows, mesh, "evaluation.batch_size")
   for artefact in _every(study):
     if isinstance(artefact, TrainedModel):
+      check_recipe(artefact.name, artefact.recipe)  # SFT's follows from others' sizes
       where = f"{artefact.name}: batch_size / microbatches"
       sharding.check_batch(artefact.microbatch, mesh, where)
 

@@ -105,10 +105,7 @@ class Study:
   @node
   def golden_data(self) -> RelabelledPairs:
     """D_golden."""
-    recipe = self._judge_recipe("golden_pm")
-    return RelabelledPairs(
-      "golden_data", self.setting, recipe, self.data(), self.golden_pm()
-    )
+    return RelabelledPairs("golden_data", self.setting, self.data(), self.golden_pm())
 
   @node
   def proxy_pm(self) -> TrainedJudge:
@@ -116,12 +113,9 @@ class Study:
     return self._judge("proxy_pm", self.golden_data())
 
   def _judge(self, name: str, data: Artefact) -> TrainedJudge:
-    recipe = self._judge_recipe(name)
+    recipe = PreferenceRecipe.of(self.config[name])
     sft = self.sft(recipe.size) if recipe.init == "sft" else None
     return TrainedJudge(name, self.setting, recipe, data, sft)
-
-  def _judge_recipe(self, name: str) -> PreferenceRecipe:
-    return PreferenceRecipe.of(self.config[name])
 
   # --- where policies start ---
 
@@ -145,8 +139,8 @@ class Study:
   def _scored(
     self, dataset: RelabelledPairs | SampledPairs, size: str, init: str
   ) -> ScoredPairs:
-    name, start = f"{dataset.name}_{size}", Start(size, init)
-    return ScoredPairs(name, self.setting, start, dataset, self.start(start))
+    reference = self._start(size, init)
+    return ScoredPairs(f"{dataset.name}_{size}", self.setting, dataset, reference)
 
   # --- policies ---
 
@@ -175,14 +169,20 @@ class Study:
     name = f"{self._world}_{recipe.method}_{recipe.loss}{varied}"
     return self._policy(name, recipe, self.proxy_pm())
 
-  @node
   def _policy(
     self, name: str, recipe: PolicyRecipe, judge: TrainedJudge
   ) -> TrainedPolicy:
+    """A policy, which records its stream if others learn from it."""
     if judge.name == "proxy_pm" and recipe.online:
       recording = dataclasses.replace(recipe, record=True)
       if recording.described() in self._recorded():
         recipe = recording
+    return self._trained(name, recipe, judge)
+
+  @node
+  def _trained(
+    self, name: str, recipe: PolicyRecipe, judge: TrainedJudge
+  ) -> TrainedPolicy:
     common = name, self.setting, recipe, self.start(recipe)
     if recipe.online:
       return OnlinePolicy(*common, self.scored(self.golden_data(), recipe), judge)
@@ -208,7 +208,6 @@ class Study:
       self.setting,
       (first.recipe, second.recipe),
       (first.step, second.step),
-      self._judge_recipe("golden_pm"),
       self._sampled(first),
       self._sampled(second),
       self.golden_data(),

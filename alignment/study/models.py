@@ -24,6 +24,7 @@ class Models:
   judging: dict[str, Any]  # a judge's context length, and where it cuts prompts
   lengths: tuple[int, int]  # of prompts and responses
   at_hand: bool = True  # False: a checkpoint that is elsewhere is of the named size
+  _models: dict[tuple[str, str], Model] = dataclasses.field(default_factory=dict)
 
   @classmethod
   def of(
@@ -42,12 +43,18 @@ class Models:
     )
 
   def model(self, start: Start) -> Model:
-    """Of a named size, or as the checkpoint it starts from.
+    """Of a named size, or as the checkpoint it starts from, which is read once.
 
     Raises:
       UserError: for an unknown size, a checkpoint that cannot be read, or one that was
         trained with another vocabulary.
     """
+    key = start.size, start.init
+    if key not in self._models:
+      self._models[key] = self._model(start)
+    return self._models[key]
+
+  def _model(self, start: Start) -> Model:
     vocabulary = self.vocabulary
     chosen = self.numerics | {
       "live_ids": vocabulary.size, "dead_ids": vocabulary.dead_ids

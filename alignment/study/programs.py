@@ -37,12 +37,13 @@ class Program:
 
   Attributes:
     name: for people.
-    function: makes the jitted function; what is only estimated needs none.
+    function: makes the jitted function; not called for an estimate.
     arguments: as it is called, arrays abstract; static arguments where it takes them.
     held: what else is alive on the devices meanwhile, by name.
     work: for estimates.
     mesh: what it runs on.
     stages: names of the artefacts that run it.
+    variant: hashable; what the function is made of, beside its arguments.
   """
 
   name: str
@@ -52,6 +53,7 @@ class Program:
   work: Work
   mesh: Mesh
   stages: tuple[str, ...] = ()
+  variant: Any = None
 
   def lower(self) -> Any:
     with sharding.on(self.mesh):
@@ -75,7 +77,7 @@ class Program:
       else leaf
       for leaf in leaves
     )
-    return self.name, structure, shapes
+    return self.name, self.variant, self.work, structure, shapes
 
 
 def distinct(programs: Iterable[Program]) -> list[Program]:

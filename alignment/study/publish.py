@@ -173,13 +173,13 @@ def _samples(
   )
   columns["golden policy"] = _responses(study.golden_samples().directory(workdir))
   dataset = pairs.PairDataset.load(study.golden_data().directory(workdir) / "train")
-  decode = study.setting.vocabulary.decode
+  vocabulary = study.setting.vocabulary
   rows = columns["SFT"]["rows"][:SAMPLED_PROMPTS]
   return note, [
     {
-      "prompt": decode(dataset.prompts[int(row)]),
+      "prompt": vocabulary.decode_prompt(dataset.prompts[int(row)]),
       "responses": {
-        name: decode(arrays["tokens"][i][: arrays["lengths"][i]])
+        name: vocabulary.decode(arrays["tokens"][i][: arrays["lengths"][i]])
         for name, arrays in columns.items()
       },
     }

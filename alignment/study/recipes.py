@@ -46,8 +46,8 @@ class Recipe(Start):
   on_non_finite: str
 
   @classmethod
-  def of(cls, section: Mapping[str, Any]) -> Self:
-    """The recipe of a role's section of the configuration.
+  def of(cls, section: Mapping[str, Any], name: str = "") -> Self:
+    """The recipe of a role's section of the configuration; `name` is for messages.
 
     Raises:
       UserError: for an optimizer that does not exist, or has no such option.
@@ -55,7 +55,10 @@ class Recipe(Start):
     values, options = plain(section), dict(section["optimizer"])
     keys = {field.name for field in dataclasses.fields(Optimizer)}
     for key in sorted(options.keys() - keys):
-      raise UserError(f"optimizer has no '{key}'; it has {', '.join(sorted(keys))}")
+      where = f"{name}: " if name else ""
+      raise UserError(
+        f"{where}optimizer has no '{key}'; it has {', '.join(sorted(keys))}"
+      )
     values["optimizer"] = Optimizer(**options)
     return cls(**{key: _hashable(value) for key, value in values.items()})
 
@@ -188,7 +191,7 @@ def _product(
     section = plain(config.policy)
     if "optimizer" in chosen:  # what it does not name stays the policy's
       chosen["optimizer"] = section["optimizer"] | chosen["optimizer"]
-    recipe = PolicyRecipe.of(section | chosen)
+    recipe = PolicyRecipe.of(section | chosen, f"runs.{series}")
     for key in axes:
       if not _has_meaning(key, recipe):
         raise UserError(
@@ -301,7 +304,7 @@ def sft(config: ConfigDict, size: str) -> Recipe:
   own = section.pop("by_size").get(size, {})
   for key in own.keys() - section.keys():
     raise UserError(f"sft.by_size.{size} has '{key}', which is no key of sft")
-  return Recipe.of(section | own)
+  return Recipe.of(section | own, "sft")
 
 
 def plain(value: Any) -> Any:

@@ -38,13 +38,20 @@ class Setting:
   language: toy.Language | None  # None where the data is real and the truth unknown
 
   @classmethod
-  def of(cls, config: ConfigDict, world: int) -> "Setting":
+  def of(
+    cls,
+    config: ConfigDict,
+    world: int,
+    vocabulary: vocabularies.Vocabulary | None = None,
+  ) -> "Setting":
     """The setting of a study that is to run on the devices of this process.
+
+    The vocabulary is read, unless it is given.
 
     Raises:
       UserError: for a vocabulary, mesh or language that cannot be.
     """
-    vocabulary = vocabularies.from_config(config.vocab)
+    vocabulary = vocabulary or vocabularies.from_config(config.vocab)
     return cls(
       config=config,
       world=world,

@@ -69,10 +69,10 @@ def propose(config: ConfigDict, generation: str) -> Proposal | None:
       if "divisible by mesh axis" in str(error):
         continue  # too many chips for its heads
       raise
-    needed = {program.name: estimate(program) for program in programs}
-    name = max(needed, key=lambda n: needed[n].total)
-    if topology.margin * needed[name].total <= topology.limit:
-      return Proposal(topology, sizes, name, needed[name])
+    needed = [(program.name, estimate(program)) for program in programs]
+    name, memory = max(needed, key=lambda one: one[1].total)
+    if topology.margin * memory.total <= topology.limit:
+      return Proposal(topology, sizes, name, memory)
   return None
 
 

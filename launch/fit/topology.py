@@ -25,8 +25,8 @@ class Generation:
     limit: bytes of memory per chip that a program may use, as the compiler enforces.
     slices: the usual shapes, smallest first.
     cores: by which the cloud counts a slice, per chip.
-    margin: how far above the estimate (launch/fit.py) a train step may come out: what
-      compiling the study of an XXL golden preference model showed, rounded.
+    margin: how far above the estimate (study/estimate.py) a train step may come out:
+      what compiling the study of an XXL golden preference model showed, rounded.
   """
 
   platform: str

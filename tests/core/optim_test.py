@@ -158,3 +158,25 @@ def test_learning_rate_warms_up_and_decays():
 def test_unknown_optimizer_is_named():
   with pytest.raises(UserError, match="optimizer.name 'sgd' is unknown"):
     dataclasses.replace(optim.Optimizer(), name="sgd").transform()
+
+
+def test_a_lone_stack_of_layers_is_trained_layer_by_layer():
+  """As decoder-only models have it; biases, as scales, do not decay."""
+  layers = [
+    {"up": {"kernel": 10.0**i * np.ones((128, 130), np.float32)}} for i in (0, 1)
+  ]
+  rule = optim.Optimizer(weight_decay=0.1).transform()
+  apart, stacked = (
+    rule.update(form, rule.init(form), form)[0]["layers"]
+    for form in (
+      {"layers": layers},
+      {"layers": jax.tree.map(lambda *x: jnp.stack(x), *layers)},
+    )
+  )
+  for i, layer in enumerate(apart):
+    kernel = stacked["up"]["kernel"][i]
+    np.testing.assert_allclose(kernel, layer["up"]["kernel"], rtol=1e-5)
+  decayed = optim._is_matrix(
+    {"query": {"kernel": 1.0, "bias": 1.0}, "norm": {"scale": 1.0}}
+  )
+  assert decayed == {"query": {"kernel": True, "bias": False}, "norm": {"scale": False}}

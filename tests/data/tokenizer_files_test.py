@@ -75,13 +75,6 @@ def test_checkpoints_of_another_vocabulary(tmp_path):
   vocabularies.check_checkpoint(bare, words)
 
 
-def test_rows_of_the_embedding(tmp_path):
-  v = made(tmp_path)
-  vocabularies.check_rows(v, v.size, "config.json")
-  with pytest.raises(UserError, match=f"c: vocab_size is 5, but {v.size} are in use"):
-    vocabularies.check_rows(v, 5, "c")
-
-
 def test_from_config(tmp_path):
   cfg = types.SimpleNamespace(kind="huggingface", path="", words=())
   with pytest.raises(UserError, match=r"vocab\.path is not set.*tokenizer\.json"):

@@ -299,3 +299,16 @@ def test_tokens_do_not_stay_in_memory():
   tokens = sum(len(r.values) for r in (dataset.prompts, *dataset.responses))
   assert tokens == 601 * n  # 14 MB, of which the prompts' last megatoken was buffered
   assert peak < 0.8 * 4 * tokens
+
+
+def test_a_prompt_without_tokens_is_dropped_and_counted():
+  """A vocabulary that writes nothing around a text has nothing to start from."""
+
+  class Bare(ByteVocabulary):
+    after_prompt = ()
+
+  reading = Reading()
+  dataset, _ = tokenize(
+    examples(("", "a", "b"), ("p", "a", "b")), Bare(), reading=reading
+  )
+  assert len(dataset) == 1 and reading.dropped == {"untokenizable": 1}

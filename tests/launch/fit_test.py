@@ -40,6 +40,15 @@ def test_lists_every_program_once_with_all_its_stages(nano):
   assert {"golden_pm", "golden_data", "proxy_pm"} < set(nano["margins, nano"].stages)
 
 
+def test_programs_of_one_name_that_compile_differently_are_all_listed():
+  """Compiling one of them says nothing of the others."""
+  config = studies.nano(**{"golden_policy.microbatches": 4})
+  config.runs = {"online": ({}, {"temperature": (0.5,)})}
+  names = [p.name for p in placed(config, mesh()).programs()]
+  assert names.count("policy step, ipo, nano") == 2
+  assert names.count("rollout, nano judged by nano") == 2
+
+
 def test_online_training_holds_reference_judge_and_moments(nano):
   step, rollout = nano["policy step, ipo, nano"], nano["rollout, nano judged by nano"]
   assert set(step.held) == {"reference", "judge"}

@@ -202,3 +202,15 @@ def test_a_column_of_ones_own_makes_evaluations_anew(monkeypatch):
   monkeypatch.setattr(evaluation, "COLUMNS", {"words": len})
   other = studies.graph(studies.nano()).evaluations()["world0_online_ipo"]
   assert plain.key != other.key and plain.policy.key == other.policy.key
+
+
+def test_a_hybrid_cannot_be_the_stream_of_figure_6():
+  """It is no run of the configuration: the figure alone asks for it."""
+  overrides = {"policy.on_policy_fraction": 0.5, "figures": ("figure_06",)}
+  with pytest.raises(UserError, match="only a run of on_policy_fraction 1 can be rec"):
+    studies.graph(studies.nano(**overrides))
+
+
+def test_sft_is_checked_though_no_run_names_it():
+  with pytest.raises(UserError, match="sft_nano: microbatches 0 does not divide"):
+    studies.graph(studies.nano(**{"sft.microbatches": 0}))

@@ -12,7 +12,6 @@ from alignment.data.vocabularies.base import FittedPrompt, JudgeMarkers, Vocabul
 from alignment.data.vocabularies.checkpoints import (
   FINGERPRINT,
   check_checkpoint,
-  check_rows,
 )
 from alignment.data.vocabularies.huggingface import HuggingFaceVocabulary
 from alignment.data.vocabularies.t5_layout import (
@@ -38,7 +37,6 @@ __all__ = [
   "Vocabulary",
   "WordVocabulary",
   "check_checkpoint",
-  "check_rows",
   "from_config",
 ]
 

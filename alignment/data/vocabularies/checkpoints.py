@@ -13,19 +13,6 @@ FINGERPRINT = "vocabulary_fingerprint"  # in the config.json of an exported mode
 _SENTINEL = "<extra_id_"  # T5's, of which a file may list any number
 
 
-def check_rows(vocabulary: Vocabulary, rows: int, where: str | Path) -> None:
-  """Compares with the rows of a model's embedding.
-
-  Raises:
-    UserError: the vocabulary has ids that the embedding has not.
-  """
-  if vocabulary.size > rows:
-    raise UserError(
-      f"{where}: vocab_size is {rows}, but {vocabulary.size} are in use; the model"
-      " belongs to another vocabulary (vocab.path)"
-    )
-
-
 def check_checkpoint(directory: Path, vocabulary: Vocabulary) -> None:
   """Compares with the vocabulary that a model's directory brings along, if it does.
 

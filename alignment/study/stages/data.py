@@ -17,7 +17,7 @@ from alignment.runtime.files import checksum, read_json, write_json
 from alignment.runtime.metrics import progress
 from alignment.study.artefacts import Artefact, Read
 from alignment.study.programs import Program
-from alignment.study.recipes import PolicyRecipe, PreferenceRecipe, Start
+from alignment.study.recipes import PolicyRecipe
 from alignment.study.stages.judging import check_judge, label
 from alignment.study.stages.models import Model, TrainedJudge
 from alignment.types import UserError
@@ -99,7 +99,6 @@ class RelabelledPairs(Artefact):
   """D_golden: both splits of D_initial in the golden preference model's order."""
 
   kind: ClassVar[str] = "relabel"
-  recipe: PreferenceRecipe
   data: PairData
   golden_pm: TrainedJudge
 
@@ -113,8 +112,8 @@ class RelabelledPairs(Artefact):
     for split in SPLITS:
       dataset = pairs.PairDataset.load(read(self.data) / split)
       (directory / split).mkdir(exist_ok=True)
-      judge = read(self.golden_pm)
-      swap = label(self.setting, self.recipe, judge, dataset, directory / split)
+      judge, judge_dir = self.golden_pm.judge(), read(self.golden_pm)
+      swap = label(self.setting, judge, judge_dir, dataset, directory / split)
       agreement[split] = float(1 - swap.mean())
     write_json(directory / "agreement.json", agreement)
     progress(f"D_golden: keeps {agreement['train']:.1%} of the human labels")
@@ -135,7 +134,6 @@ class SampledPairs(Artefact):
   kind: ClassVar[str] = "sample_pairs"
   recipes: tuple[PolicyRecipe, PolicyRecipe]
   steps: tuple[int | None, int | None]
-  judge_recipe: PreferenceRecipe
   first: Model
   second: Model
   golden_data: RelabelledPairs
@@ -158,8 +156,8 @@ class SampledPairs(Artefact):
     ]
     unlabelled = pairs.PairDataset(dataset.prompts, (sampled[0], sampled[1]))
     (directory / "train").mkdir(exist_ok=True)
-    judge = read(self.golden_pm)
-    label(self.setting, self.judge_recipe, judge, unlabelled, directory / "train")
+    judge, judge_dir = self.golden_pm.judge(), read(self.golden_pm)
+    label(self.setting, judge, judge_dir, unlabelled, directory / "train")
 
   def programs(self) -> Iterator[Program]:
     for model in (self.first, self.second):
@@ -191,7 +189,6 @@ class ScoredPairs(Artefact):
   """Pairs with log pi_ref of both responses: computed once, stored with them."""
 
   kind: ClassVar[str] = "score_reference"
-  start: Start
   dataset: RelabelledPairs | SampledPairs
   reference: Model
 
@@ -199,7 +196,7 @@ class ScoredPairs(Artefact):
     return self.setting.numerics
 
   def make(self, directory: Path, read: Read) -> None:
-    model = self.setting.model(self.start)
+    model = self.reference.model()
     params = self.setting.parameters.load_fixed(read(self.reference), model)
     dataset = pairs.PairDataset.load(read(self.dataset) / "train")
     zero = np.zeros((len(dataset), 2), np.float32)

@@ -1,4 +1,4 @@
-"""Artefacts that say how good policies are: responses, evaluations, classification."""
+"""Artefacts that say how good policies are: responses and evaluations."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
@@ -22,7 +22,7 @@ from alignment.study.recipes import PolicyRecipe
 from alignment.study.setting import Setting
 from alignment.study.stages.data import ScoredPairs
 from alignment.study.stages.models import Model, TrainedJudge
-from alignment.types import UserError
+from alignment.types import Params, UserError
 
 Evaluated = tuple[dict[str, Any], dict[str, np.ndarray]]
 
@@ -254,10 +254,18 @@ class BestOfN(Contested):
 
   def programs(self) -> Iterator[Program]:
     held = {
+      "reference": self.reference.abstract_fixed(),
       "proxy": self.proxy_pm.abstract_fixed(),
       "judge": self.golden_pm.abstract_fixed(),
     }
-    yield self.reference.sample_program(SAMPLED_TOGETHER, (self.name,), held)
+
+    def but(name: str) -> dict[str, Params]:
+      return {other: params for other, params in held.items() if other != name}
+
+    stages = (self.name,)
+    yield self.reference.sample_program(SAMPLED_TOGETHER, stages, but("reference"))
+    yield self.proxy_pm.margins_program(stages, but("proxy"))
+    yield self.golden_pm.margins_program(stages, but("judge"))
 
 
 SAMPLED_TOGETHER = 8  # samples of best-of-n drawn at a time

@@ -9,20 +9,18 @@ import numpy as np
 from alignment.core import evaluation, rollout
 from alignment.core.judges import PreferenceModel
 from alignment.data import pairs
-from alignment.study.recipes import PreferenceRecipe
 from alignment.study.setting import Setting
 from alignment.types import Params, UserError
 
 
 def label(
   setting: Setting,
-  recipe: PreferenceRecipe,
+  judge: PreferenceModel,
   judge_dir: Path,
   dataset: pairs.PairDataset,
   directory: Path,
 ) -> np.ndarray:
   """Saves pairs in a judge's order, with its margins; bool P: swapped."""
-  judge = setting.judge(recipe)
   params = setting.parameters.load_fixed(judge_dir, judge.model)
   margins = margins_of(setting, judge, params, dataset)
   ids = np.arange(len(dataset), dtype=np.int32)

@@ -91,7 +91,7 @@ class ImportedModel(Model):
     return self.imported
 
   def settings(self) -> dict[str, Any]:
-    role = described_start(self.setting, dataclasses.asdict(self.imported))
+    role = described_start(dataclasses.asdict(self.imported))
     return self.setting.sizes | {"role": role}
 
   def make(self, directory: Path, read: Read) -> None:
@@ -128,7 +128,7 @@ class TrainedModel(Model):
 
   def trained(self) -> dict[str, Any]:
     """How it is trained, as JSON: a part of `settings`."""
-    return {"role": described_start(self.setting, self.recipe.described())}
+    return {"role": described_start(self.recipe.described())}
 
   # --- training ---
 
@@ -207,6 +207,7 @@ class TrainedModel(Model):
       Work("train", passes, k),
       self.setting.mesh,
       (self.name,),
+      (self.objective, self.optimizer, self.recipe.on_non_finite),
     )
 
   @property
@@ -373,7 +374,7 @@ def offline_source(
   )
 
 
-def described_start(setting: Setting, role: dict[str, Any]) -> dict[str, Any]:
+def described_start(role: dict[str, Any]) -> dict[str, Any]:
   """A role with a checkpoint's content for its directory."""
   if role["init"] in ("scratch", "sft"):
     return role

@@ -33,7 +33,7 @@ class TrainedPolicy(TrainedModel):
 
   kind: ClassVar[str] = "policy"
   recipe: PolicyRecipe
-  sft: Model  # where it starts, and its reference
+  sft: Model  # where it starts, trained here or not, and its reference
 
   @property
   def objective(self) -> train_step.Objective:
@@ -231,4 +231,5 @@ class OnlinePolicy(TrainedPolicy):
       Work("rollout", passes),
       self.setting.mesh,
       (self.name,),
+      self._roller(),
     )
