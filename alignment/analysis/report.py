@@ -7,7 +7,7 @@ from typing import Any
 
 from alignment.analysis.answer import answer, worlds_in_words
 from alignment.analysis.claims import NO_JUDGE, WORLDS_NEEDED, Claim
-from alignment.analysis.figures import FIGURES, svg, training_curves
+from alignment.analysis.figures import FIGURES, to_svg, training_curves
 from alignment.analysis.intervals import NORMAL_QUANTILE, Estimate
 from alignment.analysis.page import (
   cell,
@@ -89,7 +89,7 @@ def _figures(drawings: Mapping[str, str], names: Iterable[str]) -> str:
 
 
 def _curves(model: str, rows: Sequence[Mapping[str, Any]]) -> str:
-  return folded(model, figure(svg(training_curves(rows), f"training of {model}")))
+  return folded(model, figure(to_svg(training_curves(rows), f"training of {model}")))
 
 
 def _code(study: Published) -> str:

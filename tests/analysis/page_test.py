@@ -32,7 +32,7 @@ def _report(study, tmp_path_factory):
   drawings, num_points = {}, 0
   for name, draw in (("figure_01", win_rate.figure_01),):
     drawing, rows = draw(runs)
-    drawings[name] = figures.svg(drawing, name)
+    drawings[name] = figures.to_svg(drawing, name)
     num_points += sum(row["kind"] == "point" for row in rows)
   path = tmp_path_factory.mktemp("report") / "report.html"
   write_report(

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from alignment.analysis.figures import style, win_rate
-from alignment.analysis.figures.svg import DARK, svg
+from alignment.analysis.figures.svg import DARK, to_svg
 from tests import synthetic
 
 CIRCLE = re.compile(
@@ -22,7 +22,7 @@ def _drawn(study):
 
 def test_each_point_is_named_and_lies_under_its_circle(drawn):
   figure, rows = drawn
-  text = svg(figure, "a")
+  text = to_svg(figure, "a")
   points = [row for row in rows if row["kind"] == "point"]
   circles = CIRCLE.findall(text)
   assert len(circles) == len(points)
@@ -36,7 +36,11 @@ def test_each_point_is_named_and_lies_under_its_circle(drawn):
 
 
 def test_the_same_figure_gives_the_same_text_and_another_salt_other_ids(drawn):
-  one, again, other = svg(drawn[0], "a"), svg(drawn[0], "a"), svg(drawn[0], "b")
+  one, again, other = (
+    to_svg(drawn[0], "a"),
+    to_svg(drawn[0], "a"),
+    to_svg(drawn[0], "b"),
+  )
   assert one == again
   ids, others = (set(re.findall(r'id="([^"]*)"', text)) for text in (one, other))
   assert ids and not ids & others
@@ -45,7 +49,7 @@ def test_the_same_figure_gives_the_same_text_and_another_salt_other_ids(drawn):
 
 
 def test_all_colours_can_be_replaced_and_nothing_refers_elsewhere(drawn):
-  text = svg(drawn[0], "a")
+  text = to_svg(drawn[0], "a")
   assert "http" not in text and "<style" not in text and "<!" not in text
   assert not re.search(r"(?<!, )#[0-9a-f]{6}\b", text)
   assert f"var(--c-{style.COLOURS['online'].lower()[1:]}, #0072b2)" in text
@@ -63,7 +67,7 @@ def test_text_of_runs_cannot_leave_the_drawing():
   figure, (axes,) = style.panels(1)
   axes.set_title(hostile)
   style.name_points(axes, [0.0, float("nan")], [1.0, 1.0], [hostile, "not drawn"])
-  text = svg(figure, "a")
+  text = to_svg(figure, "a")
   assert "<script" not in text and "not drawn" not in text
   assert text.count("&lt;/title&gt;&lt;script&gt;&amp;") == 2
 

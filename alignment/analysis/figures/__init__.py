@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 from alignment.analysis.figures import classification, laws, scaling, training, win_rate
 from alignment.analysis.figures.style import Drawing, csv_bytes, png
-from alignment.analysis.figures.svg import DARK, svg
+from alignment.analysis.figures.svg import DARK, to_svg
 from alignment.analysis.figures.training import training_curves
 from alignment.analysis.runs import Classification, Run
 from alignment.runtime.files import write_atomically
 from alignment.types import UserError
 
-__all__ = ("DARK", "FIGURES", "csv_bytes", "draw", "svg", "training_curves")
+__all__ = ("DARK", "FIGURES", "csv_bytes", "draw", "to_svg", "training_curves")
 
 _OF_RUNS: dict[str, Callable[[Sequence[Run]], Drawing]] = {
   "figure_01": win_rate.figure_01,
@@ -93,7 +93,7 @@ def draw(
   else:
     figure, rows = _OF_RUNS[name](runs)
   image = png(figure)  # before the SVG, which lays the figure out anew
-  drawn = Drawn(out_dir / f"{name}.png", out_dir / f"{name}.csv", svg(figure, name))
+  drawn = Drawn(out_dir / f"{name}.png", out_dir / f"{name}.csv", to_svg(figure, name))
   write_atomically(drawn.png, image)
   write_atomically(drawn.csv, csv_bytes(rows))
   return drawn

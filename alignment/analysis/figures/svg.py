@@ -36,7 +36,7 @@ DARK = {
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
-def svg(figure: Figure, salt: str) -> str:
+def to_svg(figure: Figure, salt: str) -> str:
   """The figure as an `<svg>` element; the same figure and salt give the same text.
 
   Args:
