@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import os
+from pathlib import Path
 import sys
 import tempfile
 
@@ -12,10 +13,12 @@ from absl.testing import flagsaver
 import jax
 import pytest
 
+from alignment.runtime import compilation
 from tests import quickly
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 quickly.collect_rarely()
+quickly.remember(Path(__file__).parents[1] / ".pytest_cache" / compilation.machine())
 
 
 # Files that take half a minute or more, first: or one of two workers would end late.

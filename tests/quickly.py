@@ -7,6 +7,8 @@ time. Programs round differently so: what is compared bit for bit is compiled al
 from collections.abc import Iterator
 import contextlib
 import gc
+import os
+from pathlib import Path
 from unittest import mock
 
 import jax
@@ -42,3 +44,19 @@ def compiled(fusion_emitters: bool = False) -> Iterator[None]:
 def collect_rarely() -> None:
   """Tracing makes objects that stay: looking for garbage among them is 8 % of it."""
   gc.set_threshold(100_000, 20, 20)
+
+
+def remember(directory: Path) -> None:
+  """Keeps compiled programs for the next run of the tests, and reads those there are.
+
+  Of this process and those it starts, unless the environment names a directory.
+  """
+  cached = {
+    "jax_compilation_cache_dir": str(directory),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+  }
+  if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    return
+  for name, value in cached.items():
+    os.environ[name.upper()] = str(value)
+    jax.config.update(name, value)
