@@ -13,6 +13,7 @@ import numpy as np
 
 from alignment.analysis.envelopes import RESAMPLES, win_rates_RxE
 from alignment.analysis.intervals import (
+  FISHER,
   NORMAL_QUANTILE,
   Estimate,
   of_one_world,
@@ -27,9 +28,9 @@ def correlation_with_accuracy(
 ) -> Estimate:
   """Pearson's correlation of win rate and accuracy on D_golden over checkpoints.
 
-  Within each run, then averaged over runs: settings that differ in both would correlate
-  by themselves. Noise of the win rates draws it towards 0. Runs of fewer than three
-  checkpoints, or in which one of the two never changes, are left out.
+  Within each run, then averaged over runs as Fisher's z: settings that differ in both
+  would correlate by themselves. Noise of the win rates draws it towards 0. Runs of
+  fewer than three checkpoints, or in which one of the two never changes, are left out.
   """
   correlations = []
   for run in runs:
@@ -43,7 +44,8 @@ def correlation_with_accuracy(
       correlations.append(y_RxE @ x_E / norms_R)
   if not correlations:
     return undefined("no run whose accuracy and win rate vary over three checkpoints")
-  return over_prompts(np.mean(correlations, axis=0), runs)
+  mean_R = FISHER.back(np.mean(FISHER.to(np.array(correlations)), axis=0))
+  return over_prompts(mean_R, runs, FISHER)
 
 
 def last_value(key: str) -> Callable[[Sequence[Run]], Estimate]:

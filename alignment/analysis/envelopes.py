@@ -132,7 +132,11 @@ def _peak_of_split_R(
 def envelope_RxG(
   runs: Sequence[Run], judge: str, budgets_G: np.ndarray, size: int, resamples: int
 ) -> np.ndarray:
-  """Cross-fitted best win rate within each KL budget, per resample."""
+  """Cross-fitted best win rate within each KL budget, per resample.
+
+  Of each run, interpolated in log KL between its checkpoints, which lie where its
+  learning rate put them; beyond its last one it stays.
+  """
   splits = (
     _envelope_of_split_RxG(runs, judge, budgets_G, size, resamples, split)
     for split in range(SPLITS)
@@ -163,13 +167,35 @@ def _envelope_of_split_RxG(
     rises = np.ones(rates_2xRxE.shape, bool)
     rises[..., 1:] = rates_2xRxE[..., 1:] > rates_before
     best_2xRxE = np.maximum.accumulate(np.where(rises, np.arange(len(order)), 0), -1)
-    within_G = np.searchsorted(run.kl_E[order], budgets_G, side="right") - 1
-    best_2xRxG = best_2xRxE[..., np.maximum(within_G, 0)]
-    chosen = np.take_along_axis(rates_2xRxE, best_2xRxG, axis=-1)
-    selected.append(np.where(within_G >= 0, chosen, -np.inf))
-    reported.append(np.take_along_axis(rates_2xRxE[::-1], best_2xRxG, axis=-1))
+    before_G, after_G, share_G = _between(run.kl_E[order], budgets_G)
+    chosen, report = (
+      (1 - share_G) * np.take_along_axis(rates, best_2xRxE[..., before_G], axis=-1)
+      + share_G * np.take_along_axis(rates, best_2xRxE[..., after_G], axis=-1)
+      for rates in (rates_2xRxE, rates_2xRxE[::-1])
+    )
+    selected.append(np.where(budgets_G >= run.kl_E[order[0]], chosen, -np.inf))
+    reported.append(report)
   best_2xRxG = _expected_best(np.stack(selected, -1), np.stack(reported, -1), size)
   return best_2xRxG.mean(axis=0)
+
+
+def _between(
+  kl_E: np.ndarray, budgets_G: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Checkpoints below and above each budget, and how far it is between, in log KL.
+
+  Beyond the last checkpoint, and before the first, it is that one.
+  """
+  last = len(kl_E) - 1
+  before_G = np.clip(np.searchsorted(kl_E, budgets_G, side="right") - 1, 0, last)
+  after_G = np.minimum(before_G + 1, last)
+  span_G = np.log(kl_E[after_G] / kl_E[before_G])
+  passed_G = np.log(np.maximum(budgets_G / kl_E[before_G], 1))
+  return (
+    before_G,
+    after_G,
+    np.divide(passed_G, span_G, out=np.zeros(len(budgets_G)), where=span_G > 0),
+  )
 
 
 def kls_above_floor(runs: Sequence[Run]) -> np.ndarray:

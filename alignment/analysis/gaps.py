@@ -9,6 +9,7 @@ data), G KL budgets.
 
 from collections.abc import Sequence
 import functools
+import math
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from alignment.analysis.envelopes import (
 )
 from alignment.analysis.intervals import Estimate, over_prompts, undefined
 from alignment.analysis.runs import Run
+
+KL_FROM = math.exp(-1)  # nats: where the paper's axis begins
 
 
 def peak_gap(
@@ -60,16 +63,13 @@ def gap_at_equal_kl(
 ) -> Estimate:
   """Mean difference of the series' upper envelopes (a - b) at equal KL, in one world.
 
-  The envelope at KL c is the best win rate of any checkpoint with KL at most c, cross-
-  fitted over prompts and with equal numbers of runs as in `peak_gap`; subsets without a
-  checkpoint within c are left out of the expectation at c. It is averaged over log KL
-  on the range that both series reach: from the larger of their smallest KLs to the
-  smaller of their largest. Checkpoints below `KL_FLOOR` take no part. KLs are taken as
-  known: the interval, over prompts as in `peak_gap`, lacks their own (small) errors.
-
-  Envelopes are steps: between two checkpoints a series is taken as it was at the lower
-  one. With one or two runs the gap depends on where checkpoints lie, in all worlds
-  alike, so that no interval covers it.
+  The envelope at KL c is the best win rate of any checkpoint with KL at most c,
+  interpolated in log KL between checkpoints, cross-fitted over prompts and with equal
+  numbers of runs as in `peak_gap`; subsets without a checkpoint within c are left out
+  of the expectation at c. It is averaged over log KL on the range that both series
+  reach, from `KL_FROM` at least: below, neither can have left SFT's win rate. KLs are
+  taken as known: the interval, over prompts as in `peak_gap`, lacks their own (small)
+  errors.
 
   `above` leaves out that fraction of the common range of log KL, from below: 0.5 is the
   gap at high KL. NaN with a reason where the two ranges do not overlap.
@@ -77,22 +77,62 @@ def gap_at_equal_kl(
   kls_a, kls_b = kls_above_floor(runs_a), kls_above_floor(runs_b)
   if not (len(kls_a) and len(kls_b)):
     return undefined(f"no checkpoint above KL {KL_FLOOR:g}")
-  low, high = max(kls_a[0], kls_b[0]), min(kls_a[-1], kls_b[-1])
+  low = max(kls_a[0], kls_b[0], KL_FROM)
+  high = min(kls_a[-1], kls_b[-1])
   if low >= high:
     ranges = (f"{kls[0]:.3g} to {kls[-1]:.3g}" for kls in (kls_a, kls_b))
-    return undefined(f"no common range of KL ({' and '.join(ranges)})")
+    return undefined(
+      f"no common range of KL from {KL_FROM:.2g} nats ({' and '.join(ranges)})"
+    )
   low = low ** (1 - above) * high**above
-  budgets_G = np.union1d(np.union1d(kls_a, kls_b), low)
+  budgets_G = np.unique([low, high, *kls_a, *kls_b])
   budgets_G = budgets_G[(budgets_G >= low) & (budgets_G <= high)]
-  widths = np.diff(np.log(budgets_G))
-  starts = budgets_G[:-1]  # a step holds from its budget to the next
-  size_a, size_b = _sizes(runs_a, runs_b, equal_numbers)
-  gap_RxG = envelope_RxG(runs_a, judge, starts, size_a, resamples)
-  gap_RxG = gap_RxG - envelope_RxG(runs_b, judge, starts, size_b, resamples)
-  return over_prompts(gap_RxG @ widths / widths.sum(), runs_a)
+  gap_RxG = _envelope_gap_RxG(
+    runs_a, runs_b, judge, budgets_G, equal_numbers, resamples
+  )
+  widths = np.diff(np.log(budgets_G))  # between two budgets the envelopes are lines
+  gap_R = (gap_RxG[:, 1:] + gap_RxG[:, :-1]) / 2 @ widths / widths.sum()
+  return over_prompts(gap_R, runs_a)
 
 
 gap_at_high_kl = functools.partial(gap_at_equal_kl, above=0.5)
+
+
+def gap_at_budget(
+  runs_a: Sequence[Run],
+  runs_b: Sequence[Run],
+  judge: str,
+  *,
+  budget: float,
+  equal_numbers: bool = True,
+  resamples: int = RESAMPLES,
+) -> Estimate:
+  """Difference of the series' upper envelopes (a - b) at one KL budget, in nats.
+
+  The envelopes are those of `gap_at_equal_kl`. NaN with a reason where a series does
+  not reach the budget, or begins beyond it.
+  """
+  for runs in (runs_a, runs_b):
+    kls = kls_above_floor(runs)
+    if not len(kls) or not kls[0] <= budget <= kls[-1]:
+      reached = f"{kls[0]:.3g} to {kls[-1]:.3g}" if len(kls) else f"< {KL_FLOOR:g}"
+      return undefined(f"{runs[0].series} has KL {reached}")
+  at = np.array([float(budget)])
+  gap_RxG = _envelope_gap_RxG(runs_a, runs_b, judge, at, equal_numbers, resamples)
+  return over_prompts(gap_RxG[:, 0], runs_a)
+
+
+def _envelope_gap_RxG(
+  runs_a: Sequence[Run],
+  runs_b: Sequence[Run],
+  judge: str,
+  budgets_G: np.ndarray,
+  equal_numbers: bool,
+  resamples: int,
+) -> np.ndarray:
+  size_a, size_b = _sizes(runs_a, runs_b, equal_numbers)
+  gap_RxG = envelope_RxG(runs_a, judge, budgets_G, size_a, resamples)
+  return gap_RxG - envelope_RxG(runs_b, judge, budgets_G, size_b, resamples)
 
 
 def _sizes(
@@ -137,6 +177,21 @@ def fall_from_peak(
   furthest = max(runs, key=lambda run: float(run.kl_E.max()))
   at_end_R = win_rates_RxE(furthest, judge, resamples)[:, int(furthest.kl_E.argmax())]
   return over_prompts(peak_R(runs, judge, len(runs), resamples) - at_end_R, runs)
+
+
+def fall_in_steps(
+  runs: Sequence[Run], judge: str, *, resamples: int = RESAMPLES
+) -> Estimate:
+  """Cross-fitted peak win rate of a run minus that of its last step, mean over runs.
+
+  Over-optimisation as training goes on, whatever the KL does meanwhile. Where the win
+  rate still rises, it is 0 or, by what selection costs, slightly below.
+  """
+  falls = [
+    peak_R([run], judge, 1, resamples) - win_rates_RxE(run, judge, resamples)[:, -1]
+    for run in runs
+  ]
+  return over_prompts(np.mean(falls, axis=0), runs)
 
 
 def log_kl_ratio_at_peak(

@@ -5,18 +5,18 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import math
 from typing import Any
 
 from alignment.analysis import classifiers, gaps, replays, size_trends
-from alignment.analysis.intervals import Estimate
+from alignment.analysis.intervals import FISHER, PLAIN, Estimate, Scale
 from alignment.analysis.selection import (
   Classifier,
   Group,
   Shuffling,
   Size,
   matched,
-  unmatched,
 )
 
 # --- Numbers --------------------------------------------------------------------------
@@ -30,14 +30,24 @@ class Number:
   measure: Callable[..., Estimate]
   judged: bool = True  # a win rate is involved: also a judge, and `resamples`
   selects: bool = False  # among runs, so that their number counts: also `equal_numbers`
+  scale: Scale = PLAIN
 
 
 GAP_AT_EQUAL_KL = Number("win rate at equal KL", gaps.gap_at_equal_kl, selects=True)
 GAP_AT_HIGH_KL = Number("win rate at high KL", gaps.gap_at_high_kl, selects=True)
+GAPS_AT_BUDGETS = {
+  nats: Number(
+    f"win rate at {nats} nat{'s' if nats > 1 else ''}",
+    functools.partial(gaps.gap_at_budget, budget=nats),
+    selects=True,
+  )
+  for nats in (1, 3, 6)
+}
 PEAK_GAP = Number("peak win rate", gaps.peak_gap, selects=True)
 LAST_GAP = Number("last win rate", gaps.last_gap)
 PEAK_ABOVE_SFT = Number("peak above SFT", gaps.peak_above_level)
 FALL_FROM_PEAK = Number("peak above largest KL", gaps.fall_from_peak)
+FALL_IN_STEPS = Number("peak above last step, per run", gaps.fall_in_steps)
 LOG_KL_RATIO = Number("log of the ratio of KLs at the peaks", gaps.log_kl_ratio_at_peak)
 
 _BY_SIZE = "gap of best results per doubling of size"
@@ -51,7 +61,7 @@ STREAM_ACCURACY_TREND = Number(
   "change over the stream", classifiers.accuracy_trend, judged=False
 )
 CORRELATION = Number(
-  "correlation over checkpoints", classifiers.correlation_with_accuracy
+  "correlation over checkpoints", classifiers.correlation_with_accuracy, scale=FISHER
 )
 LAST_ACCURACY = Number(
   "accuracy at the end",
@@ -80,9 +90,6 @@ SELF_ACCURACY = Number(
 )
 TRAINING_DIFFERENCE = Number(
   "relative difference of statistics", replays.training_difference, judged=False
-)
-TRAINING_DRIFT = Number(
-  "its growth from first half to second", replays.training_drift, judged=False
 )
 
 # --- Groups of runs -------------------------------------------------------------------
@@ -133,7 +140,11 @@ def best_of_2(loss: str, main_loss: str) -> bool:
 
 # --- Regions --------------------------------------------------------------------------
 
-EQUAL = 0.02  # win rates that differ by less are equal: "matches", "neither dominates"
+# Win rates, or accuracies, that differ by less are equal: "matches", "neither
+# dominates". What is above or below another differs by more.
+EQUAL = 0.02
+EQUAL_TREND = EQUAL / 4  # of win rates per doubling: EQUAL over the paper's 16 times
+EQUAL_NATS = 0.5  # of log-ratios, which fall by tens of nats
 SMALL = 0.05  # a difference of win rates that is "small", "slight", "barely"
 CORRELATED = 0.3  # a correlation below it is "little or none"
 CHANCE = (0.45, 0.55)  # an accuracy "near 50 %"
@@ -161,17 +172,12 @@ class Hypothesis:
   statement: str  # the paper's
   number: Number
   groups: tuple[Group | Classifier, ...]  # what the number is of, in this order
-  holds: tuple[float, float] = above(0)  # the open interval that the number is in
+  holds: tuple[float, float] = above(EQUAL)  # the open interval that the number is in
   # Which runs of the groups are comparable.
   match: Callable[[Sequence[Sequence[Any]]], list[list[Any]]] = matched
   losses: Callable[[str, str], bool] = the_main_loss  # (loss, main loss) -> about it?
   only_tasks: tuple[str, ...] = ()  # () for all
   not_tasks: tuple[str, ...] = ()
-
-  @property
-  def compares_sweeps(self) -> bool:
-    """Whether unequal numbers of runs must not decide: see `claims.py`."""
-    return self.match is unmatched
 
   @property
   def region(self) -> str:

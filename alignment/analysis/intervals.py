@@ -1,8 +1,9 @@
 """Estimates with their intervals: over the prompts of one world, or over worlds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special
@@ -11,6 +12,18 @@ from alignment.analysis.runs import Run
 
 CONFIDENCE = 0.95
 NORMAL_QUANTILE = 1.959964  # of this confidence
+
+
+class Scale(NamedTuple):
+  """On which a number's errors are symmetric: there means and intervals are taken."""
+
+  to: Callable[[np.ndarray], np.ndarray]
+  back: Callable[[np.ndarray], np.ndarray]
+
+
+PLAIN = Scale(np.asarray, np.asarray)
+# Of correlations: Fisher's z, whose intervals stay within [-1, 1].
+FISHER = Scale(lambda r: np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12)), np.tanh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +58,9 @@ def interval(values_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return values_R[0] - margin, values_R[0] + margin
 
 
-def over_prompts(values_R: np.ndarray, runs: Sequence[Run]) -> Estimate:
+def over_prompts(
+  values_R: np.ndarray, runs: Sequence[Run], scale: Scale = PLAIN
+) -> Estimate:
   """One world's number from its resamples (row 0 the data), over its runs' prompts.
 
   Raises:
@@ -53,7 +68,7 @@ def over_prompts(values_R: np.ndarray, runs: Sequence[Run]) -> Estimate:
   """
   if len(worlds := sorted({run.world for run in runs})) > 1:
     raise ValueError(f"runs of worlds {worlds}: hand over one world's at a time")
-  low, high = interval(values_R)
+  low, high = map(scale.back, interval(scale.to(values_R)))
   num_prompts = next(iter(runs[0].wins.values())).shape[1]
   return Estimate(
     float(values_R[0]), float(low), float(high), "prompts, 1 world", num_prompts
@@ -80,8 +95,8 @@ def by_world(runs: Sequence[Run]) -> dict[int, list[Run]]:
   return worlds
 
 
-def over_worlds(per_world: Mapping[int, Estimate]) -> Estimate:
-  """Combines per-world estimates of a paired difference: t-interval over the worlds.
+def over_worlds(per_world: Mapping[int, Estimate], scale: Scale = PLAIN) -> Estimate:
+  """Combines per-world estimates of a number: t-interval over the worlds.
 
   Prompt noise is part of the spread between worlds, so it is covered. One world keeps
   its interval over prompts. Worlds where the estimate is undefined are left out, and
@@ -95,9 +110,12 @@ def over_worlds(per_world: Mapping[int, Estimate]) -> Estimate:
     return undefined(reason or "no world")
   if len(defined) == 1:
     return dataclasses.replace(*defined.values(), reason=reason)
-  values = np.array([estimate.value for estimate in defined.values()])
+  values = scale.to(np.array([estimate.value for estimate in defined.values()]))
   n = len(values)
   mean = float(values.mean())
   quantile = float(special.stdtrit(n - 1, (1 + CONFIDENCE) / 2))  # Student's t
   margin = quantile * float(values.std(ddof=1)) / math.sqrt(n)
-  return Estimate(mean, mean - margin, mean + margin, f"{n} worlds", n, reason)
+  value, low, high = map(
+    float, scale.back(np.array([mean, mean - margin, mean + margin]))
+  )
+  return Estimate(value, low, high, f"{n} worlds", n, reason)

@@ -3,9 +3,8 @@
 Shape letters: S steps, 2 the replay and its online run.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -62,24 +61,8 @@ def relative_difference_S(values_2xS: np.ndarray) -> np.ndarray:
 
 def training_difference(replays: Sequence[Run], online: Sequence[Run]) -> Estimate:
   """Relative difference of training statistics, mean over steps and statistics."""
-  return _over_pairs(replays, online, np.mean)
-
-
-def training_drift(replays: Sequence[Run], online: Sequence[Run]) -> Estimate:
-  """That difference in the second half of training minus that in the first."""
-
-  def later(values_S: np.ndarray) -> float:
-    half = len(values_S) // 2
-    return float(values_S[half:].mean() - values_S[:half].mean()) if half else math.nan
-
-  return _over_pairs(replays, online, later)
-
-
-def _over_pairs(
-  replays: Sequence[Run], online: Sequence[Run], reduce: Callable[[np.ndarray], Any]
-) -> Estimate:
   values = [
-    float(reduce(relative_difference_S(values_2xS)))
+    float(np.mean(relative_difference_S(values_2xS)))
     for pair in pairs(replays, online)
     for values_2xS in pair.statistics.values()
   ]

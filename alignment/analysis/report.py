@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.analysis.answer import answer, worlds_in_words
-from alignment.analysis.claims import NO_JUDGE, WORLDS_NEEDED, Claim
+from alignment.analysis.claims import NO_JUDGE, WORLDS_NEEDED, Claim, tally
 from alignment.analysis.figures import FIGURES, to_svg, training_curves
 from alignment.analysis.intervals import NORMAL_QUANTILE, Estimate
 from alignment.analysis.page import (
@@ -203,13 +203,22 @@ def _claims(claims: Sequence[Claim], worlds: int) -> str:
     "which the statement holds, “disagrees” where it lies outside. Checkpoints are "
     "selected on one half of the prompts and reported on the other. Of two series with "
     "different numbers of runs both are given the smaller number (the mean over all "
-    "subsets), and ablations are compared at the settings that both have; “all runs” "
-    "compares everything."
+    "subsets), which decides nothing; ablations are compared at the settings that both "
+    "have; “all runs” compares everything."
   )
   return (
     paragraph(worlds_in_words(worlds))
+    + (paragraph(_tally(claims)) if worlds >= WORLDS_NEEDED else "")
     + table(head, rows, "claims stacked")
     + paragraph(explanation, "soft")
+  )
+
+
+def _tally(claims: Sequence[Claim]) -> str:
+  counts = tally(claims)
+  words = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+  return (
+    f"{sum(counts.values())} statements, each counted once for all losses: {words}."
   )
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from alignment.analysis import claims as claims_lib
-from alignment.analysis.intervals import Estimate, over_worlds, undefined
+from alignment.analysis import hypotheses
+from alignment.analysis.intervals import FISHER, Estimate, over_worlds, undefined
 from tests import synthetic
 
 JUDGE = "golden PM"
@@ -36,8 +37,8 @@ def worlds_of_runs(gaps, truth_gaps=None, num_offline=1):
 FIGURE_1 = [
   h
   for h in claims_lib.HYPOTHESES
-  if h.figure == "1" and len(h.groups) == 2 and h.groups[1].series == "offline"
-]  # peak and equal KL
+  if h.figure == "1" and h.number in (hypotheses.GAP_AT_EQUAL_KL, hypotheses.PEAK_GAP)
+]
 AHEAD = (0.1, 0.12, 0.08, 0.11, 0.09, 0.1)
 
 
@@ -51,7 +52,7 @@ def claims_of_figure_1(runs):
     (AHEAD, AHEAD, "agrees", "", ""),
     ([-gap for gap in AHEAD], None, "disagrees", "", ""),
     (AHEAD, [-gap for gap in AHEAD], "undecided", "judges disagree", "6 (golden PM)"),
-    (AHEAD, (1, -1, 1, -1, 1, -1), "undecided", "interval contains 0 (truth)", "3"),
+    (AHEAD, (1, -1, 1, -1, 1, -1), "undecided", "interval contains 0.02 (truth)", "3"),
     (AHEAD[:1], None, "undecided", "1 world: 6 are needed", "holds in this world"),
     ((-0.1,), None, "undecided", "1 world: 6 are needed", "does not hold in this"),
     ((0.1,), (-0.1,), "undecided", "1 world: 6 are needed", "does not hold (truth)"),
@@ -119,13 +120,16 @@ def test_claims_count_runs_and_leave_out_what_has_none():
 @pytest.mark.parametrize(
   ("of_offline", "verdict", "reason"),
   [
-    ((0.4, 0.4, 0.4), "agrees", ""),
-    ((0.4, 0.4, 0.6), "undecided", "agrees with equal numbers of runs, disagrees with"),
-    ((0.6, 0.6, 0.6), "disagrees", ""),
+    ((0.4,), "agrees", ""),
+    ((0.6,), "disagrees", ""),
+    ((0.49,), "disagrees", ""),  # ahead, but not by more than what is equal
+    ((0.4, 0.4, 0.4), "undecided", "numbers of runs differ, of which the best count"),
   ],
 )
-def test_a_sweep_is_beaten_only_if_its_best_run_is(of_offline, verdict, reason):
-  """Against one online run at 0.5: with equal numbers, a sweep counts by its mean."""
+def test_sides_that_choose_among_different_numbers_of_runs_decide_nothing(
+  of_offline, verdict, reason
+):
+  """Against one online run at 0.5: a sweep would count by the mean of its settings."""
   runs = []
   for world in range(6):
     named = [("on", "online", 0.5), *(("off", "offline", rate) for rate in of_offline)]
@@ -135,7 +139,8 @@ def test_a_sweep_is_beaten_only_if_its_best_run_is(of_offline, verdict, reason):
     ]
   for claim in claims_of_figure_1(runs):
     assert claim.verdict == verdict and claim.reason.startswith(reason)
-    assert claim.runs_compared == "1 vs 3" and bool(reason) == bool(claim.reason)
+    assert claim.runs_compared == f"1 vs {len(of_offline)}"
+    assert bool(reason) == bool(claim.reason)
 
 
 def test_tasks_and_losses_make_separate_claims():
@@ -192,12 +197,38 @@ def test_runs_are_counted_as_they_are_compared():
   }
 
 
+def test_a_statement_about_several_losses_is_counted_once():
+  runs = [
+    dataclasses.replace(run, loss=loss)
+    for loss in ("ipo", "dpo")
+    for run in worlds_of_runs(AHEAD)
+  ]
+  counts = claims_lib.tally(claims_of_figure_1(runs))
+  assert counts == {"agrees": 2, "disagrees": 0, "mixed": 0, "undecided": 0}
+  behind = [
+    dataclasses.replace(run, loss="dpo")
+    for run in worlds_of_runs([-gap for gap in AHEAD])
+  ]
+  counts = claims_lib.tally(claims_of_figure_1(runs[:12] + behind))
+  assert counts == {"agrees": 0, "disagrees": 0, "mixed": 2, "undecided": 0}
+
+
+def test_intervals_of_correlations_stay_below_one():
+  per_world = {
+    world: Estimate(value, value, value, "prompts, 1 world", 9)
+    for world, value in enumerate((0.2, 0.999, 0.99, 0.5))
+  }
+  estimate = over_worlds(per_world, FISHER)
+  assert -1 < estimate.low < estimate.value < estimate.high < 1
+  assert over_worlds(per_world).high > 1
+
+
 def test_claims_as_text():
   measured = claims_of_figure_1(worlds_of_runs((0.1,), num_offline=2))
   text = claims_lib.format_claims(measured)
   assert "+0.100 [+0.100, +0.100]  prompts, 1 world  1 vs 2" in text
   assert "undecided (1 world: 6 are needed)" in text
-  assert "number: online minus offline; holds if > 0" in text
+  assert "number: online minus offline; holds if > 0.02" in text
   assert text.count("all runs") == 4
   assert max(map(len, text.splitlines())) < 120
   assert text.isascii()
@@ -266,7 +297,7 @@ def test_what_holds_in_the_made_up_study_is_found(study_claims):
   for figure, words, verdict in (
     ("1", "at equal KL", "agrees"),
     ("1", "online's win rate rises", "agrees"),
-    ("1", "online's win rate falls", "agrees"),
+    ("1", "online's win rate falls again as KL grows", "agrees"),
     ("4", "coverage is not", "agrees"),
     ("5", "barely rises", "agrees"),
     ("6", "better than the online", "agrees"),
@@ -279,12 +310,11 @@ def test_what_holds_in_the_made_up_study_is_found(study_claims):
     ("9", "gap persists", "agrees"),
     ("9", "slightly ahead", "disagrees"),
     ("10", "offline peaks higher", "agrees"),
-    ("10", "gap stays", "agrees"),
+    ("10", "gap stays", "undecided"),  # 0.02, which is equal, is in the interval
     ("12", "teach more", "agrees"),
-    ("13", "a lot of shuffling", "agrees"),
+    ("13", "a lot of shuffling", "undecided"),
     ("App. E.1", "chance: offline", "agrees"),
     ("App. F", "0.1 %", "agrees"),
-    ("App. F", "drift apart", "disagrees"),
   ):
     seen = [v for (f, text), v in verdicts.items() if f == figure and words in text]
     assert seen == [verdict], (figure, words, seen)
@@ -294,6 +324,6 @@ def test_what_holds_in_the_made_up_study_is_found(study_claims):
     f"{series} of all sizes" for series in ("online", "offline", "shuffled")
   )
   assert trends == {
-    ((online, shuffled), "< 0"),
-    ((online, offline, shuffled), "> 0"),
+    ((online, shuffled), "< -0.005"),
+    ((online, offline, shuffled), "> 0.005"),
   }

@@ -60,7 +60,8 @@ def test_an_envelope_of_several_worlds_is_their_mean_where_all_have_begun():
   ]
   kl_G, rates_G, low_G, high_G = envelopes.envelope(runs, JUDGE)
   assert kl_G.tolist() == [2, 4, 8]
-  np.testing.assert_allclose(rates_G, [0.4, 0.5, 0.5])
+  # World 0 is halfway, in log KL, between its checkpoints at 2.
+  np.testing.assert_allclose(rates_G, [(0.3 + 0.6) / 2, 0.5, 0.5])
   np.testing.assert_allclose(low_G, high_G)
   assert (
     len(envelopes.envelope([certain_run("s", "online", [0.5], [0])], JUDGE)[0]) == 0
@@ -75,7 +76,8 @@ def test_the_envelope_is_over_all_runs_of_a_series():
 def test_the_floor_itself_counts_and_an_equal_win_rate_does_not_rise():
   runs = [certain_run("a", "online", [0.4, 0.5], [envelopes.KL_FLOOR, 1])]
   assert envelopes.envelope(runs, JUDGE)[0].tolist() == [envelopes.KL_FLOOR, 1]
-  assert envelopes.envelope_RxG(runs, JUDGE, np.array([0.5]), 1, 2)[0] == 0.4
+  between = envelopes.envelope_RxG(runs, JUDGE, np.array([0.1]), 1, 2)[0]
+  assert between == pytest.approx(0.45)
   # Two checkpoints that win equally often: the one of less KL is the best so far, also
   # where prompts, and so the halves, differ.
   run = synthetic.make_run("a", "online", [[1, 0, 1, 0], [0, 1, 1, 0]], [1, 2])

@@ -64,22 +64,48 @@ def test_one_run_against_nine_of_pure_noise_shows_no_gap(spread, equal_numbers, 
 
 
 def test_without_noise_gaps_are_those_of_the_envelopes():
-  # Envelopes at KL 1, 10, 100: a 0.3, 0.5, 0.6; b 0.4, 0.4, 0.4. The checkpoint below
-  # the floor is ignored at equal KL, but counts as a peak.
+  # Envelopes at KL 1, 10, 100: a 0.3, 0.5, 0.6; b 0.4, 0.4, 0.4; lines between. The
+  # checkpoint below the floor is ignored at equal KL, but counts as a peak.
   a = [certain_run("a", "online", [0.9, 0.3, 0.5, 0.6], [0.001, 1, 10, 100])]
   b = [certain_run("b", "offline", [0.4, 0.2, 0.1], [1, 10, 100])]
   assert gaps.peak_gap(a, b, JUDGE).value == pytest.approx(0.5)
   estimate = gaps.gap_at_equal_kl(a, b, JUDGE)
-  assert estimate.value == pytest.approx(((0.3 - 0.4) + (0.5 - 0.4)) / 2)
+  assert estimate.value == pytest.approx((0.0 + 0.15) / 2)
   assert (estimate.low, estimate.high) == pytest.approx((estimate.value,) * 2)
   assert estimate.over == "prompts, 1 world" and estimate.n == 10
-  # At high KL, half of the range of log KL, only the second step counts.
+  # At high KL, half of the range of log KL, only the second line counts.
   estimate = gaps.gap_at_equal_kl(a, b, JUDGE, above=0.5)
-  assert estimate.value == pytest.approx(0.5 - 0.4)
-  # b stops at 10^1.5: the second step has half the weight of the first.
+  assert estimate.value == pytest.approx(0.15)
+  # b stops at 10^1.5: half of the second line, which reaches 0.55, has half the weight.
   b = [certain_run("b", "offline", [0.4, 0.2], [1, 10**1.5])]
   estimate = gaps.gap_at_equal_kl(a, b, JUDGE)
-  assert estimate.value == pytest.approx((-0.1 * 2 + 0.1) / 3)
+  assert estimate.value == pytest.approx((0.0 * 2 + 0.125) / 3)
+
+
+def test_what_lies_below_the_papers_axis_has_no_weight():
+  """a is ahead by 0.5 up to the axis' beginning, and by 0.1 from there on."""
+  start = gaps.KL_FROM
+  a = [certain_run("a", "online", [0.6, 0.6, 0.6], [0.02, start, 5])]
+  b = [
+    certain_run("b", "offline", [0.1, 0.1, 0.5, 0.5], [0.02, 0.99 * start, start, 5])
+  ]
+  assert gaps.gap_at_equal_kl(a, b, JUDGE).value == pytest.approx(0.1)
+  below = [certain_run("b", "offline", [0.1, 0.5], [0.02, 0.3])]
+  assert "no common range of KL from 0.37 nats" in (
+    gaps.gap_at_equal_kl(a, below, JUDGE).reason
+  )
+
+
+def test_the_gap_at_a_budget_is_interpolated_in_log_kl():
+  a = [certain_run("a", "online", [0.2, 0.6], [1, 9])]
+  b = [certain_run("b", "offline", [0.1, 0.1], [0.5, 4])]
+  for budget, expected in ((1, 0.1), (3, 0.3)):
+    estimate = gaps.gap_at_budget(a, b, JUDGE, budget=budget)
+    assert estimate.value == pytest.approx(expected)
+  estimate = gaps.gap_at_budget(a, b, JUDGE, budget=6)
+  assert math.isnan(estimate.value) and estimate.reason == "offline has KL 0.5 to 4"
+  estimate = gaps.gap_at_budget(a, b, JUDGE, budget=0.7)
+  assert estimate.reason == "online has KL 1 to 9"
 
 
 def test_unequal_numbers_of_runs_are_averaged_over_subsets_unless_told_otherwise():
@@ -111,7 +137,9 @@ def test_no_common_range_of_kl_is_nan_with_the_reason():
   b = [certain_run("b", "offline", [0.5, 0.5], [2, 3])]
   estimate = gaps.gap_at_equal_kl(a, b, JUDGE)
   assert math.isnan(estimate.value)
-  assert estimate.reason == "no common range of KL (0.1 to 1 and 2 to 3)"
+  assert estimate.reason == (
+    "no common range of KL from 0.37 nats (0.1 to 1 and 2 to 3)"
+  )
   at_sft = [certain_run("b", "offline", [0.5], [0])]
   assert "above KL 0.01" in gaps.gap_at_equal_kl(a, at_sft, JUDGE).reason
 
@@ -154,10 +182,7 @@ def test_high_kl_is_the_upper_half_in_log_kl():
   a = [certain_run("a", "online", [0.1, 0.5, 0.5, 0.9], [1, 10, 20, 100])]
   b = [certain_run("b", "offline", [0.1, 0.1], [1, 100])]
   estimate = gaps.gap_at_equal_kl(a, b, JUDGE, above=0.5)
-  assert estimate.value == pytest.approx(0.4)
-  a = [certain_run("a", "online", [0.1, 0.5, 0.9, 0.9], [1, 5, 20, 100])]
-  estimate = gaps.gap_at_equal_kl(a, b, JUDGE, above=0.5)
-  expected = (0.4 * math.log(2) + 0.8 * math.log(5)) / math.log(10)
+  expected = (0.4 * math.log(2) + 0.6 * math.log(5)) / math.log(10)
   assert estimate.value == pytest.approx(expected)
 
 
@@ -191,6 +216,13 @@ def test_the_end_is_the_largest_kl_of_any_checkpoint():
   other = make_run([0.5, 0.5], [1, 4])
   estimate = gaps.fall_from_peak([comes_back, other], JUDGE, resamples=5)
   assert value(estimate) == 0.4
+
+
+def test_a_fall_in_steps_is_within_a_run_whatever_its_kl():
+  falls = make_run([0.2, 0.6, 0.4], [1, 9, 3])
+  rises = make_run([0.1, 0.2, 0.3], [1, 2, 9])
+  assert value(gaps.fall_in_steps([falls], JUDGE, resamples=5)) == 0.2
+  assert value(gaps.fall_in_steps([falls, rises], JUDGE, resamples=5)) == 0.1
 
 
 def test_a_level_has_noise_of_its_own():

@@ -182,11 +182,9 @@ def _draw_envelope(
   axes: Axes, line: Line, judge: str, resamples: int, look: Mapping[str, Any]
 ) -> Rows:
   kl_G, rate_G, low_G, high_G = envelope(line.runs, judge, resamples)
-  axes.plot(kl_G, rate_G, drawstyle="steps-post", **look)
+  axes.plot(kl_G, rate_G, **look)
   if not line.behind:
-    axes.fill_between(
-      kl_G, low_G, high_G, step="post", color=line.colour, alpha=0.15, linewidth=0
-    )
+    axes.fill_between(kl_G, low_G, high_G, color=line.colour, alpha=0.15, linewidth=0)
   return [
     {"kind": "envelope", **line.identity(judge)}
     | {"kl": float(kl), "win_rate": float(rate), "low": float(low), "high": float(high)}
