@@ -124,6 +124,15 @@ class Vocabulary(abc.ABC):
     """
     return [*self.encode(text_of(reply)), self.eos_id]
 
+  def written(self, prompt: str | Conversation, text: str) -> list[int]:
+    """The ids, without an end, of what a model wrote to `prompt` in any vocabulary.
+
+    Nothing is refused: what this vocabulary lacks is unknown, and a mark's spelling is
+    text.
+    """
+    del prompt
+    return self.encode(text)
+
   def fit_prompt(
     self, prompt: str | Conversation, limit: int, side: str
   ) -> FittedPrompt:

@@ -103,14 +103,17 @@ class HuggingFaceVocabulary(base.Vocabulary):
     if isinstance(prompt, str):
       return super().response(prompt, reply)
     if self._template is None:
-      space = " " if self._reply_space else ""
-      return super().response(prompt, space + base.text_of(reply))
+      return [*self.written(prompt, base.text_of(reply)), self.eos_id]
     message = chats.assistant(reply)
     whole = prompt.then(message)
     self._check_fields(whole, as_prompt=False)
     text = self._added(prompt, whole, message.get("content"))
     ids = self._encode(text.removesuffix(self._beyond))
     return ids if ids[-1:] == [self.eos_id] else [*ids, self.eos_id]
+
+  def written(self, prompt: str | Conversation, text: str) -> list[int]:
+    is_chat = not isinstance(_conversation(prompt), str)
+    return self.encode(f" {text}" if is_chat and self._reply_space else text)
 
   def fit_prompt(
     self, prompt: str | Conversation, limit: int, side: str
