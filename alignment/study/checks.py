@@ -78,6 +78,8 @@ def check_config(config: ConfigDict) -> None:
     check_recipe(name, recipe)
     if isinstance(recipe, PolicyRecipe):
       check_policy(name, recipe, config.datasets)
+    if isinstance(recipe, PreferenceRecipe):
+      check_judge(name, recipe)
   _check_datasets(config)
   _check_sizes(config)
 
@@ -175,6 +177,28 @@ def check_recipe(name: str, recipe: Recipe) -> None:
   size, k = recipe.batch_size, recipe.microbatches
   if k < 1 or size % k:
     raise UserError(f"{name}: microbatches {k} does not divide batch_size {size}")
+
+
+def check_judge(name: str, recipe: PreferenceRecipe) -> None:
+  """Keys of a judge that have no meaning for its kind.
+
+  Raises:
+    UserError: for the first of them.
+  """
+  if recipe.trained and recipe.options:
+    raise UserError(
+      f"{name}.options has no meaning for a judge of kind '{recipe.kind}': rules have "
+      "options"
+    )
+  if recipe.vocab and not recipe.trained:
+    raise UserError(
+      f"{name}.vocab has no meaning for a judge of kind '{recipe.kind}': it reads text"
+    )
+  if recipe.vocab and recipe.init == "sft":
+    raise UserError(
+      f"{name}: to a judge with a vocabulary of its own SFT's ids mean nothing: set "
+      f"{name}.init to 'scratch' or to a checkpoint's directory"
+    )
 
 
 def check_policy(name: str, recipe: PolicyRecipe, datasets: Mapping[str, Any]) -> None:

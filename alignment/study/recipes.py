@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 
 from ml_collections import ConfigDict
 
+from alignment.core import rules
 from alignment.core.optim import Optimizer
 from alignment.study import schema
 from alignment.types import UserError
@@ -69,9 +70,25 @@ class Recipe(Start):
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceRecipe(Recipe):
-  """A preference model's; the fields are explained in `schema.preference_model`."""
+  """A judge's; the fields are explained in `schema.preference_model`."""
 
+  kind: str
+  options: Options
+  vocab: Options
   evaluations: int
+
+  @property
+  def trained(self) -> bool:
+    """Whether it is a model."""
+    return self.kind in rules.TRAINED
+
+  def described(self) -> dict[str, Any]:
+    """As `Recipe`'s, of a model; its vocabulary is described by what it reads."""
+    values = super().described()
+    del values["options"], values["vocab"]
+    if self.kind == "pairwise":
+      del values["kind"]
+    return values
 
 
 @dataclasses.dataclass(frozen=True)

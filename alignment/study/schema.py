@@ -81,7 +81,20 @@ def preference_model(**overrides) -> dict:
   generous, and of `evaluations` equally spaced checkpoints the one is kept that is best
   on one half of the validation pairs; the other half reports its accuracy.
   """
-  return role(learning_rate=1e-4, warmup_steps=1000) | {"evaluations": 10} | overrides
+  return (
+    role(learning_rate=1e-4, warmup_steps=1000)
+    | {
+      # pairwise, "truth" (the toy language's utility), or a rule of one's own
+      # (alignment/core/rules.py); what is not trained reads `options` alone.
+      "kind": "pairwise",
+      "options": {},
+      # A vocabulary of its own: as config.vocab, with prompt_length, response_length
+      # and context_length in its tokens (without them the study's). {} is the study's.
+      "vocab": {},
+      "evaluations": 10,
+    }
+    | overrides
+  )
 
 
 def policy(**overrides) -> dict:
@@ -160,6 +173,9 @@ def _lock(c: ConfigDict) -> None:
   for role_ in (c.policy, c.golden_policy):
     role_.loss_options.unlock()
     role_.stream.unlock()
+  for judge in (c.golden_pm, c.proxy_pm):
+    judge.options.unlock()
+    judge.vocab.unlock()
 
 
 def get_config() -> ConfigDict:

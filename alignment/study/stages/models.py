@@ -7,23 +7,31 @@ What trains shares one base: an objective, a source of batches and a start make 
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from alignment.core import evaluation, judges, loop, train_step
+from alignment.core import evaluation, host_judges, judges, loop, train_step
 from alignment.core.optim import Optimizer
 from alignment.data import pairs, sources
+from alignment.data.translation import Translation
 from alignment.models import protocol
 from alignment.runtime import checkpoint
-from alignment.runtime.files import checksum, write_json
+from alignment.runtime.files import checksum, read_json, write_json
 from alignment.runtime.metrics import progress
 from alignment.study.artefacts import Artefact, Read
 from alignment.study.programs import Pass, Program, Work
 from alignment.study.recipes import PreferenceRecipe, Recipe, Start
 from alignment.study.setting import Setting
-from alignment.study.stages.judging import margins_of
+from alignment.study.stages.judging import (
+  REPORT,
+  Judge,
+  accuracies,
+  check_judge,
+  margins_of,
+)
 from alignment.types import Params
 
 
@@ -249,23 +257,41 @@ class SupervisedModel(TrainedModel):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TrainedJudge(TrainedModel):
+class TrainedJudge(TrainedModel, Judge):
   """A preference model, kept where its accuracy on validation pairs is best.
 
   Half of the validation prompts choose the step, the other half report the accuracy.
+  Where it has a vocabulary of its own, so has its `setting`, and so have its `data`.
   """
 
   kind: ClassVar[str] = "preference_model"
   recipe: PreferenceRecipe
   data: Artefact
   sft: Model | None  # where it starts, if that is the study's own
+  translation: Translation | None = None  # to its own vocabulary, if it has one
 
-  def judge(self) -> judges.PreferenceModel:
+  def judge(self) -> judges.PreferenceModel | host_judges.TranslatedJudge:
+    own = self.own_judge()
+    if self.translation is None:
+      return own
+    return host_judges.TranslatedJudge(own, self.translation, self.setting.mesh)
+
+  def own_judge(self) -> judges.PreferenceModel:
+    """What reads batches in its own vocabulary."""
     return self.setting.judge(self.recipe)
+
+  def params(self, directory: Path) -> Params:
+    return self.setting.parameters.load_fixed(directory, self.model())
+
+  def abstract_params(self) -> Params:
+    return self.abstract_fixed()
+
+  def check_usable(self, directory: Path) -> None:
+    check_judge(self.setting.world, read_json(directory / REPORT))
 
   @property
   def objective(self) -> train_step.Objective:
-    return train_step.PreferenceObjective(self.judge())
+    return train_step.PreferenceObjective(self.own_judge())
 
   def settings(self) -> dict[str, Any]:
     return self.setting.judging | self.trained() | {"name": self.name}
@@ -284,7 +310,9 @@ class TrainedJudge(TrainedModel):
       show=("loss", "accuracy"),
     )
     report = self._report(directory, read(self.data), keep)
-    write_json(directory / "model.json", report)
+    if self.translation is not None:
+      report |= read_json(read(self.data) / "translation.json")["validation"]
+    write_json(directory / REPORT, report)
     progress(
       f"{self.name}: best at step {report['step']}; accuracy "
       f"{report['validation_accuracy']:.3f} on held-out pairs, "
@@ -295,7 +323,7 @@ class TrainedJudge(TrainedModel):
     self, directory: Path, data: Path, steps: Sequence[int]
   ) -> dict[str, Any]:
     """The step that judges best, and how well it judges."""
-    setting, judge = self.setting, self.judge()
+    setting, judge = self.setting, self.own_judge()
     train_set = pairs.PairDataset.load(data / "train")
     validation = pairs.PairDataset.load(data / "validation")
     prompts = validation.prompt_numbers()
@@ -310,43 +338,28 @@ class TrainedJudge(TrainedModel):
 
     step = max(steps, key=accuracy)  # of equals, the earliest
     params = setting.parameters.load_fixed(directory, judge.model, step)
+    margins = functools.partial(margins_of, setting, judge, params)
     reporting = np.flatnonzero(~choosing)
-    margins = margins_of(setting, judge, params, validation, reporting)
-    held_out = evaluation.outcome(margins)
-    first = np.arange(min(len(train_set), len(held_out)))
-    seen = margins_of(setting, judge, params, train_set, first)
-    report = {
+    return {
       "step": step,
-      "validation_accuracy": float(held_out.mean()),
-      "validation_stderr": evaluation.clustered_stderr(held_out, prompts[reporting]),
-      "validation_pairs": len(held_out),
-      "train_accuracy": float(evaluation.outcome(seen).mean()),
+      **accuracies(setting, margins, train_set, validation, reporting),
     }
-    gap = setting.true_gap(validation, reporting)
-    if gap is not None:
-      agree = evaluation.classified(margins, gap)
-      of_prompt = prompts[reporting][gap != 0]
-      if len(np.unique(of_prompt)) > 1:
-        report["truth_accuracy"] = float(agree.mean())
-        report["truth_stderr"] = evaluation.clustered_stderr(agree, of_prompt)
-    return report
 
   def programs(self) -> Iterator[Program]:
-    judge = self.judge()
+    judge = self.own_judge()
     once = (judge.model, self.microbatch, judge.context_length, 1, 1)
     yield self.step_program(f"{self.name} step", (once, once), {})
-    yield self.margins_program((self.name,), {})
+    yield from self.margins_programs((self.name,), {})
 
-  def margins_program(
+  def margins_programs(
     self, stages: tuple[str, ...], held: Mapping[str, Params]
-  ) -> Program:
-    """Its margins of a batch of evaluated pairs, while stages hold other models."""
-    setting, judge = self.setting, self.judge()
+  ) -> Iterator[Program]:
+    setting, judge = self.setting, self.own_judge()
     rows = setting.config.evaluation.batch_size
     once = (judge.model, rows, judge.context_length, 1, 1)
-    return Program(
+    yield Program(
       f"margins, {self.recipe.size}",
-      lambda: evaluation.margins,
+      lambda: evaluation.margins_on_device,
       (judge, self.abstract_fixed(), setting.shapes.batch(rows)),
       held,
       Work("forward", (once, once)),

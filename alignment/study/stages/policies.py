@@ -16,9 +16,9 @@ from alignment.study.artefacts import Read
 from alignment.study.programs import Program, Work
 from alignment.study.recipes import PolicyRecipe
 from alignment.study.stages.data import ScoredPairs
+from alignment.study.stages.judging import Judge
 from alignment.study.stages.models import (
   Model,
-  TrainedJudge,
   TrainedModel,
   offline_source,
 )
@@ -140,7 +140,7 @@ class OnlinePolicy(TrainedPolicy):
   """
 
   pairs: ScoredPairs
-  judge: TrainedJudge
+  judge: Judge
 
   def source(self, read: Read, record: Record | None) -> sources.OnlineSource:
     directories, seed = [read(self.pairs)], self._seed()
@@ -154,9 +154,9 @@ class OnlinePolicy(TrainedPolicy):
 
   def _sampler(self, read: Read) -> Callable[[Params, Batch, Array], rollout.Rollout]:
     """Rolls out with reference and judge; from SFT, if who samples never changes."""
-    parameters, judge = self.setting.parameters, self.judge.judge()
+    parameters = self.setting.parameters
     reference_params = parameters.load_fixed(read(self.sft), self.model())
-    judge_params = parameters.load_fixed(read(self.judge), judge.model)
+    judge_params = self.judge.params(read(self.judge))
     roll = rollout.compiled(self._roller(), self.setting.mesh)
 
     def sample(params: Params, prompts: Batch, key: Array) -> rollout.Rollout:
@@ -186,7 +186,7 @@ class OnlinePolicy(TrainedPolicy):
   def held(self) -> dict[str, Params]:
     held = {
       "reference": self.sft.abstract_fixed(),
-      "judge": self.judge.abstract_fixed(),
+      "judge": self.judge.abstract_params(),
     }
     if self.recipe.refresh_every > 1:  # an earlier policy samples
       held["behaviour"] = self.abstract_state().params
@@ -202,7 +202,7 @@ class OnlinePolicy(TrainedPolicy):
       self.abstract_state(),
       self.judge.judge(),
     )
-    reference, judge_params = self.sft.abstract_fixed(), self.judge.abstract_fixed()
+    reference, judge_params = self.sft.abstract_fixed(), self.judge.abstract_params()
     behaviour, held = state.params, {"moments": state.opt_state}
     if self.recipe.refresh_every == 0:  # SFT samples
       behaviour, held["parameters"] = reference, state.params
