@@ -7,7 +7,6 @@ ever turned into text and tokenised again.
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -24,8 +23,6 @@ class PreferenceModel:
   markers: JudgeMarkers
   context_length: int  # tokens of the assembled input; the prompt is cut to fit
   truncate_prompt: str  # the side it loses: "left" (HH) or "right" (TL;DR)
-
-  on_host: ClassVar[bool] = False
 
   def check(self, prompt_length: int, response_length: int) -> None:
     """Responses are never cut, so the budget must hold two of them and some prompt.
