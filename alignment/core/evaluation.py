@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from alignment.core import host_judges, logprobs, sampling, scoring
+from alignment.core.judges import Judge
 from alignment.core.rows import map_rows
 from alignment.models.protocol import Model
 from alignment.types import Array, Batch, Params
@@ -91,7 +92,7 @@ def log_ratios(model: Model, params: Params, batch: Batch) -> Array:
   return scoring.score(model, params, batch) - batch.ref_logps_BxN
 
 
-def margins(judge: Any, params: Params, batch: Batch) -> Array:
+def margins(judge: Judge, params: Params, batch: Batch) -> Array:
   """The judge's order-free margin of response 0 over response 1, B."""
   if judge.on_host:
     return host_judges.asked(judge.preference, params, batch)
@@ -99,7 +100,7 @@ def margins(judge: Any, params: Params, batch: Batch) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def margins_on_device(judge: Any, params: Params, batch: Batch) -> Array:
+def margins_on_device(judge: Judge, params: Params, batch: Batch) -> Array:
   return judge.preference(params, batch)
 
 
@@ -131,7 +132,7 @@ class Contest:
     utility: where the truth is known, (tokens_PxT, lengths_P) -> utilities_P.
   """
 
-  judge: Any
+  judge: Judge
   judge_params: Params
   prompts: Batch
   opponent: Responses
@@ -171,7 +172,7 @@ class Contest:
     return self.judged(self.judge, self.judge_params, a, b)
 
   def judged(
-    self, judge: Any, params: Params, a: Responses, b: Responses
+    self, judge: Judge, params: Params, a: Responses, b: Responses
   ) -> np.ndarray:
     """Any judge's margins of `a` over `b`, P."""
     both = self.prompts.replace(

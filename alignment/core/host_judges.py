@@ -9,14 +9,15 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import numbers
-from typing import Any, ClassVar
+import traceback
+from typing import ClassVar
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 import numpy as np
 
 from alignment.core import rules
-from alignment.core.judges import PreferenceModel
+from alignment.core.judges import Judge
 from alignment.data import translation
 from alignment.data.translation import Translation
 from alignment.data.vocabularies import Vocabulary
@@ -64,10 +65,12 @@ class RuleJudge:
       score = self.rule(prompt, response)
     except Exception as error:  # a program of the user's: it may raise anything
       text = " ".join(str(error).split())
-      raise UserError(f"{where}: {type(error).__name__}: {text}") from error
+      line = traceback.extract_tb(error.__traceback__)[-1]
+      at = f"{line.filename}:{line.lineno}"
+      raise UserError(f"{where}: {at}: {type(error).__name__}: {text}") from error
     if not isinstance(score, numbers.Real | np.bool_):
       raise UserError(f"{where}: it returned {score!r}; a rule returns a number")
-    if not np.isfinite(np.float32(score)):
+    if not abs(score) <= np.finfo(np.float32).max:
       raise UserError(f"{where}: it returned {score!r}; scores are finite float32")
     return float(score)
 
@@ -76,7 +79,7 @@ class RuleJudge:
 class TranslatedJudge:
   """A judge that reads the study's text in a vocabulary of its own."""
 
-  judge: PreferenceModel
+  judge: Judge
   translation: Translation  # to what `judge` reads
   mesh: Mesh  # of its parameters
 
@@ -105,12 +108,12 @@ class TranslatedJudge:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _scores(judge: Any, params: Params, batch: Batch) -> Array:
+def _scores(judge: Judge, params: Params, batch: Batch) -> Array:
   return judge.scores(params, batch)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _preference(judge: Any, params: Params, batch: Batch) -> Array:
+def _preference(judge: Judge, params: Params, batch: Batch) -> Array:
   return judge.preference(params, batch)
 
 
@@ -124,4 +127,6 @@ def asked(
   answer = function(params, sharding.local_rows(batch))
   if not isinstance(batch.ids_B, jax.Array):
     return answer
-  return sharding.put_local_rows(answer, batch.ids_B.sharding.mesh)
+  layout = batch.ids_B.sharding
+  assert isinstance(layout, NamedSharding)
+  return sharding.put_local_rows(answer, layout.mesh)

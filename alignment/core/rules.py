@@ -1,4 +1,4 @@
-"""Rules: judges that are functions of text, the user's own and the toy language's truth.
+"""Rules: judges that are functions of text, one's own or the toy language's truth.
 
   from alignment.core.rules import rule
 

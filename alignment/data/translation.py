@@ -69,10 +69,11 @@ class Translation:
     """
     return self.target.fit_prompt(text, self.prompt_length, self.truncate_prompt)
 
-  def response(self, prompt: str, ids: Sequence[int]) -> list[int]:
+  def response(self, prompt: str, ids: Iterable[int]) -> list[int]:
     """All ids of a response; its end, if it has one, becomes the target's."""
+    ids = [int(i) for i in ids]
     written = self.target.written(prompt, self.source.decode(ids))
-    ended = not set(self.source.ending_ids).isdisjoint(map(int, ids))
+    ended = not set(self.source.ending_ids).isdisjoint(ids)
     return [*written, self.target.eos_id] if ended else written
 
   def batch(self, batch: Batch) -> Batch:
@@ -93,7 +94,7 @@ class Translation:
       for response_T, n in zip(
         batch.responses_BxNxT[b], batch.lengths_BxN[b], strict=True
       ):
-        ids = self.response(text, response_T[:n].tolist())
+        ids = self.response(text, response_T[:n])
         responses.append(ids[: self.response_length])
     prompts_BxS, prompt_lengths_B = _padded(prompts, self.prompt_length)
     flat, lengths = _padded(responses, self.response_length)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment.core import evaluation, rollout
+from alignment.core import evaluation, judges, rollout
 from alignment.data import pairs
 from alignment.study.artefacts import Artefact
 from alignment.study.programs import Program
@@ -23,7 +23,7 @@ class Judge(Artefact):
   """Who labels pairs, and says which responses are better: a model or a rule."""
 
   @abc.abstractmethod
-  def judge(self) -> Any:
+  def judge(self) -> judges.Judge:
     """What reads batches of the study's tokens (core/judges.py)."""
 
   @abc.abstractmethod
@@ -72,7 +72,7 @@ def label(
 
 def margins_of(
   setting: Setting,
-  judge: Any,
+  judge: judges.Judge,
   params: Params,
   dataset: pairs.PairDataset,
   rows: np.ndarray | None = None,

@@ -270,7 +270,7 @@ class TrainedJudge(TrainedModel, Judge):
   sft: Model | None  # where it starts, if that is the study's own
   translation: Translation | None = None  # to its own vocabulary, if it has one
 
-  def judge(self) -> judges.PreferenceModel | host_judges.TranslatedJudge:
+  def judge(self) -> judges.Judge:
     own = self.own_judge()
     if self.translation is None:
       return own
