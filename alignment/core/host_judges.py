@@ -24,6 +24,8 @@ from alignment.data.vocabularies import Vocabulary
 from alignment.runtime import sharding
 from alignment.types import Array, Batch, Params, UserError
 
+LARGEST = float(np.finfo(np.float32).max)  # score
+
 
 @dataclasses.dataclass(frozen=True)
 class RuleJudge:
@@ -70,7 +72,7 @@ class RuleJudge:
       raise UserError(f"{where}: {at}: {type(error).__name__}: {text}") from error
     if not isinstance(score, numbers.Real | np.bool_):
       raise UserError(f"{where}: it returned {score!r}; a rule returns a number")
-    if not abs(score) <= np.finfo(np.float32).max:
+    if not abs(float(score)) <= LARGEST:
       raise UserError(f"{where}: it returned {score!r}; scores are finite float32")
     return float(score)
 

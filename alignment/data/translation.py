@@ -9,20 +9,30 @@ import dataclasses
 
 import numpy as np
 
+from alignment.data import chats
+from alignment.data.chats import Conversation
 from alignment.data.vocabularies import FittedPrompt, Vocabulary
 from alignment.types import Batch, UserError
 
 
-def prompt_text(vocabulary: Vocabulary, ids: Iterable[int]) -> str:
-  """A prompt's text without what every prompt begins with (BOS).
+def read_prompt(vocabulary: Vocabulary, ids: Iterable[int]) -> str | Conversation:
+  """What a prompt says, without the marks of its vocabulary.
 
-  The marks of a chat template are text in it; those that end a prompt which is a text
-  are not.
+  A text, or the messages from which a chat template wrote it. Of a template whose marks
+  are not understood (marks.py) it is the text with them.
   """
   ids, start = list(ids), vocabulary.before_prompt
+  if (conversation := vocabulary.conversation(ids)) is not None:
+    return conversation
   if tuple(ids[: len(start)]) == start:
     ids = ids[len(start) :]
   return vocabulary.decode_prompt(ids)
+
+
+def prompt_text(vocabulary: Vocabulary, ids: Iterable[int]) -> str:
+  """The same as text: messages as a transcript."""
+  prompt = read_prompt(vocabulary, ids)
+  return prompt if isinstance(prompt, str) else chats.transcript(prompt)
 
 
 def texts(vocabulary: Vocabulary, batch: Batch) -> list[tuple[str, list[str]]]:
@@ -50,9 +60,8 @@ def texts(vocabulary: Vocabulary, batch: Batch) -> list[tuple[str, list[str]]]:
 class Translation:
   """From one vocabulary to another, whose lengths are given; hashable.
 
-  A text is read as it stands: the marks of the source's chat template are letters to
-  the target. A text that is exactly a transcript ("\\n\\nHuman: ...") is a conversation
-  to a target which has a template.
+  A prompt that a chat template wrote is written anew: by the target's template, or as a
+  transcript where it has none.
   """
 
   source: Vocabulary
@@ -61,15 +70,15 @@ class Translation:
   response_length: int  # and of a response
   truncate_prompt: str  # the side that a long prompt loses
 
-  def prompt(self, text: str) -> FittedPrompt:
+  def prompt(self, prompt: str | Conversation) -> FittedPrompt:
     """A prompt's ids, cut to fit.
 
     Raises:
       UserError: the target cannot write it.
     """
-    return self.target.fit_prompt(text, self.prompt_length, self.truncate_prompt)
+    return self.target.fit_prompt(prompt, self.prompt_length, self.truncate_prompt)
 
-  def response(self, prompt: str, ids: Iterable[int]) -> list[int]:
+  def response(self, prompt: str | Conversation, ids: Iterable[int]) -> list[int]:
     """All ids of a response; its end, if it has one, becomes the target's."""
     ids = [int(i) for i in ids]
     written = self.target.written(prompt, self.source.decode(ids))
@@ -84,17 +93,16 @@ class Translation:
     """
     prompts, responses = [], []
     for b in range(len(batch.ids_B)):
-      text = prompt_text(
-        self.source, batch.prompts_BxS[b, : int(batch.prompt_lengths_B[b])]
-      )
+      length = int(batch.prompt_lengths_B[b])
+      prompt = read_prompt(self.source, batch.prompts_BxS[b, :length])
       try:
-        prompts.append(self.prompt(text).ids)
+        prompts.append(self.prompt(prompt).ids)
       except UserError as error:
         raise UserError(f"prompt {batch.ids_B[b]}, for the judge: {error}") from None
       for response_T, n in zip(
         batch.responses_BxNxT[b], batch.lengths_BxN[b], strict=True
       ):
-        ids = self.response(text, response_T[:n])
+        ids = self.response(prompt, response_T[:n])
         responses.append(ids[: self.response_length])
     prompts_BxS, prompt_lengths_B = _padded(prompts, self.prompt_length)
     flat, lengths = _padded(responses, self.response_length)

@@ -98,6 +98,11 @@ class Vocabulary(abc.ABC):
     """
     return self.decode(ids)
 
+  def conversation(self, ids: Iterable[int]) -> Conversation | None:
+    """The messages of which a prompt was written; None for one that is a text."""
+    del ids
+    return None
+
   def unknown(self, ids: Iterable[int]) -> int:
     """How many of the ids stand for text that the vocabulary lacks."""
     return sum(i == self.unk_id for i in ids)

@@ -15,6 +15,7 @@ from alignment.data import chats
 from alignment.data.chats import Conversation, Reply
 from alignment.data.vocabularies import base, tokenizer_files
 from alignment.data.vocabularies.base import FittedPrompt, JudgeMarkers
+from alignment.data.vocabularies.marks import Marks
 from alignment.types import UserError
 
 # Between the characters of a special token that stands in the data: there it is text.
@@ -91,6 +92,19 @@ class HuggingFaceVocabulary(base.Vocabulary):
   def decode_prompt(self, ids: Iterable[int]) -> str:
     return self._text(list(self._checked(ids)))
 
+  def conversation(self, ids: Iterable[int]) -> Conversation | None:
+    """Messages of which the template makes exactly these ids, if any are found."""
+    ids = list(map(int, ids))
+    for conversation in (
+      self._marks.read(self.decode_prompt(ids)) if self._marks else ()
+    ):
+      try:
+        if self.prompt(conversation) == ids:
+          return conversation
+      except UserError:  # what was read is not what was written
+        continue
+    return None
+
   def prompt(self, prompt: str | Conversation) -> list[int]:
     prompt = _conversation(prompt)
     if isinstance(prompt, str) or self._template is None:
@@ -159,6 +173,12 @@ class HuggingFaceVocabulary(base.Vocabulary):
       second_id=second_id,
       before_prompt=shared,
     )
+
+  @functools.cached_property
+  def _marks(self) -> Marks | None:
+    if self._template is None:
+      return None
+    return Marks.of(lambda conversation: self._write(conversation, as_prompt=True))
 
   @functools.cached_property
   def _missing_bytes(self) -> bytes:

@@ -10,7 +10,7 @@ import numpy as np
 
 from alignment.core import host_judges, rules
 from alignment.data import pairs
-from alignment.data.translation import Translation, prompt_text
+from alignment.data.translation import Translation, read_prompt
 from alignment.runtime import hosts
 from alignment.runtime.files import write_json
 from alignment.runtime.metrics import progress
@@ -128,12 +128,12 @@ class TranslatedPairs(Artefact):
     )
     cut_prompts = cut_responses = same = 0
     for i in range(len(dataset)):
-      text = prompt_text(translation.source, dataset.prompts[i])
+      prompt = read_prompt(translation.source, dataset.prompts[i])
       try:
-        fitted = translation.prompt(text)
+        fitted = translation.prompt(prompt)
       except UserError as error:
         raise UserError(f"{self.name}: pair {i}: {error}") from None
-      both = [translation.response(text, part[i]) for part in dataset.responses]
+      both = [translation.response(prompt, part[i]) for part in dataset.responses]
       for writer, ids in zip(writers, both, strict=True):
         writer.append(ids[:limit])
       prompts.append(fitted.ids)
