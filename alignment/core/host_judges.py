@@ -130,5 +130,5 @@ def asked(
   if not isinstance(batch.ids_B, jax.Array):
     return answer
   layout = batch.ids_B.sharding
-  assert isinstance(layout, NamedSharding)
+  assert isinstance(layout, NamedSharding) and isinstance(layout.mesh, Mesh)
   return sharding.put_local_rows(answer, layout.mesh)

@@ -153,8 +153,8 @@ def test_a_rule_is_another_where_its_source_or_what_it_names_is(tmp_path, edit):
 
 
 def test_two_files_cannot_have_a_rule_of_one_name(tmp_path):
-  for name in ("a.py", "b.py"):
-    (tmp_path / name).write_text(SOURCE)
+  for name, source in ("a.py", SOURCE), ("b.py", SOURCE.replace("[1]", "[0]")):
+    (tmp_path / name).write_text(source)
   schema.load(tmp_path / "a.py")
   schema.load(tmp_path / "a.py")  # as a study that is read twice
   with pytest.raises(UserError, match="b.py:9: ValueError: two rules are called 'coun"):
