@@ -217,6 +217,6 @@ def test_identical_responses_have_equal_scores_whatever_the_rounding(params):
       assert len(of_text) == 1
       ties += texts.count(text) > 1
   assert ties > 2, "no longer a test of anything"
-  noise_BxN = np.random.default_rng(0).normal(size=scores_BxN.shape)
+  noise_BxN = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
   equal_BxN = np.asarray(judges.equal_if_identical(batch, noise_BxN))
   assert np.any(equal_BxN != noise_BxN) and np.all(equal_BxN[:, 0] == noise_BxN[:, 0])
