@@ -11,7 +11,7 @@ ever turned into text and tokenised again.
 
 import dataclasses
 import itertools
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,11 @@ class PreferenceModel:
   markers: JudgeMarkers
   context_length: int  # tokens of the assembled input; the prompt is cut to fit
   truncate_prompt: str  # the side it loses: "left" (HH) or "right" (TL;DR)
+
+  def passes(self, B: int, S: int, N: int, T: int) -> tuple[tuple[Any, ...], ...]:  # noqa: N803
+    """What it costs to score N responses of T tokens: (model, B, S, N, T) per pass."""
+    del S, T
+    return ((self.model, B, self.context_length, 1, 1),) * (N * (N - 1))
 
   def check(self, prompt_length: int, response_length: int) -> None:
     """Responses are never cut, so the budget must hold two of them and some prompt.

@@ -217,7 +217,7 @@ def test_rollouts_equal_those_of_one_device(mesh):
   flipped = differs & (a[:, 0] == b[:, 1]).all(-1) & (a[:, 1] == b[:, 0]).all(-1)
   assert np.all(theirs.margins_B[flipped] < 1e-5)
   assert np.all(~differs | flipped), "of 80 draws here, none is a near-tie"
-  for name in "margins_B", "logps_Bx2", "ended_Bx2":
+  for name in "margins_B", "logps_BxN", "ended_BxN":
     x, y = (getattr(r, name)[~differs] for r in (ours, theirs))
     np.testing.assert_allclose(x, y, atol=1e-4)
   x, y = (r.batch.ref_logps_BxN[~differs] for r in (ours, theirs))
