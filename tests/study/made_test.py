@@ -152,7 +152,7 @@ def test_a_policys_draws_are_of_its_seed_and_world(nano, run):
     setting = dataclasses.replace(nano.study.setting, world=world)
     recipe = dataclasses.replace(policy.recipe, seed=seed)
     other = dataclasses.replace(policy, setting=setting, recipe=recipe)
-    drawn.append(other.source(nano.read, None))
+    drawn.append(other.source(nano.read, None, {}))
   orders = [getattr(source, "prompts", source).host_batch(0).ids_B for source in drawn]
   assert [np.array_equal(orders[0], o) for o in orders] == [True, False, False, True]
   if run == "online_ipo":

@@ -24,7 +24,7 @@ from alignment.study.programs import Pass, Program, Work
 from alignment.study.recipes import PreferenceRecipe, Recipe, Start
 from alignment.study.setting import Setting
 from alignment.study.stages.judging import margins_of
-from alignment.types import Params
+from alignment.types import Batch, Params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,6 +126,11 @@ class TrainedModel(Model):
   def optimizer(self) -> Optimizer:
     return self.recipe.optimizer
 
+  @property
+  def refresh_every(self) -> int:
+    """Steps between renewals of the parameters that its source is handed."""
+    return 1
+
   def trained(self) -> dict[str, Any]:
     """How it is trained, as JSON: a part of `settings`."""
     return {"role": described_start(self.recipe.described())}
@@ -140,14 +145,17 @@ class TrainedModel(Model):
     source: sources.Source,
     keep: Sequence[int],
     show: tuple[str, ...],
-    refresh_every: int = 1,
+    step: Callable[..., Any] | None = None,
     before_save: Callable[[int], None] | None = None,
   ) -> None:
-    """Runs the loop; `params()` makes the parameters at step 0."""
+    """Runs the loop; `params()` makes the parameters at step 0.
+
+    `step` is `step_function()` with what it reads besides, if there is any.
+    """
     learner = loop.Learner(
       abstract_state=self.abstract_state(),
       init_state=lambda: self._init_state()(params()),
-      step=self.step_function(),
+      step=step or self.step_function(),
       hyper=self.hyper(),
     )
     schedule = loop.Schedule(
@@ -155,7 +163,7 @@ class TrainedModel(Model):
       keep_params_at=tuple(keep),
       log_every=self.setting.config.log_every,
       save_every=self.setting.config.save_every,
-      refresh_every=refresh_every,
+      refresh_every=self.refresh_every,
       show=show,
     )
     loop.train(self.name, directory, learner, source, schedule, before_save)
@@ -193,16 +201,21 @@ class TrainedModel(Model):
     label: str,
     passes: tuple[Pass, ...],
     held: Mapping[str, Params],
-    responses: int = 2,
+    batch: Batch | None = None,
+    reference: Sequence[Params] = (),
   ) -> Program:
-    """The train step; `passes` are those of one microbatch."""
+    """The train step; `passes` are those of one microbatch.
+
+    On a batch of pairs if no other is given; with a reference, if the objective reads
+    it.
+    """
     shapes, k = self.setting.shapes, self.recipe.microbatches
     numbers = shapes.everywhere(train_step.hyper(0.0))
-    batch = shapes.batch(self.recipe.batch_size, responses)
+    batch = batch or shapes.batch(self.recipe.batch_size)
     return Program(
       f"{label}, {self.recipe.size}",
       self.step_function,
-      (self.abstract_state(), batch, numbers),
+      (self.abstract_state(), batch, numbers, *reference),
       held,
       Work("train", passes, k),
       self.setting.mesh,
