@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import optax
 
-from alignment.core import judges, logprobs, losses, optim, scoring
+from alignment.core import judges, losses, optim, scoring
 from alignment.models.protocol import Model
 from alignment.runtime import sharding
 from alignment.types import Array, Batch, Params, ScoredBatch, SumWeight, UserError
@@ -73,14 +73,13 @@ class PolicyObjective:
     beta: Array,
     reference_params: Params | None = None,
   ) -> dict[str, SumWeight]:
-    predictions = scoring.Predictions.of(self.model, params, batch)
-    logps_BxN = logprobs.sequence_logps(
-      predictions.token_logps(batch.responses_BxNxT), batch.lengths_BxN
-    )
     computed = {}
-    if self.reads_reference:
-      reference = scoring.Predictions.of(self.model, reference_params, batch)
-      computed["kl_BxN"] = predictions.kl(reference, batch.lengths_BxN)
+    if reference_params is None:
+      logps_BxN = scoring.score(self.model, params, batch)
+    else:
+      logps_BxN, computed["kl_BxN"] = scoring.score_and_kl(
+        self.model, params, reference_params, batch
+      )
     weights_B, total = batch.weights_B, batch.weights_B.sum()
     needs = needed(losses.get(self.loss), batch, computed)
     bound = losses.bind(self.loss, dict(self.loss_options))

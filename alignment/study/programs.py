@@ -29,6 +29,7 @@ class Work:
   kind: str  # train, rollout, sample or forward
   passes: tuple[Pass, ...]
   microbatches: int = 1
+  fixed: tuple[Pass, ...] = ()  # those of a train step that have no gradient
 
 
 @dataclasses.dataclass(frozen=True)

@@ -206,8 +206,8 @@ class TrainedModel(Model):
   ) -> Program:
     """The train step; `passes` are those of one microbatch.
 
-    On a batch of pairs if no other is given; with a reference, if the objective reads
-    it.
+    On a batch of pairs if no other is given; with the reference's parameters, if the
+    objective reads it, which makes the same passes.
     """
     shapes, k = self.setting.shapes, self.recipe.microbatches
     numbers = shapes.everywhere(train_step.hyper(0.0))
@@ -217,7 +217,7 @@ class TrainedModel(Model):
       self.step_function,
       (self.abstract_state(), batch, numbers, *reference),
       held,
-      Work("train", passes, k),
+      Work("train", passes, k, passes if reference else ()),
       self.setting.mesh,
       (self.name,),
       (self.objective, self.optimizer, self.recipe.on_non_finite),

@@ -101,11 +101,10 @@ class TrainedPolicy(TrainedModel):
     S, T = self.setting.shapes.prompt_length, self.setting.shapes.response_length
     passes = ((self.model(), self.microbatch, S, self.responses, T),)
     held, reference = self.held(), []
-    if self.objective.reads_reference:  # an argument then, with a pass of its own
+    if self.objective.reads_reference:
       reference.append(held.pop("reference"))
     label = f"policy step, {self.recipe.loss}"
-    batch, both = self._abstract_batch(), passes * (1 + len(reference))
-    yield self.step_program(label, both, held, batch, reference)
+    yield self.step_program(label, passes, held, self._abstract_batch(), reference)
 
   def _abstract_batch(self) -> Batch:
     shapes, rows = self.setting.shapes, self.recipe.batch_size
@@ -257,7 +256,7 @@ class OnlinePolicy(TrainedPolicy):
       (self.model(), rows, S, self.responses, T),
     )
     return Program(
-      f"rollout, {self.recipe.size} judged by {self.judge.recipe.size}",
+      f"rollout{_of(N)}, {self.recipe.size} judged by {self.judge.recipe.size}",
       lambda: rollout.compiled(self._roller(), self.setting.mesh),
       (behaviour, reference, judge, self._prompts(), shapes.key),
       held,
@@ -280,7 +279,7 @@ class OnlinePolicy(TrainedPolicy):
     layout = sharding.batch_sharding(mesh)
     samples = sharding.with_layout(samples, jax.tree.map(lambda _: layout, samples))
     yield Program(
-      f"samples of a rollout, {self.recipe.size}",
+      f"samples of a rollout{_of(N)}, {self.recipe.size}",
       lambda: generate,
       (behaviour, prompts, shapes.key),
       held | {"reference": reference, "judge": judge},
@@ -290,7 +289,7 @@ class OnlinePolicy(TrainedPolicy):
       roller,
     )
     yield Program(
-      f"selection of a rollout, {self.recipe.size}",
+      f"selection of a rollout{_of(N)}, {self.recipe.size}",
       lambda: finish,
       (reference, prompts, shapes.key, samples, shapes.rows((rows, N), jnp.float32)),
       held | {"judge": judge, "behaviour": behaviour},
@@ -319,3 +318,8 @@ class OnlinePolicy(TrainedPolicy):
     if self.recipe.refresh_every == 0:  # SFT samples
       return self.sft.abstract_fixed(), held
     return state.params, held
+
+
+def _of(samples: int) -> str:
+  """In a program's name: more samples than two."""
+  return "" if samples == 2 else f" of {samples}"
