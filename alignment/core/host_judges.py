@@ -94,10 +94,10 @@ class TranslatedJudge:
     self.judge.check(*lengths)
 
   def scores(self, params: Params, batch: Batch) -> np.ndarray:
-    return self._asked(_scores, params, batch)
+    return self._asked(scores_on_device, params, batch)
 
   def preference(self, params: Params, batch: Batch) -> np.ndarray:
-    return self._asked(_preference, params, batch)
+    return self._asked(preference_on_device, params, batch)
 
   def _asked(
     self, function: Callable[..., Array], params: Params, batch: Batch
@@ -110,12 +110,12 @@ class TranslatedJudge:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _scores(judge: Judge, params: Params, batch: Batch) -> Array:
+def scores_on_device(judge: Judge, params: Params, batch: Batch) -> Array:
   return judge.scores(params, batch)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _preference(judge: Judge, params: Params, batch: Batch) -> Array:
+def preference_on_device(judge: Judge, params: Params, batch: Batch) -> Array:
   return judge.preference(params, batch)
 
 

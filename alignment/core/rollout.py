@@ -173,6 +173,7 @@ def finish(
 
   tokens_BxNxT, lengths_BxN = map(ordered, (samples.tokens_BxNxT, samples.lengths_BxN))
   scores_BxN = ordered(scores_BxN)
+  batch: Batch
   if roller.select == "all":
     used = roller.samples
     batch = _scored_batch(sampled(prompts, samples), scores_BxN)

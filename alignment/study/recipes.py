@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 
 from ml_collections import ConfigDict
 
-from alignment.core import rules
+from alignment.core import losses, rules
 from alignment.core.optim import Optimizer
 from alignment.study import schema
 from alignment.types import UserError
@@ -97,6 +97,8 @@ class PolicyRecipe(Recipe):
 
   method: str
   refresh_every: int
+  samples: int
+  select: str
   on_policy_fraction: float
   record: bool
   dataset: str
@@ -119,6 +121,11 @@ class PolicyRecipe(Recipe):
     """Whether it learns from a recorded online run."""
     return not self.online and self.dataset == "stream"
 
+  @property
+  def grouped(self) -> bool:
+    """Whether its loss reads all samples of a prompt, with their scores."""
+    return losses.get(self.loss).responses == losses.GROUP
+
   def described(self) -> dict[str, Any]:
     """As `Recipe`'s, without what has no meaning for its method."""
     meaningless = set(_OFFLINE if self.online else _ONLINE)
@@ -126,6 +133,9 @@ class PolicyRecipe(Recipe):
     if self.dataset != "stream":
       meaningless.add("replay_window")
     values = super().described()
+    for key, before in _ONCE.items():
+      if values[key] == before:
+        meaningless.add(key)
     return {key: value for key, value in values.items() if key not in meaningless}
 
   def evaluated_steps(self) -> list[int]:
@@ -148,8 +158,13 @@ _SHORT = {
   "replay_window": "window",
 }
 # Keys of a policy's recipe that have a meaning only for one method.
-_ONLINE = ("temperature", "top_p", "refresh_every", "on_policy_fraction", "record")
+_ONLINE = (
+  "temperature", "top_p", "refresh_every", "samples", "select", "on_policy_fraction",
+  "record",
+)  # fmt: skip
 _OFFLINE = ("dataset", "replay_window", "stream")
+# Keys that are younger than results that are kept, with what held for all of these.
+_ONCE = {"samples": 2, "select": "two"}
 # What a run has in common with the online run that it replays, batch by batch.
 _SAME = ("size", "init", "loss", "loss_options", "seed", "batch_size", "microbatches")
 

@@ -98,7 +98,7 @@ def preference_model(**overrides) -> dict:
 
 
 def policy(**overrides) -> dict:
-  """A role that is a policy trained on a pairwise loss."""
+  """A role that is a policy, trained by one of the losses in alignment/core/losses."""
   return (
     role()
     | {
@@ -107,6 +107,11 @@ def policy(**overrides) -> dict:
       # semi-online, 0 (never) samples from SFT all along. Below a fraction of 1, the
       # rest of the batch keeps its pair of D_golden.
       "refresh_every": 1,
+      # online: how many responses are sampled to a prompt, and which of them are
+      # learned from: two (of 2), best_worst (of any number, by the judge's scores), or
+      # all, with their scores, which the losses rloo and grpo need (docs/rollouts.md).
+      "samples": 2,
+      "select": "two",
       "on_policy_fraction": 1.0,
       "record": False,  # keep every pair; what is replayed is recorded anyway
       # offline: "golden" (D_golden), a name in `datasets`, or "stream": what the online

@@ -299,17 +299,21 @@ def test_a_study_of_several_processes_is_that_of_one(count, tmp_path):
           assert several[key] == pytest.approx(value, rel=0.02, abs=0.05), key
         else:
           assert several[key] == value, key
-  online, replayed = (
-    [json.loads(line) for line in path.open()]
-    for name in ("online_ipo", "replay_ipo_window0")
-    for path in tmp_path.glob(f"several/runs/world0_{name}/evaluations.jsonl")
-  )
-  assert len(online) == 2
-  for one, other in zip(online, replayed, strict=True):
-    del one["on_policy_fraction"]  # says of which kind the run is, not how it went
-    measured = [key for key, value in one.items() if isinstance(value, float)]
-    assert "kl" in measured
-    assert [one[key] for key in measured] == [other[key] for key in measured]
+  for names in (
+    ("online_ipo", "replay_ipo_window0"),
+    ("four_ipo_samples4_selectbest_worst", "four_again_ipo_window0"),
+  ):
+    online, replayed = (
+      [json.loads(line) for line in path.open()]
+      for name in names
+      for path in tmp_path.glob(f"several/runs/world0_{name}/evaluations.jsonl")
+    )
+    assert len(online) == 2
+    for one, other in zip(online, replayed, strict=True):
+      del one["on_policy_fraction"]  # says of which kind the run is, not how it went
+      measured = [key for key, value in one.items() if isinstance(value, float)]
+      assert "kl" in measured
+      assert [one[key] for key in measured] == [other[key] for key in measured]
 
 
 # --- one process ----------------------------------------------------------------------

@@ -63,7 +63,7 @@ def test_numbers_out_of_range_are_refused_before_anything_runs(overrides, messag
       "mine_ipo_fraction0.5_recordTrue: only a run of on_policy_fraction 1 can be rec",
     ),
     ({"on_policy_fraction": (0.01,)}, "on_policy_fraction 0.01 of batch_size 8 is not"),
-    ({"loss": ("rloo",)}, "mine_rloo: loss 'rloo' needs N scored responses"),
+    ({"loss": ("rloo",)}, "mine_rloo: loss 'rloo' reads all samples of a prompt: set"),
     ({"steps": (0,)}, "mine_ipo_steps0: steps is 0; give at least 1"),
     ({"top_p": (0.0,)}, r"top_p in \(0, 1\]"),
     ({"beta": ("1e-3",)}, "runs.mine.beta has '1e-3'; policy's is 0.*"),

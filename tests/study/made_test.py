@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alignment.core import evaluation
-from alignment.data import pairs
+from alignment.data import pairs, stream
 from alignment.runtime.files import read_json
 from alignment.runtime.metrics import read_jsonl
 from alignment.study import artefacts
@@ -142,6 +142,7 @@ def test_prompts_that_choose_a_step_do_not_report_it(nano, tmp_path, monkeypatch
   }
 
 
+FOUR = "four_ipo_samples4_selectbest_worst"
 RUNS = ("offline_ipo_lr0.003", "online_ipo", "replay_ipo_window2")
 
 
@@ -152,7 +153,7 @@ def test_a_policys_draws_are_of_its_seed_and_world(nano, run):
     setting = dataclasses.replace(nano.study.setting, world=world)
     recipe = dataclasses.replace(policy.recipe, seed=seed)
     other = dataclasses.replace(policy, setting=setting, recipe=recipe)
-    drawn.append(other.source(nano.read, None))
+    drawn.append(other.source(nano.read, None, {}))
   orders = [getattr(source, "prompts", source).host_batch(0).ids_B for source in drawn]
   assert [np.array_equal(orders[0], o) for o in orders] == [True, False, False, True]
   if run == "online_ipo":
@@ -171,6 +172,43 @@ def test_a_replay_in_order_is_the_online_run_bit_for_bit(nano, step):
     theirs = nano.params(other, step)
     same = jax.tree.map(np.array_equal, online, theirs)
     assert not all(jax.tree.leaves(same)), other
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_replay_of_the_best_and_the_worst_of_four_is_that_run_bit_for_bit(nano, step):
+  online, replay, two = (
+    nano.params(name, step) for name in (FOUR, "four_again_ipo_window0", "online_ipo")
+  )
+  jax.tree.map(np.testing.assert_array_equal, online, replay)
+  assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, online, two)))
+
+
+def test_a_stream_has_all_samples_and_what_was_learned_from_follows_from_it(nano):
+  recorded = stream.Stream.load(nano.read(nano.policy(FOUR)) / "stream", steps=8)
+  rows = recorded.rows(np.arange(len(recorded)))
+  scores = rows["scores"]
+  assert scores.shape == (64, 4) and rows["unused"].shape[:2] == (64, 2)
+  np.testing.assert_array_equal(scores[:, 0], scores.max(axis=1))
+  np.testing.assert_array_equal(scores[:, 1], scores.min(axis=1))
+  assert np.all(scores[:, 2] >= scores[:, 3])
+  assert recorded.batch(np.arange(3)).lengths_BxN.shape == (3, 2)
+  setting, judge = nano.study.setting, nano.study.proxy_pm()
+  params = setting.parameters.load_fixed(nano.read(judge), judge.model())
+  everything = recorded.batch(np.arange(16)).replace(
+    responses_BxNxT=np.concatenate([rows["responses"], rows["unused"]], 1)[:16],
+    lengths_BxN=np.concatenate([rows["lengths"], rows["unused_lengths"]], 1)[:16],
+  )
+  again = jax.jit(judge.judge().scores)(params, everything)
+  np.testing.assert_allclose(again, scores[:16], atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["rloo", "grpo"])
+def test_losses_of_groups_train_online(nano, loss):
+  policy = nano.policy(f"groups_{loss}_samples3_selectall")
+  rows = read_jsonl(nano.read(policy) / "metrics.jsonl")
+  assert rows[0]["score"] == pytest.approx(0, abs=1e-5)  # of margins, which cancel
+  assert all(row["score_gap"] > 0 and math.isfinite(row["loss"]) for row in rows)
+  assert rows[0]["kl"] < rows[-1]["kl"]  # it began as the reference
 
 
 def test_online_offline_and_replay_are_one_compilation(nano):

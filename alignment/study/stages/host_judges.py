@@ -63,6 +63,11 @@ class FunctionJudge(Judge):
   ) -> Iterator[Program]:
     return iter(())
 
+  def scores_programs(
+    self, rows: int, count: int, stages: tuple[str, ...], held: Mapping[str, Params]
+  ) -> Iterator[Program]:
+    return iter(())
+
 
 def rule_of(
   setting: Setting, name: str, kind: str, options: Mapping[str, Any]

@@ -45,6 +45,12 @@ class Judge(Artefact):
       held: other models that these hold meanwhile.
     """
 
+  @abc.abstractmethod
+  def scores_programs(
+    self, rows: int, count: int, stages: tuple[str, ...], held: Mapping[str, Params]
+  ) -> Iterator[Program]:
+    """The same for its scores of `count` responses, if it is asked on the host."""
+
   def check_usable(self, directory: Path) -> None:
     """Stops a study whose golden judge, this one, cannot be relied on.
 

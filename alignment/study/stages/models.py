@@ -32,7 +32,7 @@ from alignment.study.stages.judging import (
   check_judge,
   margins_of,
 )
-from alignment.types import Params
+from alignment.types import Batch, Params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,6 +134,11 @@ class TrainedModel(Model):
   def optimizer(self) -> Optimizer:
     return self.recipe.optimizer
 
+  @property
+  def refresh_every(self) -> int:
+    """Steps between renewals of the parameters that its source is handed."""
+    return 1
+
   def trained(self) -> dict[str, Any]:
     """How it is trained, as JSON: a part of `settings`."""
     return {"role": described_start(self.recipe.described())}
@@ -148,14 +153,17 @@ class TrainedModel(Model):
     source: sources.Source,
     keep: Sequence[int],
     show: tuple[str, ...],
-    refresh_every: int = 1,
+    step: Callable[..., Any] | None = None,
     before_save: Callable[[int], None] | None = None,
   ) -> None:
-    """Runs the loop; `params()` makes the parameters at step 0."""
+    """Runs the loop; `params()` makes the parameters at step 0.
+
+    `step` is `step_function()` with what it reads besides, if there is any.
+    """
     learner = loop.Learner(
       abstract_state=self.abstract_state(),
       init_state=lambda: self._init_state()(params()),
-      step=self.step_function(),
+      step=step or self.step_function(),
       hyper=self.hyper(),
     )
     schedule = loop.Schedule(
@@ -163,7 +171,7 @@ class TrainedModel(Model):
       keep_params_at=tuple(keep),
       log_every=self.setting.config.log_every,
       save_every=self.setting.config.save_every,
-      refresh_every=refresh_every,
+      refresh_every=self.refresh_every,
       show=show,
     )
     loop.train(self.name, directory, learner, source, schedule, before_save)
@@ -201,18 +209,23 @@ class TrainedModel(Model):
     label: str,
     passes: tuple[Pass, ...],
     held: Mapping[str, Params],
-    responses: int = 2,
+    batch: Batch | None = None,
+    reference: Sequence[Params] = (),
   ) -> Program:
-    """The train step; `passes` are those of one microbatch."""
+    """The train step; `passes` are those of one microbatch.
+
+    On a batch of pairs if no other is given; with the reference's parameters, if the
+    objective reads it, which makes the same passes.
+    """
     shapes, k = self.setting.shapes, self.recipe.microbatches
     numbers = shapes.everywhere(train_step.hyper(0.0))
-    batch = shapes.batch(self.recipe.batch_size, responses)
+    batch = batch or shapes.batch(self.recipe.batch_size)
     return Program(
       f"{label}, {self.recipe.size}",
       self.step_function,
-      (self.abstract_state(), batch, numbers),
+      (self.abstract_state(), batch, numbers, *reference),
       held,
-      Work("train", passes, k),
+      Work("train", passes, k, passes if reference else ()),
       self.setting.mesh,
       (self.name,),
       (self.objective, self.optimizer, self.recipe.on_non_finite),
@@ -363,6 +376,23 @@ class TrainedJudge(TrainedModel, Judge):
       (judge, self.abstract_fixed(), setting.shapes.batch(rows)),
       held,
       Work("forward", (once, once)),
+      setting.mesh,
+      stages,
+    )
+
+  def scores_programs(
+    self, rows: int, count: int, stages: tuple[str, ...], held: Mapping[str, Params]
+  ) -> Iterator[Program]:
+    setting, judge = self.setting, self.own_judge()
+    if self.translation is None:  # a part of the rollout
+      return
+    lengths = setting.shapes.prompt_length, count, setting.shapes.response_length
+    yield Program(
+      f"scores of {count}, {self.recipe.size}",
+      lambda: host_judges.scores_on_device,
+      (judge, self.abstract_fixed(), setting.shapes.batch(rows, count)),
+      held,
+      Work("forward", judge.passes(rows, *lengths)),
       setting.mesh,
       stages,
     )
