@@ -1,5 +1,6 @@
 """Studies whose judges are rules, the truth, or models of another vocabulary."""
 
+import json
 import re
 
 import jax
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 
 from alignment.core import rules
-from alignment.data import pairs
+from alignment.data import pairs, stream, translation
 from alignment.runtime.files import read_json
+from alignment.study import publish
 from alignment.types import UserError
 from tests import studies
 
@@ -91,9 +93,8 @@ def test_what_determines_a_rule_determines_what_it_labels(monkeypatch):
 
 def test_a_judge_of_bytes_learns_from_translated_pairs(tmp_path):
   vocab = BYTES | {"response_length": 20, "context_length": 90}
-  config = studies.nano(
-    **TRUTH, **{"proxy_pm.vocab": vocab, "proxy_pm.init": "scratch"}
-  )
+  own = {"vocab": vocab, "init": "scratch", "steps": 2, "evaluations": 1}
+  config = studies.nano(**TRUTH, **{f"proxy_pm.{key}": own[key] for key in own})
   golden, proxy = made(config, tmp_path, "golden_data", "proxy_pm")
   (translated,) = tmp_path.glob("artefacts/golden_data_for_proxy_pm-*")
   study = studies.graph(config)
@@ -122,6 +123,56 @@ def test_a_judge_of_bytes_learns_from_translated_pairs(tmp_path):
   batch = letters.batch(rows, **judge.setting.lengths)
   direct_B = jax.jit(judge.own_judge().preference)(judge.params(proxy), batch)
   np.testing.assert_array_equal(margins_B, np.asarray(direct_B))
+
+
+def test_a_study_without_any_learned_judge(tmp_path):
+  """Golden is the truth, proxy a rule: rollouts, replay, evaluations, report."""
+  config = studies.nano(
+    **TRUTH,
+    **{
+      "proxy_pm.kind": "brevity",
+      "evaluation.require_good_judge": True,  # which asks models only
+      "evaluation.best_of": (2,),
+      "figures": ("figure_06",),
+      "evaluation.stream_steps": 2,
+      "evaluation.stream_pairs": 12,
+    },
+  )
+  replay = {"method": "offline", "dataset": "stream", "replay_window": 0}
+  config.runs = {
+    "online": {"method": ("online",)},
+    "replay": {key: (value,) for key, value in replay.items()},
+  }
+  studies.run(config, tmp_path)
+  study = studies.graph(config)
+  policies = study.policies()
+  online, replayed = (
+    policies[f"world0_{n}"] for n in ("online_ipo", "replay_ipo_window0")
+  )
+  load = study.setting.parameters.load
+  a, b = (
+    jax.device_get(load(policy.directory(tmp_path), policy.model()))
+    for policy in (online, replayed)
+  )
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+  recorded = stream.Stream.load(online.directory(tmp_path) / "stream", 8)
+  batch = recorded.batch(np.arange(len(recorded)))
+  words = study.setting.vocabulary
+  for _, (preferred, other) in translation.texts(words, batch):
+    assert len(preferred.split()) <= len(other.split())
+
+  publish.publish(config, [study], tmp_path)
+  for path in tmp_path.glob("runs/*/evaluations.jsonl"):
+    for record in map(json.loads, path.read_text().splitlines()):
+      assert record["win_rate"] == pytest.approx(record["true_win_rate"])
+      assert record.get("judge_accuracy_on_policy") in (1, None)
+  rows = {row["name"]: row for row in read_json(tmp_path / "study.json")["models"]}
+  assert rows["world0_golden_pm"]["init"] == "truth"
+  assert rows["world0_golden_pm"]["truth_accuracy"] == 1
+  assert rows["world0_proxy_pm"]["init"] == "brevity"
+  first, *_ = (tmp_path / "classification/world0.jsonl").read_text().splitlines()
+  assert json.loads(first)["classifier"] == "proxy_pm"
 
 
 @pytest.mark.parametrize(
