@@ -1,8 +1,6 @@
 """N samples per prompt: which are learned from, and judges that work on the host."""
 
-import dataclasses
 import functools
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,28 +19,6 @@ MESH = sharding.make_mesh()
 ROWS, N = 32, 4
 
 
-@dataclasses.dataclass(frozen=True)
-class Judge:
-  """Reads a response as a number: different ones have different scores."""
-
-  on_host: ClassVar[bool] = False
-
-  def scores(self, params, batch):
-    del params
-    places_T = 10 ** np.arange(tiny.T)
-    inside_BxNxT = np.arange(tiny.T)[None, None] < batch.lengths_BxN[..., None]
-    digits_BxNxT = batch.responses_BxNxT * inside_BxNxT
-    return (digits_BxNxT * places_T[None, None]).sum(axis=2).astype(np.float32)
-
-
-class HostJudge(Judge):
-  on_host: ClassVar[bool] = True
-
-  def scores(self, params, batch):
-    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(batch))
-    return super().scores(params, batch)
-
-
 @functools.cache
 def prompts():
   """With a third response of the data, which pairs keep."""
@@ -50,7 +26,7 @@ def prompts():
 
 
 def roll(select, samples=N, judge=None):
-  judge = Judge() if judge is None else judge
+  judge = tiny.Digits() if judge is None else judge
   roller = rollout.Roller(tiny.SAMPLER, tiny.POLICY, judge, samples, select)
   out = rollout.compiled(roller, MESH)(
     tiny.params(0), tiny.params(1), (), prompts(), KEY
@@ -83,7 +59,7 @@ def everything(out):
 
 
 def test_a_pair_is_the_best_and_the_worst_and_nothing_is_lost(best_worst, drawn):
-  scores_BxN = Judge().scores(None, rollout.sampled(prompts(), drawn))
+  scores_BxN = tiny.Digits().scores(None, rollout.sampled(prompts(), drawn))
   ours = everything(best_worst)
   theirs = drawn.tokens_BxNxT, drawn.lengths_BxN, drawn.ended_BxN
   for b in range(ROWS):
@@ -115,7 +91,7 @@ def test_all_samples_stand_as_they_were_drawn_with_their_scores(drawn):
   batch = out.batch
   assert isinstance(batch, ScoredBatch) and out.unused_BxUxT.shape == (ROWS, 0, tiny.T)
   np.testing.assert_array_equal(batch.responses_BxNxT, drawn.tokens_BxNxT)
-  expected = Judge().scores(None, rollout.sampled(prompts(), drawn))
+  expected = tiny.Digits().scores(None, rollout.sampled(prompts(), drawn))
   np.testing.assert_array_equal(batch.scores_BxN, expected)
   np.testing.assert_array_equal(out.scores_BxN, expected)
   assert batch.ref_logps_BxN.shape == (ROWS, N)
@@ -129,7 +105,7 @@ def test_best_and_worst_of_two_are_the_two():
 def test_a_judge_on_the_host_makes_the_same_batch_bit_for_bit(select):
   samples = 2 if select == "two" else N
   on_device, on_host = (
-    roll(select, samples, judge) for judge in (Judge(), HostJudge())
+    roll(select, samples, judge) for judge in (tiny.Digits(), tiny.HostDigits())
   )
   same(on_device, on_host)
 

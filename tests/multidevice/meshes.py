@@ -192,10 +192,10 @@ def test_factored_moments_lie_like_the_dimensions_they_keep(mesh):
 
 
 @functools.cache
-def roll(mesh):
+def roll(mesh, samples=2):
   decoding = sharding.Layout(mesh, t5.DECODE_RULES)
   sampler = sampling.Sampler(MODEL, (tiny.EOS,), decoding=decoding)
-  roller = rollout.Roller(sampler, MODEL, JUDGE)
+  roller = rollout.Roller(sampler, MODEL, JUDGE, samples, "best_worst")
   policy_params, reference, judge = (
     put(tiny.params(seed, model.cfg), mesh)
     for seed, model in ((0, MODEL), (1, MODEL), (2, JUDGE.model))
@@ -222,6 +222,20 @@ def test_rollouts_equal_those_of_one_device(mesh):
     np.testing.assert_allclose(x, y, atol=1e-4)
   x, y = (r.batch.ref_logps_BxN[~differs] for r in (ours, theirs))
   np.testing.assert_allclose(x, y, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", SHAPES[:1], ids=str, indirect=True)
+def test_rollouts_of_four_samples_equal_those_of_one_device(mesh):
+  ours, theirs = sharding.fetch((roll(mesh, 4), roll(ONE, 4)))
+  for a, b in ((ours, theirs), (theirs, ours)):
+    np.testing.assert_array_equal(a.scores_BxN[:, 0], a.scores_BxN.max(axis=1))
+    tokens_Bx4xT = np.concatenate([a.batch.responses_BxNxT, a.unused_BxUxT], axis=1)
+    others_Bx4xT = np.concatenate([b.batch.responses_BxNxT, b.unused_BxUxT], axis=1)
+    for row, other in zip(tokens_Bx4xT.tolist(), others_Bx4xT.tolist(), strict=True):
+      assert sorted(row) == sorted(other)  # ranks may differ where scores hardly do
+    x, y = (np.sort(r.scores_BxN, axis=1) for r in (a, b))
+    np.testing.assert_allclose(x, y, atol=1e-4)
 
 
 COLLECTIVE = re.compile(

@@ -105,6 +105,19 @@ def runs(tmp_path_factory):
   return directory, ends
 
 
+@pytest.mark.slow
+def test_every_process_judges_its_own_rows_on_its_host(tmp_path):
+  for count in (1, 2):
+    (tmp_path / str(count)).mkdir()
+    plan = [["roll", {"directory": str(tmp_path / str(count))}]]
+    assert [status for status, _ in launch(count, plan)] == [0] * count
+  with np.load(tmp_path / "1" / "rolled-0.npz") as alone:
+    for i in range(2):
+      with np.load(tmp_path / "2" / f"rolled-{i}.npz") as together:
+        for name in alone:
+          np.testing.assert_allclose(together[name], alone[name], atol=1e-5)
+
+
 def saved_steps(directory: Path) -> list[int]:
   return sorted(int(path.name) for path in (directory / "state").iterdir())
 
