@@ -210,11 +210,9 @@ class OnlinePolicy(TrainedPolicy):
       held["parameters"] = state.params
     rows, model = self.recipe.batch_size, self.model()
     S, T = shapes.prompt_length, shapes.response_length
-    judging = (judge.model, rows, judge.context_length, 1, 1)
     passes = (
       (model, rows, S, rollout.SAMPLES, T),
-      judging,
-      judging,
+      *judge.passes(rows, S, rollout.SAMPLES, T),
       (model, rows, S, self.responses, T),
     )
     return Program(
