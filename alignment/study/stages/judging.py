@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment.core import evaluation, judges, rollout
+from alignment.core import audits, evaluation, judges, rollout
 from alignment.data import pairs
 from alignment.study.artefacts import Artefact
 from alignment.study.programs import Program
@@ -108,12 +108,14 @@ def accuracies(
   prompts = validation.prompt_numbers()[rows]
   of_rows = margins(validation, rows)
   held_out = evaluation.outcome(of_rows)
+  lengths_Px2 = np.stack([part.lengths[rows] for part in validation.responses], axis=1)
   seen = margins(train_set, np.arange(min(len(train_set), len(held_out))))
   report = {
     "validation_accuracy": float(held_out.mean()),
     "validation_stderr": evaluation.clustered_stderr(held_out, prompts),
     "validation_pairs": len(held_out),
     "train_accuracy": float(evaluation.outcome(seen).mean()),
+    **audits.audit(of_rows, lengths_Px2),
   }
   gap = setting.true_gap(validation, rows)
   if gap is not None:
