@@ -91,11 +91,18 @@ def test_what_determines_a_rule_determines_what_it_labels(monkeypatch):
   assert keys()["proxy_pm"] != before["proxy_pm"]
 
 
-def test_a_judge_of_bytes_learns_from_translated_pairs(tmp_path):
+@pytest.mark.parametrize(
+  "kind", ["pairwise", pytest.param("pointwise", marks=pytest.mark.slow)]
+)
+def test_a_judge_of_bytes_reads_what_policies_write(tmp_path, kind):
   vocab = BYTES | {"response_length": 20, "context_length": 90}
-  own = {"vocab": vocab, "init": "scratch", "steps": 2, "evaluations": 1}
+  own = {"kind": kind, "vocab": vocab, "init": "scratch", "evaluations": 1}
   config = studies.nano(**TRUTH, **{f"proxy_pm.{key}": own[key] for key in own})
-  golden, proxy = made(config, tmp_path, "golden_data", "proxy_pm")
+  config.sft.steps = config.proxy_pm.steps = config.policy.steps = 2
+  config.policy.record = True
+  config.runs = {"online": {}}
+  online = "world0_online_ipo"
+  golden, proxy, policy = made(config, tmp_path, "golden_data", "proxy_pm", online)
   (translated,) = tmp_path.glob("artefacts/golden_data_for_proxy_pm-*")
   study = studies.graph(config)
   ours, judge = study.setting, study.proxy_pm()
@@ -123,6 +130,12 @@ def test_a_judge_of_bytes_learns_from_translated_pairs(tmp_path):
   batch = letters.batch(rows, **judge.setting.lengths)
   direct_B = jax.jit(judge.own_judge().preference)(judge.params(proxy), batch)
   np.testing.assert_array_equal(margins_B, np.asarray(direct_B))
+
+  recorded = stream.Stream.load(policy / "stream", 2)
+  rows = np.arange(len(recorded))
+  scores_BxN = judge.judge().scores(judge.params(proxy), recorded.batch(rows))
+  np.testing.assert_allclose(recorded.rows(rows)["scores"], scores_BxN, atol=1e-6)
+  assert (scores_BxN[:, 0] >= scores_BxN[:, 1]).all() and np.ptp(scores_BxN) > 0
 
 
 def test_a_study_without_any_learned_judge(tmp_path):
