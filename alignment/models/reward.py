@@ -1,8 +1,8 @@
 """Reward models: any family's body with a head that gives one number for a response.
 
-The number is read off the hidden state that has seen the prompt and all of the response:
+The number is read off the hidden state that has seen the prompt and all of a response:
 that of the response's last token. A decoder-only model is so what transformers calls a
-sequence classifier with one label; of T5, the encoder reads the prompt and the decoder
+sequence classifier with one label. Of a T5, the encoder reads the prompt, the decoder
 the response. Either way the N responses of a prompt share the work on it.
 """
 
