@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from alignment.core import host_judges, logprobs, sampling, scoring
-from alignment.core.judges import Judge
+from alignment.core.judges import Judge, PreferenceModel
 from alignment.core.rows import map_rows
 from alignment.models.protocol import Model
 from alignment.types import Array, Batch, Params
@@ -102,6 +102,12 @@ def margins(judge: Judge, params: Params, batch: Batch) -> Array:
 @functools.partial(jax.jit, static_argnums=0)
 def margins_on_device(judge: Judge, params: Params, batch: Batch) -> Array:
   return judge.preference(params, batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def both_orders(judge: PreferenceModel, params: Params, batch: Batch) -> Any:
+  """Logit margins of the response read first over that read second, in both orders."""
+  return judge.both_orders(params, batch)
 
 
 def outcome(margins_B: np.ndarray) -> np.ndarray:

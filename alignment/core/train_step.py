@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import optax
 
-from alignment.core import judges, losses, optim, scoring
-from alignment.models.protocol import Model
+from alignment.core import judges, losses, optim, pointwise, scoring
+from alignment.models.protocol import Model, Network
 from alignment.runtime import sharding
 from alignment.types import Array, Batch, Params, ScoredBatch, SumWeight, UserError
 
@@ -162,13 +162,29 @@ class PreferenceObjective:
     del beta
     forward_B, backward_B = self.preference_model.both_orders(params, batch)
     loss_B = losses.preference(forward_B, backward_B)
-    margin_B = forward_B - backward_B
-    correct_B = (margin_B > 0) + 0.5 * (margin_B == 0)
-    weights_B, total = batch.weights_B, batch.weights_B.sum()
-    return {
-      "loss": (jnp.sum(loss_B * weights_B), total),
-      "accuracy": (jnp.sum(correct_B * weights_B), total),
-    }
+    return _judged(loss_B, forward_B - backward_B, batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardObjective:
+  """The loss of a reward model on a labelled pair."""
+
+  judge: pointwise.PointwiseJudge
+
+  def __call__(self, params: Params, batch: Batch, beta: Array) -> dict[str, SumWeight]:
+    del beta
+    margin_B = self.judge.preference(params, batch)
+    return _judged(losses.bradley_terry(margin_B), margin_B, batch)
+
+
+def _judged(loss_B: Array, margin_B: Array, batch: Batch) -> dict[str, SumWeight]:
+  """The metrics of a judge, from margins of the response that is preferred."""
+  correct_B = (margin_B > 0) + 0.5 * (margin_B == 0)
+  weights_B, total = batch.weights_B, batch.weights_B.sum()
+  return {
+    "loss": (jnp.sum(loss_B * weights_B), total),
+    "accuracy": (jnp.sum(correct_B * weights_B), total),
+  }
 
 
 def init_state(params: Params, optimizer: optim.Optimizer) -> TrainState:
@@ -189,7 +205,7 @@ def state_shardings(
 
 @functools.cache
 def abstract_state(
-  model: Model, optimizer: optim.Optimizer, mesh: Mesh, rules: sharding.Rules
+  model: Network, optimizer: optim.Optimizer, mesh: Mesh, rules: sharding.Rules
 ) -> TrainState:
   """Shapes, dtypes and layout of a model's training state, of which none is made."""
   shapes = jax.eval_shape(
@@ -200,7 +216,7 @@ def abstract_state(
 
 @functools.cache
 def compiled_init(
-  model: Model, optimizer: optim.Optimizer, mesh: Mesh, rules: sharding.Rules
+  model: Network, optimizer: optim.Optimizer, mesh: Mesh, rules: sharding.Rules
 ) -> Callable[[Params], TrainState]:
   """The jitted `init_state`; donates the parameters, which are no second set so."""
   abstract = abstract_state(model, optimizer, mesh, rules)
@@ -218,7 +234,7 @@ def compiled(
   microbatches: int,
   mesh: Mesh,
   rules: sharding.Rules,
-  model: Model,
+  model: Network,
   skip_non_finite: bool = False,
 ) -> Callable[..., tuple[TrainState, dict[str, SumWeight]]]:
   """The jitted step with explicit shardings, the state donated.

@@ -177,8 +177,9 @@ def check_recipe(name: str, recipe: Recipe) -> None:
     raise UserError(
       f"{name}: on_non_finite '{recipe.on_non_finite}' is unknown: stop or skip"
     )
+  imported = isinstance(recipe, PreferenceRecipe) and recipe.imported
   for key in ("steps", "batch_size", "evaluations"):
-    if getattr(recipe, key, 1) < 1:
+    if getattr(recipe, key, 1) < 1 and not (key == "steps" and imported):
       raise UserError(f"{name}: {key} is {getattr(recipe, key)}; give at least 1")
   if recipe.warmup_steps < 0:
     raise UserError(f"{name}: warmup_steps is {recipe.warmup_steps}; give at least 0")
@@ -191,11 +192,20 @@ def check_recipe(name: str, recipe: Recipe) -> None:
 
 
 def check_judge(name: str, recipe: PreferenceRecipe) -> None:
-  """Keys of a judge that have no meaning for its kind.
+  """Keys of a judge that have no meaning for its kind, and 0 steps of what must learn.
 
   Raises:
     UserError: for the first of them.
   """
+  if recipe.imported and recipe.kind != "pointwise":
+    raise UserError(
+      f"{name}: steps is 0, and a {recipe.kind} judge has to learn: give at least 1"
+    )
+  if recipe.imported and recipe.init in ("scratch", "sft"):
+    raise UserError(
+      f"{name}: steps is 0, so init must be a reward model's directory, not "
+      f"'{recipe.init}'"
+    )
   if recipe.trained and recipe.options:
     raise UserError(
       f"{name}.options has no meaning for a judge of kind '{recipe.kind}': rules have "

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from alignment.core import evaluation
+from alignment.core.judges import PreferenceModel
 from alignment.data import pairs, vocabularies
-from alignment.models import huggingface
+from alignment.models import huggingface, protocol
 from alignment.runtime import hosts, sharding
 from alignment.runtime.files import directory_option
 from alignment.runtime.metrics import progress
@@ -42,11 +43,14 @@ def _show_judged(artefact: TrainedJudge, pair: Batch) -> None:
   """What a judge reads of a batch of one pair, in its own vocabulary."""
   if artefact.translation is not None:
     pair = artefact.translation.batch(pair)
-  first, second = ((pair.responses_BxNxT[:, n], pair.lengths_BxN[:, n]) for n in (0, 1))
   prompt = pair.prompts_BxS, pair.prompt_lengths_B
-  tokens_1xC, lengths_1 = artefact.own_judge().assemble(prompt, first, second)
-  tokens_C = np.asarray(tokens_1xC)[0]
-  _show(artefact.setting, "judge reads", tokens_C, int(lengths_1[0]))
+  first, second = ((pair.responses_BxNxT[:, n], pair.lengths_BxN[:, n]) for n in (0, 1))
+  judge, parts = artefact.own_judge(), [prompt, first, second]
+  if isinstance(judge, PreferenceModel):  # a pointwise one reads them as they are
+    parts = [judge.assemble(prompt, first, second)]
+  for tokens_1xS, lengths_1 in parts:
+    tokens_S = np.asarray(tokens_1xS)[0]
+    _show(artefact.setting, "judge reads", tokens_S, int(lengths_1[0]))
 
 
 def _show(setting: Setting, name: str, tokens: np.ndarray, length: int) -> None:
@@ -67,6 +71,8 @@ def sample(study: Study, workdir: Path) -> None:
   if setting.vocabulary is not study.setting.vocabulary and not c.prompts:
     raise UserError(f"sample.model '{c.model}' reads not the data's ids: give prompts")
   model = artefact.model()
+  if not isinstance(model, protocol.Model):
+    raise UserError(f"sample.model '{artefact.name}' is a reward model: it writes none")
   params = setting.parameters.load_fixed(
     artefact.verified(workdir), model, c.step or None
   )

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from alignment.models.protocol import Model
+from alignment.models.protocol import Network
 from alignment.runtime import sharding
 from alignment.types import Batch, ScoredBatch
 
 # (model, rows, prompt length, responses, response length) of a forward pass
-Pass = tuple[Model, int, int, int, int]
+Pass = tuple[Network, int, int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,12 +82,19 @@ class PreferenceRecipe(Recipe):
     """Whether it is a model."""
     return self.kind in rules.TRAINED
 
+  @property
+  def imported(self) -> bool:
+    """Whether it is a model that judges as it is in the directory where it starts."""
+    return self.trained and self.steps == 0
+
   def described(self) -> dict[str, Any]:
     """As `Recipe`'s, of a model; its vocabulary is described by what it reads."""
     values = super().described()
     del values["options"], values["vocab"]
     if self.kind == "pairwise":
       del values["kind"]
+    if self.imported:
+      return {key: values[key] for key in ("kind", "size", "init", "steps")}
     return values
 
 

@@ -75,7 +75,7 @@ def role(**overrides) -> dict:
 
 
 def preference_model(**overrides) -> dict:
-  """A role that is a preference model.
+  """A role that is a judge: a preference model, or another kind.
 
   The paper trains "until validation accuracy is flat". Here `steps` is fixed and
   generous, and of `evaluations` equally spaced checkpoints the one is kept that is best
@@ -84,8 +84,10 @@ def preference_model(**overrides) -> dict:
   return (
     role(learning_rate=1e-4, warmup_steps=1000)
     | {
-      # pairwise, "truth" (the toy language's utility), or a rule of one's own
-      # (alignment/core/rules.py); what is not trained reads `options` alone.
+      # pairwise (the paper's, which reads both responses), pointwise (a reward model,
+      # which gives each response a number; of 0 steps, as it is imported), "truth" (the
+      # toy language's utility), or a rule of one's own (alignment/core/rules.py); what
+      # is no model reads `options` alone.
       "kind": "pairwise",
       "options": {},
       # A vocabulary of its own: as config.vocab, with prompt_length, response_length

@@ -12,13 +12,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from alignment.core import judges, sampling
+from alignment.core import sampling
 from alignment.core.rows import map_rows
 from alignment.data import pairs, toy, vocabularies
 from alignment.models.protocol import Model
 from alignment.runtime import sharding
 from alignment.study import schema
-from alignment.study.models import Models
+from alignment.study.models import Models, TrainableJudge
 from alignment.study.parameters import Parameters
 from alignment.study.programs import Shapes
 from alignment.study.recipes import PreferenceRecipe, Start
@@ -135,7 +135,7 @@ class Setting:
   def model(self, start: Start) -> Model:
     return self.models.model(start)
 
-  def judge(self, recipe: PreferenceRecipe) -> judges.PreferenceModel:
+  def judge(self, recipe: PreferenceRecipe) -> TrainableJudge:
     return self.models.judge(recipe)
 
   def map_pairs(

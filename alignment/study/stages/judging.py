@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment.core import evaluation, judges, rollout
+from alignment.core import audits, evaluation, judges, rollout
 from alignment.data import pairs
 from alignment.study.artefacts import Artefact
 from alignment.study.programs import Program
@@ -114,6 +114,7 @@ def accuracies(
     "validation_stderr": evaluation.clustered_stderr(held_out, prompts),
     "validation_pairs": len(held_out),
     "train_accuracy": float(evaluation.outcome(seen).mean()),
+    **audits.audit(of_rows, validation.batch(rows, **setting.lengths).lengths_BxN),
   }
   gap = setting.true_gap(validation, rows)
   if gap is not None:

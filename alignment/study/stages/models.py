@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from alignment.core import evaluation, host_judges, judges, loop, train_step
+from alignment.core import audits, evaluation, host_judges, judges, loop, train_step
+from alignment.core.judges import PreferenceModel
 from alignment.core.optim import Optimizer
+from alignment.core.pointwise import PointwiseJudge
 from alignment.data import pairs, sources
 from alignment.data.translation import Translation
 from alignment.models import protocol
@@ -22,6 +24,7 @@ from alignment.runtime import checkpoint
 from alignment.runtime.files import checksum, read_json, write_json
 from alignment.runtime.metrics import progress
 from alignment.study.artefacts import Artefact, Read
+from alignment.study.models import TrainableJudge
 from alignment.study.programs import Pass, Program, Work
 from alignment.study.recipes import PreferenceRecipe, Recipe, Start
 from alignment.study.setting import Setting
@@ -104,11 +107,15 @@ class ImportedModel(Model):
 
   def make(self, directory: Path, read: Read) -> None:
     del read
-    checkpoints = checkpoint.Checkpoints(directory)
-    start = self.setting.parameters.initial(self.imported, sft=None, seed=0)
-    checkpoints.save_params(0, start)
-    checkpoints.close()
+    save(directory, self.setting.parameters.initial(self.imported, sft=None, seed=0))
     write_json(directory / "model.json", {"step": 0})
+
+
+def save(directory: Path, params: Params) -> None:
+  """Parameters that nothing trains: of step 0."""
+  checkpoints = checkpoint.Checkpoints(directory)
+  checkpoints.save_params(0, params)
+  checkpoints.close()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -271,9 +278,10 @@ class SupervisedModel(TrainedModel):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedJudge(TrainedModel, Judge):
-  """A preference model, kept where its accuracy on validation pairs is best.
+  """A judge that is a model, kept where its accuracy on validation pairs is best.
 
-  Half of the validation prompts choose the step, the other half report the accuracy.
+  Half of the validation prompts choose the step, the other half report the accuracy. A
+  reward model that judges as it is imported has no step to choose: all of them report.
   Where it has a vocabulary of its own, so has its `setting`, and so have its `data`.
   """
 
@@ -289,9 +297,13 @@ class TrainedJudge(TrainedModel, Judge):
       return own
     return host_judges.TranslatedJudge(own, self.translation, self.setting.mesh)
 
-  def own_judge(self) -> judges.PreferenceModel:
+  def own_judge(self) -> TrainableJudge:
     """What reads batches in its own vocabulary."""
     return self.setting.judge(self.recipe)
+
+  def model(self) -> Any:
+    """A language model, or a reward model, which is none."""
+    return self.own_judge().model
 
   def params(self, directory: Path) -> Params:
     return self.setting.parameters.load_fixed(directory, self.model())
@@ -304,24 +316,31 @@ class TrainedJudge(TrainedModel, Judge):
 
   @property
   def objective(self) -> train_step.Objective:
-    return train_step.PreferenceObjective(self.own_judge())
+    judge = self.own_judge()
+    if isinstance(judge, PointwiseJudge):
+      return train_step.RewardObjective(judge)
+    return train_step.PreferenceObjective(judge)
 
   def settings(self) -> dict[str, Any]:
-    return self.setting.judging | self.trained() | {"name": self.name}
+    pairwise = self.recipe.kind == "pairwise"
+    what_it_reads = self.setting.judging if pairwise else self.setting.numerics
+    return what_it_reads | self.trained() | {"name": self.name}
 
   def make(self, directory: Path, read: Read) -> None:
     setting, recipe = self.setting, self.recipe
-    seed = setting.seed(self.name)
+    seed, parts = setting.seed(self.name), recipe.evaluations
     sft = read(self.sft) if self.sft else None
-    parts = recipe.evaluations
     keep = sorted({recipe.steps * (i + 1) // parts for i in range(parts)})
-    self.train(
-      directory,
-      params=lambda: setting.parameters.initial(recipe, sft, seed),
-      source=offline_source(setting, recipe, [read(self.data) / "train"], seed),
-      keep=keep,
-      show=("loss", "accuracy"),
-    )
+    if recipe.imported:
+      save(directory, setting.parameters.initial_judge(recipe, sft, seed))
+    else:
+      self.train(
+        directory,
+        params=lambda: setting.parameters.initial_judge(recipe, sft, seed),
+        source=offline_source(setting, recipe, [read(self.data) / "train"], seed),
+        keep=keep,
+        show=("loss", "accuracy"),
+      )
     report = self._report(directory, read(self.data), keep)
     if self.translation is not None:
       report |= read_json(read(self.data) / "translation.json")["validation"]
@@ -341,6 +360,8 @@ class TrainedJudge(TrainedModel, Judge):
     validation = pairs.PairDataset.load(data / "validation")
     prompts = validation.prompt_numbers()
     choosing = prompts < len(np.unique(prompts)) // 2
+    if self.recipe.imported:
+      choosing[:] = False
 
     def accuracy(step: int) -> float:  # one set of parameters at a time
       params = setting.parameters.load_fixed(directory, judge.model, step)
@@ -349,33 +370,53 @@ class TrainedJudge(TrainedModel, Judge):
         margins_of(setting, judge, params, validation, rows)
       ).mean()
 
-    step = max(steps, key=accuracy)  # of equals, the earliest
+    # Of equals, the earliest.
+    step = 0 if self.recipe.imported else max(steps, key=accuracy)
     params = setting.parameters.load_fixed(directory, judge.model, step)
     margins = functools.partial(margins_of, setting, judge, params)
     reporting = np.flatnonzero(~choosing)
-    return {
-      "step": step,
-      **accuracies(setting, margins, train_set, validation, reporting),
-    }
+    report = accuracies(setting, margins, train_set, validation, reporting)
+    if isinstance(judge, PreferenceModel):
+      orders = setting.map_pairs(
+        lambda batch: evaluation.both_orders(judge, params, batch),
+        validation,
+        reporting,
+      )
+      report["orders_agree"] = audits.orders_agree(*orders)
+    return {"step": step, **report}
 
   def programs(self) -> Iterator[Program]:
-    judge = self.own_judge()
-    once = (judge.model, self.microbatch, judge.context_length, 1, 1)
-    yield self.step_program(f"{self.name} step", (once, once), {})
+    judge, shapes = self.own_judge(), self.setting.shapes
+    S, T = shapes.prompt_length, shapes.response_length
+    if not self.recipe.imported:
+      passes = judge.passes(self.microbatch, S, 2, T)
+      yield self.step_program(f"{self.name} step", passes, {})
     yield from self.margins_programs((self.name,), {})
+    if isinstance(judge, PreferenceModel):
+      yield self._judging_program("both orders", evaluation.both_orders, (self.name,))
 
   def margins_programs(
     self, stages: tuple[str, ...], held: Mapping[str, Params]
   ) -> Iterator[Program]:
-    setting, judge = self.setting, self.own_judge()
+    yield self._judging_program("margins", evaluation.margins_on_device, stages, held)
+
+  def _judging_program(
+    self,
+    label: str,
+    function: Any,
+    stages: tuple[str, ...],
+    held: Mapping[str, Params] | None = None,
+  ) -> Program:
+    """A jitted function of (judge, parameters, a batch of evaluated pairs)."""
+    setting, judge, shapes = self.setting, self.own_judge(), self.setting.shapes
     rows = setting.config.evaluation.batch_size
-    once = (judge.model, rows, judge.context_length, 1, 1)
-    yield Program(
-      f"margins, {self.recipe.size}",
-      lambda: evaluation.margins_on_device,
-      (judge, self.abstract_fixed(), setting.shapes.batch(rows)),
-      held,
-      Work("forward", (once, once)),
+    passes = judge.passes(rows, shapes.prompt_length, 2, shapes.response_length)
+    return Program(
+      f"{label}, {self.recipe.size}",
+      lambda: function,
+      (judge, self.abstract_fixed(), shapes.batch(rows)),
+      held or {},
+      Work("forward", passes),
       setting.mesh,
       stages,
     )
