@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from alignment.models import huggingface, registry
+from alignment.models import huggingface
 from alignment.models.huggingface import INDEX, WEIGHTS, classifiers
 from alignment.models.reward import RewardModel
 from alignment.types import UserError
@@ -22,7 +22,11 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 ROOT = Path(__file__).parents[1] / "fixtures" / "rewards"
 FIXTURES = sorted(path.name for path in ROOT.iterdir())
-FAMILIES = ("nano", "llama_nano", "gemma2_nano", "gemma3_nano", "pythia_nano")
+DECODERS = ROOT.parent / "decoders"
+FAMILIES = {"t5": tiny.CFG} | {
+  name: huggingface.read_config(DECODERS / name, scan_layers=name == "gemma2")
+  for name in ("llama", "gemma2", "gpt_neox")
+}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -80,12 +84,12 @@ def test_read_then_write_gives_the_same_tensors(tmp_path, name):
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request) -> RewardModel:
-  return classifiers.network(registry.config(request.param, vocab_rows=20))
+  return classifiers.network(FAMILIES[request.param])
 
 
 @pytest.fixture(scope="module")
 def params(model):
-  return model.init(jax.random.key(0))
+  return jax.jit(model.init)(jax.random.key(0))
 
 
 def rubbish(x, lengths):
@@ -94,79 +98,77 @@ def rubbish(x, lengths):
   return np.where(inside, x, 9).astype(np.int32)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def last_state(body, params, prompt_1xS, tokens_1x1xT):
+  context = body.prepare(params, prompt_1xS, jnp.array([prompt_1xS.shape[1]]))
+  return body.hidden(params, context, tokens_1x1xT)[0, 0, -1]
+
+
 def test_is_the_head_on_the_state_after_the_last_token(model, params):
-  """Teacher forcing of exactly this response and one token more, without padding."""
-  batch = tiny.batch(4, responses=3)
-  given_BxN = of(model, params, batch)
-  for b, n in ((0, 0), (1, 2), (2, 1), (3, 0)):
-    prompt_1xS = batch.prompts_BxS[b : b + 1, : batch.prompt_lengths_B[b]]
-    response_T = batch.responses_BxNxT[b, n, : batch.lengths_BxN[b, n]]
-    context = model.body.prepare(params, prompt_1xS, batch.prompt_lengths_B[b : b + 1])
-    longer = np.append(response_T, 3)[None, None].astype(np.int32)
-    state_D = model.body.hidden(params, context, longer)[0, 0, -1]
-    wanted = float(state_D @ params["score"]["weight"])
-    assert given_BxN[b, n] == pytest.approx(wanted, abs=1e-4)
+  """Teacher forcing of just one response and a token more, nothing padded or shared."""
+  batch = tiny.batch(4)
+  assert batch.lengths_BxN[1, 1] < tiny.T and batch.prompt_lengths_B[1] < tiny.S
+  prompt_1xS = batch.prompts_BxS[1:2, : batch.prompt_lengths_B[1]]
+  response_T = batch.responses_BxNxT[1, 1, : batch.lengths_BxN[1, 1]]
+  longer = np.append(response_T, 3)[None, None].astype(np.int32)
+  state_D = last_state(model.body, params, prompt_1xS, longer)
+  wanted = float(state_D @ params["score"]["weight"])
+  assert of(model, params, batch)[1, 1] == pytest.approx(wanted, abs=1e-4)
 
 
 def test_sharing_a_prompt_equals_responses_apart(model, params):
-  batch = tiny.batch(3, responses=4)
-  together = of(model, params, batch)
-  for n in range(4):
-    alone = batch.replace(
-      responses_BxNxT=batch.responses_BxNxT[:, n : n + 1],
-      lengths_BxN=batch.lengths_BxN[:, n : n + 1],
-    )
-    np.testing.assert_allclose(
-      of(model, params, alone)[:, 0], together[:, n], atol=2e-5
-    )
-
-
-def test_does_not_depend_on_padding_or_neighbours(model, params):
-  batch = tiny.batch(4, responses=2)
-  given_BxN = of(model, params, batch)
-  dirty = batch.replace(
-    prompts_BxS=np.pad(
-      rubbish(batch.prompts_BxS, batch.prompt_lengths_B), ((0, 0), (0, 3))
-    ),
+  """Every response again, alone with its prompt, and amid rubbish that is not read."""
+  batch = tiny.batch(4)
+  alone = batch.replace(
+    prompts_BxS=rubbish(batch.prompts_BxS, batch.prompt_lengths_B).repeat(2, axis=0),
+    prompt_lengths_B=batch.prompt_lengths_B.repeat(2),
     responses_BxNxT=np.pad(
-      rubbish(batch.responses_BxNxT, batch.lengths_BxN), ((0, 0), (0, 0), (0, 2))
+      rubbish(batch.responses_BxNxT, batch.lengths_BxN).reshape(8, 1, tiny.T),
+      ((0, 0), (0, 0), (0, 2)),
     ),
+    lengths_BxN=batch.lengths_BxN.reshape(8, 1),
   )
-  np.testing.assert_allclose(of(model, params, dirty), given_BxN, atol=2e-5)
-  reversed_ = jax.tree.map(lambda x: x[::-1], batch)
-  np.testing.assert_allclose(of(model, params, reversed_)[::-1], given_BxN, atol=2e-5)
+  shared, apart = of(model, params, batch), of(model, params, alone)
+  np.testing.assert_allclose(apart.reshape(4, 2), shared, atol=2e-5)
+
+
+def test_does_not_depend_on_neighbours(model, params):
+  batch = tiny.batch(4)
+  given_BxN = of(model, params, batch)
+  turned = jax.tree.map(lambda x: x[::-1], batch)
+  np.testing.assert_allclose(of(model, params, turned)[::-1], given_BxN, atol=2e-5)
   other = batch.responses_BxNxT.copy()
   other[:, 1] = 5
-  moved = of(model, params, batch.replace(responses_BxNxT=other))
-  np.testing.assert_allclose(moved[:, 0], given_BxN[:, 0], atol=2e-5)
-  assert np.abs(moved[:, 1] - given_BxN[:, 1]).min() > 1e-3
+  moved_BxN = of(model, params, batch.replace(responses_BxNxT=other))
+  np.testing.assert_allclose(moved_BxN[:, 0], given_BxN[:, 0], atol=2e-5)
+  assert np.abs(moved_BxN[:, 1] - given_BxN[:, 1]).min() > 1e-3
 
 
 def test_every_token_counts(model, params):
-  """The last of the response, too, and the prompt's."""
-  batch = tiny.batch(4, responses=2)
+  """The last of the response, too, and the prompt's first."""
+  batch = tiny.batch(4)
   given_BxN = of(model, params, batch)
+  responses, prompts = batch.responses_BxNxT.copy(), batch.prompts_BxS.copy()
   for b in range(4):
-    responses, prompts = batch.responses_BxNxT.copy(), batch.prompts_BxS.copy()
     responses[b, 0, batch.lengths_BxN[b, 0] - 1] = 10
-    prompts[b, 0] = 11
-    last = of(model, params, batch.replace(responses_BxNxT=responses))
-    first = of(model, params, batch.replace(prompts_BxS=prompts))
-    assert abs(last[b, 0] - given_BxN[b, 0]) > 1e-3
-    assert np.abs(first[b] - given_BxN[b]).min() > 1e-4
+  prompts[:, 0] = 11
+  last_BxN = of(model, params, batch.replace(responses_BxNxT=responses))
+  assert np.abs(last_BxN - given_BxN)[:, 0].min() > 1e-3
+  first_BxN = of(model, params, batch.replace(prompts_BxS=prompts))
+  assert np.abs(first_BxN - given_BxN).min() > 1e-4
 
 
 def test_has_no_parameters_that_predict_tokens(model, params):
-  body = model.body.init(jax.random.key(0))
+  body = jax.eval_shape(model.body.init, jax.random.key(0))
   assert set(params) == set(body) - {"head"} | {"score"}
   assert params["score"]["weight"].shape == (model.cfg.d_model,)
-  assert 0.5 < np.std(of(model, params, tiny.batch(16))) < 2  # of unit size
+  norm = float(jnp.linalg.norm(params["score"]["weight"]))
+  assert norm == pytest.approx(1, abs=0.6)  # of states of unit size: unit rewards
 
 
 def test_what_is_only_read_keeps_its_head_in_float32():
-  cfg = registry.config("llama_nano", vocab_rows=20, dtype="bfloat16")
-  model = classifiers.network(cfg)
-  read = model.cast_for_reading(model.init(jax.random.key(0)))
+  model = classifiers.network(dataclasses.replace(FAMILIES["llama"], dtype="bfloat16"))
+  read = model.cast_for_reading(jax.jit(model.init)(jax.random.key(0)))
   assert read["score"]["weight"].dtype == jnp.float32
   assert read["embedding"].dtype == jnp.bfloat16
   assert of(model, read, tiny.batch(2)).dtype == np.float32
@@ -214,14 +216,12 @@ def test_a_classifier_without_a_head_is_refused(copy):
 
 
 def test_language_models_are_told_apart():
-  decoders = ROOT.parent / "decoders"
-  assert not any(map(huggingface.is_reward_model, decoders.iterdir()))
+  assert not any(map(huggingface.is_reward_model, DECODERS.iterdir()))
   assert all(map(huggingface.is_reward_model, ROOT.iterdir()))
 
 
 def test_an_encoder_decoder_has_no_layout_to_be_written_in(tmp_path):
-  cfg = dataclasses.replace(tiny.CFG)
-  params = classifiers.network(cfg).init(jax.random.key(0))
-  message = refused(huggingface.write, tmp_path / "out", cfg, params)
+  params = jax.jit(classifiers.network(tiny.CFG).init)(jax.random.key(0))
+  message = refused(huggingface.write, tmp_path / "out", tiny.CFG, params)
   assert message.startswith("a reward model of the family 't5' has no layout that ")
   assert not (tmp_path / "out").exists()
