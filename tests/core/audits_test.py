@@ -31,7 +31,7 @@ def test_accuracy_is_told_from_the_least_to_the_most_certain():
 
 
 def test_orders_agree_where_both_prefer_the_same_response():
-  """forward is of y_0 read first, backward of y_1: one sign is read-first's advantage."""
+  """One sign in both is the advantage of what is read first."""
   forward = np.array([1.0, 2.0, -1.0, 0.0])
   backward = np.array([-3.0, 1.0, 2.0, 0.0])
   assert audits.orders_agree(forward, backward) == 3 / 4

@@ -1,4 +1,4 @@
-"""The pointwise judge: rewards as scores, ties exact, and what its training minimises."""
+"""The pointwise judge: rewards as scores, exact ties, and what training minimises."""
 
 import functools
 
