@@ -20,6 +20,8 @@ def audit(margins_P: np.ndarray, lengths_Px2: np.ndarray) -> dict[str, Any]:
     lengths_Px2: of the responses, in tokens.
 
   Returns:
+    orders_agree: 1, as of a judge that reads each response by itself; of others, see
+      `orders_agree`.
     longer_wins: how often the judge prefers the longer response, of pairs that have
       one; None if there are none.
     longer_preferred: how often their labels do. A judge above it goes by length more
@@ -31,6 +33,7 @@ def audit(margins_P: np.ndarray, lengths_Px2: np.ndarray) -> dict[str, Any]:
   longer_Q = np.where(lengths_Px2[:, 0] > lengths_Px2[:, 1], 1, -1)[differ_P]
   wins_Q = outcome(margins_P[differ_P] * longer_Q)
   return {
+    "orders_agree": 1.0,
     "longer_wins": float(wins_Q.mean()) if len(wins_Q) else None,
     "longer_preferred": float((longer_Q > 0).mean()) if len(wins_Q) else None,
     "by_margin": accuracy_by_margin(margins_P),

@@ -118,6 +118,7 @@ def describe_model(artefact: Model | FunctionJudge, workdir: Path) -> dict[str, 
   """What the report says of a finished model, or of a rule."""
   report = read_json(artefact.directory(workdir) / "model.json")
   accuracies = {key: report.get(key) for key in _ACCURACIES}
+  accuracies["audit"] = _audit(report) if "by_margin" in report else None
   if isinstance(artefact, FunctionJudge):
     rule = artefact.rule.name
     return {"parameters": None, "init": rule, "steps": None} | accuracies
@@ -129,6 +130,14 @@ def describe_model(artefact: Model | FunctionJudge, workdir: Path) -> dict[str, 
   } | accuracies
 
 
+def _audit(report: Mapping[str, Any]) -> dict[str, Any]:
+  """Of a judge."""
+  return {key: report[key] for key in ("orders_agree", *_OF_LENGTH)} | {
+    "accuracy_by_margin": [each["accuracy"] for each in report["by_margin"]]
+  }
+
+
+_OF_LENGTH = ("longer_wins", "longer_preferred")
 _ACCURACIES = (
   "train_accuracy",
   "validation_accuracy",

@@ -9,6 +9,7 @@ def test_length_is_compared_with_what_the_labels_say_of_it():
   lengths = np.array([[3, 1], [1, 3], [2, 2], [4, 2], [5, 6]])
   margins = np.array([1.0, -2.0, 9.0, 0.0, 3.0])  # longer, longer, -, tie, shorter
   audit = audits.audit(margins, lengths)
+  assert audit["orders_agree"] == 1
   assert audit["longer_wins"] == (1 + 1 + 0.5 + 0) / 4
   assert audit["longer_preferred"] == 2 / 4
 

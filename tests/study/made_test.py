@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from alignment.core import evaluation
+from alignment.core import audits, evaluation
 from alignment.data import pairs, stream
 from alignment.runtime.files import read_json
 from alignment.runtime.metrics import read_jsonl
@@ -106,6 +106,13 @@ def test_preference_models_report_accuracies(nano):
       usual = math.sqrt(accuracy * (1 - accuracy) / (count - 1))
       assert report[f"{measure}_stderr"] == pytest.approx(usual, rel=0.2)
     assert report["validation_pairs"] > 0
+    for key in ("orders_agree", "longer_wins", "longer_preferred"):
+      assert 0 <= report[key] <= 1
+    counts = [each["pairs"] for each in report["by_margin"]]
+    assert sum(counts) == report["validation_pairs"] and np.ptp(counts) <= 1
+    right = sum(each["pairs"] * each["accuracy"] for each in report["by_margin"])
+    accuracy = right / report["validation_pairs"]
+    assert accuracy == pytest.approx(report["validation_accuracy"])
 
 
 def test_prompts_that_choose_a_step_do_not_report_it(nano, tmp_path, monkeypatch):
@@ -129,8 +136,13 @@ def test_prompts_that_choose_a_step_do_not_report_it(nano, tmp_path, monkeypatch
   monkeypatch.setattr(Setting, "map_pairs", map_pairs)
   monkeypatch.setattr(Setting, "true_gap", lambda *_: None)
   monkeypatch.setattr(evaluation, "margins", lambda _, params, __: params)
+  monkeypatch.setattr(evaluation, "both_orders", lambda _, params, __: params)
+  monkeypatch.setattr(audits, "orders_agree", lambda *_: 0.5)
   judge.make(tmp_path, lambda _: tmp_path)
-  assert asked == [(4, [0, 1, 2, 4]), (8, [0, 1, 2, 4]), (4, [3, 5, 6]), (4, [0, 1, 2])]
+  choosing, reporting = [0, 1, 2, 4], [3, 5, 6]
+  assert asked == [
+    (4, choosing), (8, choosing), (4, reporting), (4, [0, 1, 2]), (4, reporting)
+  ]  # fmt: skip
   report = read_json(tmp_path / "model.json")
   assert report == {
     "step": 4,
@@ -139,6 +151,12 @@ def test_prompts_that_choose_a_step_do_not_report_it(nano, tmp_path, monkeypatch
     "validation_stderr": pytest.approx(2 / 9),
     "validation_pairs": 3,
     "train_accuracy": 1.0,
+    "orders_agree": 0.5,
+    "longer_wins": None,  # all have one token
+    "longer_preferred": None,
+    "by_margin": [
+      {"least_margin": 1.0, "accuracy": right, "pairs": 1} for right in (0.0, 0.0, 1.0)
+    ],
   }
 
 

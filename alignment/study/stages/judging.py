@@ -108,13 +108,14 @@ def accuracies(
   prompts = validation.prompt_numbers()[rows]
   of_rows = margins(validation, rows)
   held_out = evaluation.outcome(of_rows)
+  lengths_Px2 = np.stack([part.lengths[rows] for part in validation.responses], axis=1)
   seen = margins(train_set, np.arange(min(len(train_set), len(held_out))))
   report = {
     "validation_accuracy": float(held_out.mean()),
     "validation_stderr": evaluation.clustered_stderr(held_out, prompts),
     "validation_pairs": len(held_out),
     "train_accuracy": float(evaluation.outcome(seen).mean()),
-    **audits.audit(of_rows, validation.batch(rows, **setting.lengths).lengths_BxN),
+    **audits.audit(of_rows, lengths_Px2),
   }
   gap = setting.true_gap(validation, rows)
   if gap is not None:
