@@ -14,7 +14,7 @@ from alignment.data import pairs
 from alignment.models import huggingface, registry
 from alignment.models.huggingface import classifiers
 from alignment.runtime.files import read_json
-from alignment.study import commands
+from alignment.study import commands, inspect
 from alignment.study.graph import Study
 from alignment.study.stages.judging import margins_of
 from alignment.types import UserError
@@ -105,6 +105,18 @@ def test_what_only_a_pairwise_judge_reads_is_not_part_of_a_pointwise_one():
   assert key(judge_context_length=3, **POINTWISE) == pointwise  # refused of the other
 
 
+def test_it_is_shown_what_it_reads_and_writes_no_text(trained, capsys):
+  built, workdir = trained
+  inspect.show_batch(built, workdir)
+  lines = capsys.readouterr().out.splitlines()
+  at = next(i for i, line in enumerate(lines) if line.startswith("judge reads"))
+  shown = [lines[i + 2] for i in range(at) if lines[i].startswith(("prompt", "pref"))]
+  assert shown == [lines[at + 2], lines[at + 6]]  # tokens of prompt and response
+  built.config.sample.model = "golden_pm"
+  with pytest.raises(UserError, match="sample.model 'golden_pm' is a reward model"):
+    inspect.sample(built, workdir)
+
+
 # --- imported -------------------------------------------------------------------------
 
 
@@ -141,6 +153,11 @@ def test_an_imported_reward_model_judges_as_it_is(checkpoint, tmp_path):
     huggingface.read_reward_params(checkpoint, cfg),
   )
   assert [program.name for program in judge.programs()] == ["margins, llama_nano"]
+  built.config.export.update({"model": "golden_pm", "directory": str(tmp_path / "out")})
+  inspect.export(built, tmp_path)
+  assert huggingface.is_reward_model(tmp_path / "out")
+  exported = huggingface.read_reward_params(tmp_path / "out", cfg)
+  jax.tree.map(np.testing.assert_array_equal, params, exported)
 
 
 def test_only_the_checkpoint_and_the_data_determine_an_imported_judge(checkpoint):
