@@ -278,12 +278,14 @@ class OnlinePolicy(TrainedPolicy):
     with sharding.on(mesh):
       samples = jax.eval_shape(generate, behaviour, prompts, shapes.key)
     layout = sharding.batch_sharding(mesh)
+    held["judge"] = judge
+    two = self.recipe.refresh_every > 0  # or it is the reference that samples
     samples = sharding.with_layout(samples, jax.tree.map(lambda _: layout, samples))
     yield Program(
       f"samples of a rollout{_of(N)}, {self.recipe.size}",
       lambda: generate,
       (behaviour, prompts, shapes.key),
-      held | {"reference": reference, "judge": judge},
+      held | ({"reference": reference} if two else {}),
       Work("rollout", ((self.model(), rows, S, N, T),)),
       mesh,
       (self.name,),
@@ -295,7 +297,7 @@ class OnlinePolicy(TrainedPolicy):
       f"selection of a rollout{_of(N)}, {self.recipe.size}",
       lambda: finish,
       (reference, prompts, shapes.key, samples, shapes.rows((rows, N), jnp.float32)),
-      held | {"judge": judge, "behaviour": behaviour},
+      held | ({"behaviour": behaviour} if two else {}),
       Work("forward", ((self.model(), rows, S, self.responses, T),)),
       mesh,
       (self.name,),
