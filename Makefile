@@ -43,6 +43,7 @@ peers: $(PEERS)  ## compare with PyTorch, transformers and TRL, installed into .
 fixtures: $(PEERS)  ## rewrite tests/fixtures with transformers and TRL
 	.peers/bin/python tests/peers/make_t5_fixtures.py
 	.peers/bin/python tests/peers/make_decoder_fixtures.py
+	.peers/bin/python tests/peers/make_reward_fixtures.py
 	.peers/bin/python tests/peers/make_loss_fixtures.py
 	.peers/bin/python -m tests.peers.make_chat_fixtures
 

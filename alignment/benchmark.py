@@ -3,9 +3,10 @@
   python -m alignment.benchmark --size=t5_1_1_small --dtype=bfloat16 --prompts=8
 
 train_step   an IPO step on pairs, the reference's forward pass included
-online_step  sampling two responses per prompt, judging both orders with a preference
-             model of the policy's size, the reference, and the train step
-generation   sampling two responses per prompt (prompts encoded once)
+online_step  sampling two responses per prompt (or --samples, of which the best and
+             the worst are learned from), judging both orders of all pairs with a
+             preference model of the policy's size, the reference, and the train step
+generation   sampling as many responses per prompt (prompts encoded once)
 scoring      log-probabilities of two given responses per prompt
 
 Responses have exactly the given length: EOS does not end them. All run on the mesh of
@@ -29,13 +30,14 @@ from alignment.runtime import allocator
 from alignment.types import UserError
 
 MEASURES = ("train_step", "online_step", "generation", "scoring")
-N = 2  # responses per prompt
+N = 2  # responses per prompt that are learned from
 
 _SIZE = flags.DEFINE_string("size", "t5_1_1_small", "A name in models/registry.py.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of products.")
 _PROMPTS = flags.DEFINE_integer("prompts", 8, "Prompts per batch.", lower_bound=1)
 _PROMPT_LENGTH = flags.DEFINE_integer("prompt_length", 128, "Tokens.", lower_bound=1)
 _RESPONSE_LENGTH = flags.DEFINE_integer("response_length", 64, "Tokens.", lower_bound=1)
+_SAMPLES = flags.DEFINE_integer("samples", N, "Per prompt.", lower_bound=2)
 _OPTIMIZER = flags.DEFINE_enum("optimizer", "adafactor", ["adafactor", "adamw"], "")
 _SCAN_LAYERS = flags.DEFINE_bool("scan_layers", False, "Layers stacked, run by a scan.")
 _MEASURE = flags.DEFINE_list("measure", list(MEASURES), "Which of the four.")
@@ -51,6 +53,7 @@ class Case:
   prompts: int = 8
   prompt_length: int = 128
   response_length: int = 64
+  samples: int = N
   optimizer: str = "adafactor"
   scan_layers: bool = False
 
@@ -71,23 +74,31 @@ def flops(case: Case) -> dict[str, int]:
   As the model counts them (`costs`): a product of [m, k] and [k, n] is 2mkn, nothing
   else is counted, and the causal mask is not subtracted. A backward pass counts as two
   forward passes; recomputation, as none. Sampling needs what scoring does, the judge
-  two forward passes (one per order) over its longer input with one token after it, and
-  an IPO step scores with the reference.
+  two forward passes (one per order) over its longer input with one token after it for
+  each pair of samples, and an IPO step scores with the reference.
   """
   model = case.model()
-  length = case.prompt_length, N, case.response_length
-  scoring = case.prompts * model.costs(*length).flops
-  judging = 2 * case.prompts * model.costs(case.judge_length(), 1, 1).flops
+  S, T = case.prompt_length, case.response_length
+  scoring, generation = (
+    case.prompts * model.costs(S, count, T).flops for count in (N, case.samples)
+  )
+  passes = case.samples * (case.samples - 1)
+  judging = passes * case.prompts * model.costs(case.judge_length(), 1, 1).flops
   return {
     "train_step": 4 * scoring,
-    "online_step": scoring + judging + 4 * scoring,
-    "generation": scoring,
+    "online_step": generation + judging + 4 * scoring,
+    "generation": generation,
     "scoring": scoring,
   }
 
 
-def response_tokens(case: Case) -> int:
-  return case.prompts * N * case.response_length
+def responses(case: Case, name: str) -> int:
+  """Per prompt, of a measurement: sampled, or given."""
+  return case.samples if name in ("online_step", "generation") else N
+
+
+def response_tokens(case: Case, name: str) -> int:
+  return case.prompts * responses(case, name) * case.response_length
 
 
 def programs(case: Case, params: Any = None) -> dict[str, Callable[[], Any]]:
@@ -131,10 +142,13 @@ def programs(case: Case, params: Any = None) -> dict[str, Callable[[], Any]]:
   markers = vocabularies.JudgeMarkers((2,), (3,), (4, 1), first_id=5, second_id=6)
   preference_model = judges.PreferenceModel(model, markers, case.judge_length(), "left")
   sampler = sampling.Sampler(model, ending_ids=())  # responses have full length
-  roll = rollout.compiled(rollout.Roller(sampler, model, preference_model), mesh)
+  roller = rollout.Roller(sampler, model, preference_model, case.samples, "best_worst")
+  roll = rollout.compiled(roller, mesh)
   score = jax.jit(functools.partial(scoring.score, model))
   generate = jax.jit(
-    functools.partial(sampling.generate, sampler, num_samples=N, max_length=T)
+    functools.partial(
+      sampling.generate, sampler, num_samples=case.samples, max_length=T
+    )
   )
   step = train_step.compiled(
     train_step.PolicyObjective(model, "ipo"), optimizer, 1, mesh, rules, model
@@ -212,11 +226,11 @@ def measure(case: Case, names: list[str], repeats: int) -> Iterator[dict[str, An
     yield {
       "name": name,
       **dataclasses.asdict(case),
-      "responses_per_prompt": N,
+      "responses_per_prompt": responses(case, name),
       "median_seconds": median,
       "min_seconds": min(times),
       "max_seconds": max(times),
-      "response_tokens_per_second": response_tokens(case) / median,
+      "response_tokens_per_second": response_tokens(case, name) / median,
       "flops": flops(case)[name],
       "flops_per_second": flops(case)[name] / median,
       "matmul_peak_flops_per_second": peak,

@@ -11,7 +11,7 @@ from absl import flags
 from absl.testing import flagsaver
 import pytest
 
-from alignment.core import evaluation
+from alignment.core import evaluation, rules
 from alignment.core.losses import registry
 from alignment.data import datasets, readers
 from launch import sweep, tpu
@@ -60,6 +60,7 @@ def reader(tmp_path, monkeypatch):
   monkeypatch.setattr(registry, "LOSSES", dict(registry.LOSSES))
   monkeypatch.setattr(readers, "FORMATS", dict(readers.FORMATS))
   monkeypatch.setattr(evaluation, "COLUMNS", dict(evaluation.COLUMNS))
+  monkeypatch.setattr(rules, "RULES", dict(rules.RULES))
   return tmp_path
 
 

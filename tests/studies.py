@@ -73,6 +73,8 @@ def every(**overrides) -> ConfigDict:
     **{name: offline | {"dataset": (name,)} for name in c.datasets},
     "semi_online": {"refresh_every": (3, 0)},
     "hybrid": {"on_policy_fraction": (0.5,)},
+    **best_of_four(),
+    "groups": {"loss": ("rloo", "grpo"), "samples": (3,), "select": ("all",)},
   }
   c.evaluation.update({"best_of": (2, 3), "stream_steps": 3, "stream_pairs": 12})
   c.figures = tuple(study.FIGURES)
@@ -81,10 +83,21 @@ def every(**overrides) -> ConfigDict:
   return c
 
 
+def best_of_four() -> dict[str, dict]:
+  """The best and the worst of four samples, online and replayed."""
+  keys = {"samples": 4, "select": "best_worst"}
+  replay = {"method": "offline", "dataset": "stream", "replay_window": 0}
+  return {
+    name: {key: (value,) for key, value in axes.items()}
+    for name, axes in {"four": keys, "four_again": replay | {"stream": keys}}.items()
+  }
+
+
 def get_config(which: str = "") -> ConfigDict:
   """For the command line: the nano study, or one to be killed again and again.
 
-  'soak' has one run of every kind of stage, 'short' only an online one and its replay.
+  'soak' has one run of every kind of stage, 'short' only an online one, of the best and
+  the worst of four samples, and its replay.
   """
   c = nano()
   replay = {"method": ("offline",), "dataset": ("stream",), "replay_window": (0,)}
@@ -97,10 +110,13 @@ def get_config(which: str = "") -> ConfigDict:
       "sft_vs_early": {"method": ("offline",), "dataset": ("sft_vs_early",)},
       "semi_online": {"refresh_every": (3,)},
       "hybrid": {"on_policy_fraction": (0.5,)},
+      **best_of_four(),
+      "groups": {"loss": ("rloo",), "samples": (3,), "select": ("all",)},
     }
     c.evaluation.update({"best_of": (2,), "stream_steps": 3, "stream_pairs": 12})
   elif which == "short":
-    c.runs = {"online": ({},), "replay": replay}
+    four = best_of_four()
+    c.runs = {"online": four["four"], "replay": four["four_again"]}
   return c
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,29 @@ def batch(rows: int, seed: int = 0, responses: int = 2, live: int = LIVE) -> Bat
     weights_B=np.ones(rows, np.float32),
     ids_B=rng.permutation(1000)[:rows].astype(np.int32),
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class Digits:
+  """A judge that reads a response as a number: different ones, different scores."""
+
+  on_host: ClassVar[bool] = False
+
+  def scores(self, params, batch):
+    del params
+    places_T = 10 ** np.arange(T)
+    inside_BxNxT = np.arange(T)[None, None] < batch.lengths_BxN[..., None]
+    digits_BxNxT = batch.responses_BxNxT * inside_BxNxT
+    return (digits_BxNxT * places_T[None, None]).sum(axis=2).astype(np.float32)
+
+
+class HostDigits(Digits):
+  on_host: ClassVar[bool] = True
+
+  def scores(self, params, batch):
+    """Of numpy arrays, as numpy arrays."""
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(batch))
+    return super().scores(params, batch)
 
 
 FAST = {  # compiles in half the time, see quickly.py

@@ -9,7 +9,8 @@
   runs: names of the study's runs, `runs/<name>/`; others there are not this study's
   classified_worlds: integers, those of `classification/world<w>.jsonl`
   data: strings, what there is to learn from, a line each
-  models: an object for each trained model, with the keys of `Model`
+  models: an object for each trained model, with the keys of `Model`; that of a judge
+    has an `audit`, an object with the keys of `Audit`
   training: names of `training/<name>.jsonl`, training statistics of a model each
   samples: {"note": string, "rows": [{"prompt": string, "responses": {column: string}}]}
   version, commit: of the code that made it, strings or null; may be absent
@@ -24,6 +25,7 @@ from typing import Any
 from alignment.analysis.figures import FIGURES
 from alignment.analysis.records import (
   FILE_NAME,
+  FINITE,
   INTEGER,
   MEASURED,
   OBJECT,
@@ -70,8 +72,24 @@ _MODEL: Schema = {
   "truth_accuracy": MEASURED,
   "truth_stderr": MEASURED,
 }
+_AUDIT: Schema = {
+  "orders_agree": MEASURED,
+  "longer_wins": MEASURED,
+  "longer_preferred": MEASURED,
+  "accuracy_by_margin": list_of(FINITE),
+}
 _SAMPLES: Schema = {"note": STRING, "rows": list_of(OBJECT)}
 _SAMPLE: Schema = {"prompt": STRING, "responses": OBJECT_OF_STRINGS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+  """What a judge goes by, and when it errs: shares of held-out pairs."""
+
+  orders_agree: float | None  # one response preferred, whichever is read first
+  longer_wins: float | None  # of pairs whose responses differ in length
+  longer_preferred: float | None  # of the same, by their labels
+  accuracy_by_margin: list[float]  # of equally many pairs, the least certain first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +105,7 @@ class Model:
   validation_stderr: float | None
   truth_accuracy: float | None  # where the truth is known
   truth_stderr: float | None
+  audit: Audit | None = None
 
   @property
   def labelled_by_golden_pm(self) -> bool:
@@ -143,14 +162,24 @@ def load(workdir: Path) -> Published:
   check(record["samples"], _SAMPLES, f"{path}: samples", _REMEDY)
   rows = record["samples"]["rows"]
   _check_each(rows, _SAMPLE, f"{path}: samples.rows")
+  models = enumerate(record["models"])
   plain = {key: record[key] for key in _STUDY if key not in ("models", "samples")}
   return Published(
     **plain,
     **of_code,
-    models=[Model(**{key: model[key] for key in _MODEL}) for model in record["models"]],
+    models=[_model(model, f"{path}: models[{i}].audit") for i, model in models],
     samples=[Sample(row["prompt"], row["responses"]) for row in rows],
     samples_note=record["samples"]["note"],
   )
+
+
+def _model(record: dict[str, Any], where: str) -> Model:
+  """A checked record; its audit, if it has one, is checked here."""
+  audit = record.get("audit")
+  if audit is not None:
+    check(audit, _AUDIT, where, _REMEDY)
+    audit = Audit(**{key: audit[key] for key in _AUDIT})
+  return Model(**{key: record[key] for key in _MODEL}, audit=audit)
 
 
 def _check_each(records: list[Any], schema: Schema, where: str) -> None:

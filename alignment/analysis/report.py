@@ -20,7 +20,7 @@ from alignment.analysis.page import (
   table,
   text,
 )
-from alignment.analysis.published import Model, Published, Sample
+from alignment.analysis.published import Audit, Model, Published, Sample
 from alignment.runtime.files import write_atomically
 
 FIRST_FIGURE = "figure_01"  # beside the answer
@@ -34,6 +34,14 @@ MODEL_COLUMNS = (
   "held-out accuracy, 95\N{NO-BREAK SPACE}%",
   "agrees with golden PM, 95\N{NO-BREAK SPACE}%",
   "agrees with truth, 95\N{NO-BREAK SPACE}%",
+)
+
+AUDIT_COLUMNS = (  # of held-out pairs
+  "judge",
+  "prefers the same in both orders",
+  "prefers the longer response",
+  "labels prefer the longer",
+  "accuracy by margin, least certain quarter first",
 )
 
 
@@ -109,8 +117,30 @@ def _models(models: Sequence[Model]) -> str:
     for some in (audited, [model for model in models if model not in audited])
   ]
   if all(tables):
-    return tables[0] + folded(f"{len(models) - len(audited)} more", tables[1])
-  return "".join(tables)
+    tables[1] = folded(f"{len(models) - len(audited)} more", tables[1])
+  return tables[0] + _audits(models) + tables[1]
+
+
+def _audits(models: Sequence[Model]) -> str:
+  """What judges go by, and when they err."""
+  rows = [
+    _audit(model.name, model.audit) for model in models if model.audit is not None
+  ]
+  return table(AUDIT_COLUMNS, rows) if rows else ""
+
+
+def _audit(name: str, audit: Audit) -> str:
+  values = (
+    text(name),
+    number(audit.orders_agree),
+    number(audit.longer_wins),
+    number(audit.longer_preferred),
+    ", ".join(map(number, audit.accuracy_by_margin)),
+  )
+  return "".join(
+    cell(content, column, "" if column == "judge" else "number")
+    for column, content in zip(AUDIT_COLUMNS, values, strict=True)
+  )
 
 
 def _model(model: Model) -> str:

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from alignment.core import logprobs, sampling, scoring
-from alignment.core.judges import PreferenceModel
+from alignment.core import host_judges, logprobs, sampling, scoring
+from alignment.core.judges import Judge, PreferenceModel
 from alignment.core.rows import map_rows
 from alignment.models.protocol import Model
 from alignment.types import Array, Batch, Params
@@ -92,10 +92,22 @@ def log_ratios(model: Model, params: Params, batch: Batch) -> Array:
   return scoring.score(model, params, batch) - batch.ref_logps_BxN
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def margins(judge: PreferenceModel, params: Params, batch: Batch) -> Array:
+def margins(judge: Judge, params: Params, batch: Batch) -> Array:
   """The judge's order-free margin of response 0 over response 1, B."""
+  if judge.on_host:
+    return host_judges.asked(judge.preference, params, batch)
+  return margins_on_device(judge, params, batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def margins_on_device(judge: Judge, params: Params, batch: Batch) -> Array:
   return judge.preference(params, batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def both_orders(judge: PreferenceModel, params: Params, batch: Batch) -> Any:
+  """Logit margins of the response read first over that read second, in both orders."""
+  return judge.both_orders(params, batch)
 
 
 def outcome(margins_B: np.ndarray) -> np.ndarray:
@@ -116,17 +128,17 @@ def agreement(margins_B: np.ndarray, truth_B: np.ndarray) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Contest:
-  """Fixed prompts on which responses are compared by the golden preference model.
+  """Fixed prompts on which responses are compared by the golden judge.
 
   Attributes:
-    judge, judge_params: the golden preference model.
+    judge, judge_params: the golden judge.
     prompts: host batch of the P prompts.
     opponent: the golden policy's responses to the prompts, (tokens_PxT, lengths_P).
     start: the SFT policy's, likewise: the zero of the golden score.
     utility: where the truth is known, (tokens_PxT, lengths_P) -> utilities_P.
   """
 
-  judge: PreferenceModel
+  judge: Judge
   judge_params: Params
   prompts: Batch
   opponent: Responses
@@ -166,9 +178,9 @@ class Contest:
     return self.judged(self.judge, self.judge_params, a, b)
 
   def judged(
-    self, judge: PreferenceModel, params: Params, a: Responses, b: Responses
+    self, judge: Judge, params: Params, a: Responses, b: Responses
   ) -> np.ndarray:
-    """Any preference model's margins of `a` over `b`, P."""
+    """Any judge's margins of `a` over `b`, P."""
     both = self.prompts.replace(
       responses_BxNxT=np.stack([a[0], b[0]], 1), lengths_BxN=np.stack([a[1], b[1]], 1)
     )

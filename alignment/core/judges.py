@@ -1,4 +1,7 @@
-"""The preference model: reads a prompt and both responses, and says which is better.
+"""Judges: what says of a prompt's responses how good they are.
+
+`Judge` is what rollouts, relabelling and evaluations ask of any. The preference model
+reads a prompt and two responses, and says which is better:
 
 r(x, y1, y2) = sigmoid(logit_A - logit_B) of two vocabulary ids at the next token
 (App. A), so any checkpoint initialises it. Its input is assembled from tokens,
@@ -7,22 +10,60 @@ ever turned into text and tokenised again.
 """
 
 import dataclasses
+import itertools
+from typing import Any, ClassVar, Protocol
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from alignment.data.vocabularies import JudgeMarkers
 from alignment.models.protocol import Model
 from alignment.types import Array, Batch, Params, UserError
 
 
+class Judge(Protocol):
+  """Scores the responses of a prompt; hashable, for jit.
+
+  Scores are comparable within a row only. Identical responses have equal ones, so that
+  no tie is decided by rounding.
+  """
+
+  @property
+  def on_host(self) -> bool:
+    """Whether it is a Python function of host arrays, which cannot be traced.
+
+    `scores` and `preference` then take numpy arrays, or some that numpy can read, and
+    return numpy arrays; each process judges its own rows.
+    """
+    ...
+
+  def check(self, prompt_length: int, response_length: int) -> None:
+    """Raises UserError unless it can read prompts and responses of these lengths."""
+
+  def scores(self, params: Params, batch: Batch) -> Array:
+    """Of every response, float32 BxN: higher is better."""
+    ...
+
+  def preference(self, params: Params, batch: Batch) -> Array:
+    """The order-free margin of response 0 over 1, float32 B: scores' difference."""
+    ...
+
+
 @dataclasses.dataclass(frozen=True)
 class PreferenceModel:
   """A model with what it needs to compare two responses; hashable, for jit."""
 
+  on_host: ClassVar[bool] = False
   model: Model
   markers: JudgeMarkers
   context_length: int  # tokens of the assembled input; the prompt is cut to fit
   truncate_prompt: str  # the side it loses: "left" (HH) or "right" (TL;DR)
+
+  def passes(self, B: int, S: int, N: int, T: int) -> tuple[tuple[Any, ...], ...]:  # noqa: N803
+    """What it costs to score N responses of T tokens: (model, B, S, N, T) per pass."""
+    del S, T
+    return ((self.model, B, self.context_length, 1, 1),) * (N * (N - 1))
 
   def check(self, prompt_length: int, response_length: int) -> None:
     """Responses are never cut, so the budget must hold two of them and some prompt.
@@ -88,6 +129,61 @@ class PreferenceModel:
     """
     forward_B, backward_B = self.both_orders(params, batch)
     return jnp.where(identical(batch), 0.0, (forward_B - backward_B) / 2)
+
+  def scores(self, params: Params, batch: Batch) -> Array:
+    """Each response's mean margin over all N, itself (0) among them: float32 BxN.
+
+      s_i = 1/N sum_j m_ij,  m_ij = [r(x, y_i, y_j) - r(x, y_j, y_i)] / 2 in logits
+
+    Where margins are differences of some reward, s_i - s_j = m_ij: the scale does not
+    depend on N. Of two responses they are half the margin and its negative, whose
+    difference is `preference`, bit for bit.
+
+    Every unordered pair is judged once, in both orders, so that m is antisymmetric by
+    construction. Pairs come one after the other: the judge then holds the activations
+    of B rows, as for N = 2, not of B N (N - 1) / 2, and B rows keep a device busy.
+    """
+    N = batch.lengths_BxN.shape[1]
+    if N == 2:
+      half_B = self.preference(params, batch) / 2
+      return jnp.stack([half_B, -half_B], axis=1)
+
+    def pair(indices_2: Array) -> Array:
+      return self.preference(params, take_responses(batch, indices_2[None]))
+
+    first_P, second_P = np.array([*itertools.combinations(range(N), 2)]).T
+    margins_PxB = jax.lax.map(pair, jnp.stack([first_P, second_P], axis=1))
+    zeros_NxNxB = jnp.zeros((N, N, margins_PxB.shape[1]), jnp.float32)
+    margins_NxNxB = zeros_NxNxB.at[first_P, second_P].set(margins_PxB)
+    margins_NxNxB = margins_NxNxB.at[second_P, first_P].set(-margins_PxB)
+    return equal_if_identical(batch, jnp.mean(margins_NxNxB, axis=1).T)
+
+
+def take_responses(batch: Batch, indices_BxK: Array) -> Batch:
+  """The prompts with K of their responses each; indices may be one row for all.
+
+  Log-probabilities of the reference are left as they are: a judge reads none.
+  """
+  B = batch.lengths_BxN.shape[0]
+  indices_BxK = jnp.broadcast_to(indices_BxK, (B, indices_BxK.shape[1]))
+  return batch.replace(
+    responses_BxNxT=jnp.take_along_axis(
+      batch.responses_BxNxT, indices_BxK[:, :, None], axis=1
+    ),
+    lengths_BxN=jnp.take_along_axis(batch.lengths_BxN, indices_BxK, axis=1),
+  )
+
+
+def equal_if_identical(batch: Batch, scores_BxN: Array) -> Array:
+  """The scores, each response's that of the first response with the same tokens."""
+  tokens_BxNxT, lengths_BxN = batch.responses_BxNxT, batch.lengths_BxN
+  positions_1x1x1xT = jnp.arange(tokens_BxNxT.shape[2])[None, None, None]
+  past_BxNx1xT = positions_1x1x1xT >= lengths_BxN[:, :, None, None]
+  equal_BxNxNxT = tokens_BxNxT[:, :, None] == tokens_BxNxT[:, None]
+  same_BxNxN = jnp.all(equal_BxNxNxT | past_BxNx1xT, axis=3)
+  same_BxNxN &= lengths_BxN[:, :, None] == lengths_BxN[:, None]
+  first_BxN = jnp.argmax(same_BxNxN, axis=2)
+  return jnp.take_along_axis(scores_BxN, first_BxN, axis=1)
 
 
 def identical(batch: Batch) -> Array:

@@ -18,9 +18,16 @@ CHUNK = 2**26  # logits of all responses together, where there are more: 256 MB
 
 def score(model: Model, params: Params, batch: Batch) -> Array:
   """log pi(y|x), summed over each response's tokens: float32 BxN."""
-  predictions = Predictions.of(model, params, batch)
-  logps_BxNxT = predictions.token_logps(batch.responses_BxNxT)
-  return logprobs.sequence_logps(logps_BxNxT, batch.lengths_BxN)
+  return Predictions.of(model, params, batch).logps(batch)
+
+
+def score_and_kl(
+  model: Model, params: Params, reference_params: Params, batch: Batch
+) -> tuple[Array, Array]:
+  """The same, and the exact KL from the reference, summed over tokens: each BxN."""
+  policy = Predictions.of(model, params, batch)
+  reference = Predictions.of(model, reference_params, batch)
+  return policy.logps(batch), policy.kl(reference, batch.lengths_BxN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +57,11 @@ class Predictions:
     logits = None if self.logits_BxNxTxV is None else self.logits_BxNxTxV[:, :count]
     hidden = self.hidden_BxNxTxD[:, :count]
     return dataclasses.replace(self, hidden_BxNxTxD=hidden, logits_BxNxTxV=logits)
+
+  def logps(self, batch: Batch) -> Array:
+    """log pi(y|x) of the batch's responses, float32 BxN."""
+    logps_BxNxT = self.token_logps(batch.responses_BxNxT)
+    return logprobs.sequence_logps(logps_BxNxT, batch.lengths_BxN)
 
   def token_logps(self, responses_BxNxT: Array) -> Array:
     """log pi(token), float32 BxNxT."""

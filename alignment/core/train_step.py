@@ -1,12 +1,13 @@
 """The one train step: supervised, preference model, online and offline policy alike.
 
 An objective is a hashable function of (params, batch, beta) that returns metrics as
-(sum, weight) pairs, 'loss' among them. Gradients are those of the loss's sum, divided
-once by its total weight: padding, microbatches and hosts then weigh exactly as if the
-batch had been one.
+(sum, weight) pairs, 'loss' among them. One with `reads_reference` is given the
+reference's parameters, too. Gradients are those of the loss's sum, divided once by its
+total weight: padding, microbatches and hosts then weigh exactly as if the batch had
+been one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -17,12 +18,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import optax
 
-from alignment.core import judges, losses, optim, scoring
-from alignment.models.protocol import Model
+from alignment.core import judges, losses, optim, pointwise, scoring
+from alignment.models.protocol import Model, Network
 from alignment.runtime import sharding
 from alignment.types import Array, Batch, Params, ScoredBatch, SumWeight, UserError
 
-Objective = Callable[[Params, Batch, Array], dict[str, SumWeight]]
+Objective = Callable[..., dict[str, SumWeight]]
 
 
 class TrainState(struct.PyTreeNode):
@@ -52,18 +53,37 @@ class PolicyObjective:
   """A loss on the policy's summed log-probabilities (losses).
 
   Of scored responses, metrics compare the best with the worst.
+
+  A loss may want the KL from the reference at every token, whose gradient the
+  reference's log-probabilities alone do not give: then the reference itself is read.
   """
 
   model: Model
   loss: str
   loss_options: tuple[tuple[str, float], ...] = ()
 
-  def __call__(self, params: Params, batch: Batch, beta: Array) -> dict[str, SumWeight]:
-    logps_BxN = scoring.score(self.model, params, batch)
+  @property
+  def reads_reference(self) -> bool:
+    return "kl_BxN" in losses.get(self.loss).needs
+
+  def __call__(
+    self,
+    params: Params,
+    batch: Batch,
+    beta: Array,
+    reference_params: Params | None = None,
+  ) -> dict[str, SumWeight]:
+    computed = {}
+    if reference_params is None:
+      logps_BxN = scoring.score(self.model, params, batch)
+    else:
+      logps_BxN, computed["kl_BxN"] = scoring.score_and_kl(
+        self.model, params, reference_params, batch
+      )
     weights_B, total = batch.weights_B, batch.weights_B.sum()
-    loss = losses.get(self.loss)
+    needs = needed(losses.get(self.loss), batch, computed)
     bound = losses.bind(self.loss, dict(self.loss_options))
-    loss_B = bound(logps_BxN, batch.ref_logps_BxN, beta, **needed(loss, batch))
+    loss_B = bound(logps_BxN, batch.ref_logps_BxN, beta, **needs)
     ratios_BxN = logps_BxN - batch.ref_logps_BxN
     lengths_BxN = batch.lengths_BxN
     if isinstance(batch, ScoredBatch):
@@ -77,7 +97,7 @@ class PolicyObjective:
     def weighted(values_B: Array) -> SumWeight:
       return jnp.sum(values_B * weights_B), total
 
-    return {
+    metrics = {
       "loss": weighted(loss_B),
       "rho": weighted(rho_B),
       "accuracy": weighted(correct_B),
@@ -85,17 +105,27 @@ class PolicyObjective:
       "rejected_log_ratio": weighted(ratios_BxN[:, 1]),
       "response_length": weighted(lengths_B),
     }
+    if isinstance(batch, ScoredBatch):
+      scores_BxN = batch.scores_BxN
+      metrics["score"] = weighted(scores_BxN.mean(axis=1))
+      metrics["score_gap"] = weighted(scores_BxN.max(axis=1) - scores_BxN.min(axis=1))
+    for name, values_BxN in computed.items():
+      metrics[name.removesuffix("_BxN")] = weighted(values_BxN.mean(axis=1))
+    return metrics
 
 
-def needed(loss: losses.Loss, batch: Batch) -> dict[str, Array]:
-  """What a loss names beside log-probabilities: the batch's fields of these names."""
-  lacking = sorted(need for need in loss.needs if not hasattr(batch, need))
+def needed(
+  loss: losses.Loss, batch: Batch, computed: Mapping[str, Array] | None = None
+) -> dict[str, Array]:
+  """What a loss names beside log-probabilities: fields of the batch, or `computed`."""
+  given = vars(batch) | dict(computed or {})
+  lacking = sorted(loss.needs - given.keys())
   if lacking:
     raise UserError(
       f"loss {loss.name!r} needs {' and '.join(lacking)}, which batches of this run "
       "do not have: choose another loss"
     )
-  return {need: getattr(batch, need) for need in loss.needs}
+  return {need: given[need] for need in loss.needs}
 
 
 def best_and_worst(values_BxN: Array, scores_BxN: Array) -> Array:
@@ -132,13 +162,29 @@ class PreferenceObjective:
     del beta
     forward_B, backward_B = self.preference_model.both_orders(params, batch)
     loss_B = losses.preference(forward_B, backward_B)
-    margin_B = forward_B - backward_B
-    correct_B = (margin_B > 0) + 0.5 * (margin_B == 0)
-    weights_B, total = batch.weights_B, batch.weights_B.sum()
-    return {
-      "loss": (jnp.sum(loss_B * weights_B), total),
-      "accuracy": (jnp.sum(correct_B * weights_B), total),
-    }
+    return _judged(loss_B, forward_B - backward_B, batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardObjective:
+  """The loss of a reward model on a labelled pair."""
+
+  judge: pointwise.PointwiseJudge
+
+  def __call__(self, params: Params, batch: Batch, beta: Array) -> dict[str, SumWeight]:
+    del beta
+    margin_B = self.judge.preference(params, batch)
+    return _judged(losses.bradley_terry(margin_B), margin_B, batch)
+
+
+def _judged(loss_B: Array, margin_B: Array, batch: Batch) -> dict[str, SumWeight]:
+  """The metrics of a judge, from margins of the response that is preferred."""
+  correct_B = (margin_B > 0) + 0.5 * (margin_B == 0)
+  weights_B, total = batch.weights_B, batch.weights_B.sum()
+  return {
+    "loss": (jnp.sum(loss_B * weights_B), total),
+    "accuracy": (jnp.sum(correct_B * weights_B), total),
+  }
 
 
 def init_state(params: Params, optimizer: optim.Optimizer) -> TrainState:
@@ -159,7 +205,7 @@ def state_shardings(
 
 @functools.cache
 def abstract_state(
-  model: Model, optimizer: optim.Optimizer, mesh: Mesh, rules: sharding.Rules
+  model: Network, optimizer: optim.Optimizer, mesh: Mesh, rules: sharding.Rules
 ) -> TrainState:
   """Shapes, dtypes and layout of a model's training state, of which none is made."""
   shapes = jax.eval_shape(
@@ -170,7 +216,7 @@ def abstract_state(
 
 @functools.cache
 def compiled_init(
-  model: Model, optimizer: optim.Optimizer, mesh: Mesh, rules: sharding.Rules
+  model: Network, optimizer: optim.Optimizer, mesh: Mesh, rules: sharding.Rules
 ) -> Callable[[Params], TrainState]:
   """The jitted `init_state`; donates the parameters, which are no second set so."""
   abstract = abstract_state(model, optimizer, mesh, rules)
@@ -188,10 +234,13 @@ def compiled(
   microbatches: int,
   mesh: Mesh,
   rules: sharding.Rules,
-  model: Model,
+  model: Network,
   skip_non_finite: bool = False,
-) -> Callable[[TrainState, Batch, Hyper], tuple[TrainState, dict[str, SumWeight]]]:
+) -> Callable[..., tuple[TrainState, dict[str, SumWeight]]]:
   """The jitted step with explicit shardings, the state donated.
+
+  Of (state, batch, hyper) and, for an objective that reads it, the reference's
+  parameters, which stay as they are laid out.
 
   Cached on what determines the program: every run of a sweep, online or offline, gets
   the same function and so the same compilation.
@@ -199,13 +248,15 @@ def compiled(
   abstract = abstract_state(model, optimizer, mesh, rules)
   layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  as_given = [None] if getattr(objective, "reads_reference", False) else []
 
-  def step(state, batch, hyper):
+  def step(state, batch, hyper, *reference_params):
     with sharding.on(mesh):
       return train_step(
         state,
         batch,
         hyper,
+        *reference_params,
         objective=objective,
         optimizer=optimizer,
         microbatches=microbatches,
@@ -214,7 +265,7 @@ def compiled(
 
   return jax.jit(
     step,
-    in_shardings=(layout, rows, everywhere),
+    in_shardings=(layout, rows, everywhere, *as_given),
     out_shardings=(layout, everywhere),
     donate_argnums=0,
   )
@@ -224,6 +275,7 @@ def train_step(
   state: TrainState,
   batch: Batch,
   hyper: Hyper,
+  reference_params: Params | None = None,
   *,
   objective: Objective,
   optimizer: optim.Optimizer,
@@ -235,6 +287,8 @@ def train_step(
   With `skip_non_finite` a step whose loss or gradient is not finite only counts itself
   (the metric 'skipped'): parameters, moments and other metrics stay as they were.
   """
+  if reference_params is not None:
+    objective = functools.partial(objective, reference_params=reference_params)
   grads, metrics = gradients(objective, state.params, batch, hyper.beta, microbatches)
   metrics["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1.0))
   updates, opt_state = optimizer.transform().update(

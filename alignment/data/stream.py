@@ -1,7 +1,8 @@
-"""A recorded online run: every pair it learned from, at random access.
+"""A recorded online run: all that it sampled and learned from, at random access.
 
-One record holds one pair as bytes of a fixed layout, which the manifest describes:
-tokens are stored as tokens, so a replayed batch is the recorded one, bit for bit.
+One record holds one prompt's responses as bytes of a fixed layout, which the manifest
+describes. Tokens are stored as tokens, and what was selected as it was, so a replayed
+batch is the recorded one, bit for bit.
 
 ArrayRecord opens an unfinished or missing file as an empty one, without an error. So a
 shard holds the steps between two saved states; it is written under another name,
@@ -20,27 +21,39 @@ import numpy as np
 
 from alignment.runtime import hosts, sharding
 from alignment.runtime.files import checksum, read_json, replacing_path, write_json
-from alignment.types import Batch, UserError
+from alignment.types import Batch, ScoredBatch, UserError
 
 MANIFEST = "manifest.json"
+SIZES = (  # in the manifest, the arguments of `record_layout`
+  "prompt_length", "num_responses", "num_samples", "num_unused", "response_length",
+)  # fmt: skip
 
 
-def record_layout(prompt_length: int, num_responses: int, length: int) -> np.dtype:
-  """One pair as bytes; every field is little-endian, whatever machine wrote it."""
-  N = num_responses
+def record_layout(
+  prompt_length: int, num_responses: int, num_samples: int, num_unused: int, length: int
+) -> np.dtype:
+  """One row as bytes; every field is little-endian, whatever machine wrote it.
+
+  R responses were learned from: samples and, for some losses, the supervised target.
+  U samples were not. `scores`, `logps` and `ended` are of all N samples: of those that
+  were learned from, in their order, then of the others.
+  """
+  R, N, U = num_responses, num_samples, num_unused
   return np.dtype(
     [
       ("step", "<i4"),
       ("id", "<i4"),
       ("prompt_length", "<i4"),
       ("prompt", "<i4", (prompt_length,)),
-      ("lengths", "<i4", (N,)),
-      ("responses", "<i4", (N, length)),
-      ("ref_logps", "<f4", (N,)),
+      ("lengths", "<i4", (R,)),
+      ("responses", "<i4", (R, length)),
+      ("ref_logps", "<f4", (R,)),
       ("weight", "<f4"),
-      ("margin", "<f4"),  # the judge's, of response 0 over response 1: the label
-      ("logps", "<f4", (2,)),  # under the policy that sampled
-      ("ended", "?", (2,)),
+      ("scores", "<f4", (N,)),  # the judge's: labels and selection follow from them
+      ("logps", "<f4", (N,)),  # under the policy that sampled
+      ("ended", "?", (N,)),
+      ("unused_lengths", "<i4", (U,)),
+      ("unused", "<i4", (U, length)),
     ]
   )
 
@@ -54,6 +67,8 @@ class Recorder:
 
   def __init__(self, directory: Path, described: Mapping[str, Any]):
     """Goes on with what is in `directory`; `described` is kept in the manifest.
+
+    That says at least how responses were selected (`select`, core/rollout.py).
 
     Raises:
       UserError: if the manifest there is damaged or of another run.
@@ -123,9 +138,7 @@ class Recorder:
       {
         **self._described,
         "batch_size": len(rows) // (end - first),
-        "prompt_length": rows.dtype["prompt"].shape[0],
-        "num_responses": rows.dtype["responses"].shape[0],
-        "response_length": rows.dtype["responses"].shape[1],
+        **_sizes(rows.dtype),
         "layout": [[name, rows.dtype[name].str] for name in rows.dtype.names or ()],
         "shards": self._shards,
       },
@@ -136,11 +149,12 @@ class Recorder:
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-  """A finished record, row i being pair i % batch_size of step i // batch_size."""
+  """A finished record, row i being prompt i % batch_size of step i // batch_size."""
 
   directory: Path
   batch_size: int
   layout: np.dtype
+  scored: bool  # its batches are of all samples, with their scores
   shards: tuple[tuple[str, int], ...]  # (file, records), in order of steps
 
   @classmethod
@@ -152,10 +166,8 @@ class Stream:
     """
     manifest = read_json(directory / MANIFEST)
     try:
-      layout = record_layout(
-        *(manifest[k] for k in ("prompt_length", "num_responses", "response_length"))
-      )
-      batch_size = manifest["batch_size"]
+      layout = record_layout(*(manifest[key] for key in SIZES))
+      batch_size, scored = manifest["batch_size"], manifest["select"] == "all"
       next_step = 0
       for shard in manifest["shards"]:
         path = directory / shard["file"]
@@ -176,7 +188,7 @@ class Stream:
         f"{directory / MANIFEST}: records steps up to {next_step} of {steps}; delete "
         f"{directory.parent} to record the run again"
       )
-    return cls(directory, batch_size, layout, shards)
+    return cls(directory, batch_size, layout, scored, shards)
 
   def __len__(self) -> int:
     return sum(records for _, records in self.shards)
@@ -200,9 +212,9 @@ class Stream:
     return rows
 
   def batch(self, indices: np.ndarray) -> Batch:
-    """The pairs at `indices_B` as numpy arrays, as they were when recorded."""
+    """The rows at `indices_B` as numpy arrays, as they were learned from."""
     rows = self.rows(indices)
-    return Batch(
+    batch = Batch(
       prompts_BxS=rows["prompt"],
       prompt_lengths_B=rows["prompt_length"],
       responses_BxNxT=rows["responses"],
@@ -211,13 +223,17 @@ class Stream:
       weights_B=rows["weight"],
       ids_B=rows["id"],
     )
+    if not self.scored:
+      return batch
+    return ScoredBatch(**vars(batch), scores_BxN=rows["scores"])
 
 
 def _encode(step: int, rollout: Any) -> np.ndarray:
   """A fetched rollout as records, one per row of its batch."""
   batch = rollout.batch
-  B, N, T = batch.responses_BxNxT.shape
-  rows = np.empty(B, record_layout(batch.prompts_BxS.shape[1], N, T))
+  B, R, T = batch.responses_BxNxT.shape
+  N, U = rollout.scores_BxN.shape[1], rollout.unused_lengths_BxU.shape[1]
+  rows = np.empty(B, record_layout(batch.prompts_BxS.shape[1], R, N, U, T))
   rows["step"] = step
   rows["id"] = batch.ids_B
   rows["prompt_length"] = batch.prompt_lengths_B
@@ -226,10 +242,20 @@ def _encode(step: int, rollout: Any) -> np.ndarray:
   rows["responses"] = batch.responses_BxNxT
   rows["ref_logps"] = batch.ref_logps_BxN
   rows["weight"] = batch.weights_B
-  rows["margin"] = rollout.margins_B
-  rows["logps"] = rollout.logps_Bx2
-  rows["ended"] = rollout.ended_Bx2
+  rows["scores"] = rollout.scores_BxN
+  rows["logps"] = rollout.logps_BxN
+  rows["ended"] = rollout.ended_BxN
+  rows["unused_lengths"] = rollout.unused_lengths_BxU
+  rows["unused"] = rollout.unused_BxUxT
   return rows
+
+
+def _sizes(layout: np.dtype) -> dict[str, int]:
+  """What a layout follows from, by the names in the manifest."""
+  R, T = layout["responses"].shape
+  lengths = layout["prompt"].shape[0], R
+  counts = layout["scores"].shape[0], layout["unused"].shape[0]
+  return dict(zip(SIZES, (*lengths, *counts, T), strict=True))
 
 
 def _check_described(directory: Path, manifest: Any, wanted: Mapping[str, Any]) -> None:

@@ -43,6 +43,10 @@ class Config(Protocol):
     """Rows of the embedding; the logits' last dimension."""
 
   @property
+  def d_model(self) -> int:
+    """Width of a hidden state."""
+
+  @property
   def dtype(self) -> str:
     """In which products are computed: float32 or bfloat16."""
 
@@ -74,9 +78,11 @@ class Context(Protocol):
     """The token that `decode_step` takes at position 0, int32."""
 
 
-@runtime_checkable
-class Model(Protocol):
-  """A model as pure functions of its parameters, one pytree; hashable, for jit."""
+class Network(Protocol):
+  """What has parameters that are made, trained, laid out and read; hashable, for jit.
+
+  A `Model` is one that predicts tokens; a `reward.RewardModel` is another.
+  """
 
   def __hash__(self) -> int: ...
 
@@ -86,6 +92,24 @@ class Model(Protocol):
 
   def init(self, key: Array) -> Params:
     """-> float32 parameters; the same values whether scanned or not."""
+
+  def cast_for_reading(self, params: Params) -> Params:
+    """Parameters of a model that is only read: what is always cast, cast once."""
+
+  def layout_rules(self, tensor: int, decoding: bool = False) -> Rules:
+    """How the parameters lie on a mesh whose tensor axis has this size.
+
+    Raises:
+      UserError: if the heads do not divide among so many devices.
+    """
+
+  def costs(self, S: int, N: int, T: int, tensor: int = 1) -> Costs:  # noqa: N803
+    """Of a prompt of S tokens with N responses of T, split over a tensor axis."""
+
+
+@runtime_checkable
+class Model(Network, Protocol):
+  """A model as pure functions of its parameters, one pytree."""
 
   def prepare(
     self,
@@ -119,18 +143,5 @@ class Model(Protocol):
     from `for_decoding`, as are those that prepared the context.
     """
 
-  def cast_for_reading(self, params: Params) -> Params:
-    """Parameters of a model that is only read: what is always cast, cast once."""
-
   def for_decoding(self, params: Params) -> Params:
     """Factors of products in the compute dtype, layers as a list: once per rollout."""
-
-  def layout_rules(self, tensor: int, decoding: bool = False) -> Rules:
-    """How the parameters lie on a mesh whose tensor axis has this size.
-
-    Raises:
-      UserError: if the heads do not divide among so many devices.
-    """
-
-  def costs(self, S: int, N: int, T: int, tensor: int = 1) -> Costs:  # noqa: N803
-    """Of a prompt of S tokens with N responses of T, split over a tensor axis."""

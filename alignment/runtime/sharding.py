@@ -235,6 +235,30 @@ def put_rows(rows: Callable[[np.ndarray], Any], count: int, mesh: Mesh) -> Any:
   return jax.tree.map(put, rows(held_rows))
 
 
+def local_rows(tree: Any) -> Any:
+  """Arrays sharded by rows -> numpy arrays of the rows that this process holds.
+
+  Host arrays are this process's already.
+  """
+
+  def local(x: Any) -> np.ndarray:
+    if not isinstance(x, jax.Array) or x.is_fully_addressable:
+      return np.asarray(x)
+    parts = {shard.index[0].start: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+  return jax.tree.map(local, tree)
+
+
+def put_local_rows(tree: Any, mesh: Mesh) -> Any:
+  """The inverse: every process gives the rows that it holds."""
+  rows = len(jax.tree.leaves(tree)[0])
+  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  spans = batch_sharding(mesh).addressable_devices_indices_map((shards,)).values()
+  held = len({index[0].start for index in spans if index is not None})
+  return put_rows(lambda at: tree, rows * shards // held, mesh)
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
   """Host arrays (the same on every process) -> arrays sharded by rows."""
   batch = jax.tree.map(np.asarray, batch)

@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from alignment.analysis import figures, runs
-from alignment.core import evaluation, losses
+from alignment.core import evaluation, losses, rollout
 from alignment.data import layouts, readers, vocabularies
 from alignment.runtime import sharding
 from alignment.study import graph, recipes
@@ -78,6 +78,8 @@ def check_config(config: ConfigDict) -> None:
     check_recipe(name, recipe)
     if isinstance(recipe, PolicyRecipe):
       check_policy(name, recipe, config.datasets)
+    if isinstance(recipe, PreferenceRecipe):
+      check_judge(name, recipe)
   _check_datasets(config)
   _check_sizes(config)
 
@@ -147,7 +149,18 @@ def _recipes(config: ConfigDict) -> Iterator[tuple[str, Recipe]]:
   for name, run in recipes.runs(config).items():
     yield name, run.recipe
     if run.recipe.replays:
-      yield f"{name}'s stream", recipes.stream_of(config, run.recipe)
+      yield f"{name}'s stream", _replayed(config, name, run.recipe)
+
+
+def _replayed(config: ConfigDict, name: str, recipe: PolicyRecipe) -> PolicyRecipe:
+  """The recipe of the stream of a run."""
+  stream = recipes.stream_of(config, recipe)
+  if stream.select == "all" and not recipe.grouped:
+    raise UserError(
+      f"{name}: its stream, of select 'all', has no pairs to replay: set select of "
+      "policy, or in its stream, to 'two' or 'best_worst'"
+    )
+  return stream
 
 
 # --- recipes --------------------------------------------------------------------------
@@ -164,8 +177,9 @@ def check_recipe(name: str, recipe: Recipe) -> None:
     raise UserError(
       f"{name}: on_non_finite '{recipe.on_non_finite}' is unknown: stop or skip"
     )
+  imported = isinstance(recipe, PreferenceRecipe) and recipe.imported
   for key in ("steps", "batch_size", "evaluations"):
-    if getattr(recipe, key, 1) < 1:
+    if getattr(recipe, key, 1) < 1 and not (key == "steps" and imported):
       raise UserError(f"{name}: {key} is {getattr(recipe, key)}; give at least 1")
   if recipe.warmup_steps < 0:
     raise UserError(f"{name}: warmup_steps is {recipe.warmup_steps}; give at least 0")
@@ -177,6 +191,37 @@ def check_recipe(name: str, recipe: Recipe) -> None:
     raise UserError(f"{name}: microbatches {k} does not divide batch_size {size}")
 
 
+def check_judge(name: str, recipe: PreferenceRecipe) -> None:
+  """Keys of a judge that have no meaning for its kind, and 0 steps of what must learn.
+
+  Raises:
+    UserError: for the first of them.
+  """
+  if recipe.imported and recipe.kind != "pointwise":
+    raise UserError(
+      f"{name}: steps is 0, and a {recipe.kind} judge has to learn: give at least 1"
+    )
+  if recipe.imported and recipe.init in ("scratch", "sft"):
+    raise UserError(
+      f"{name}: steps is 0, so init must be a reward model's directory, not "
+      f"'{recipe.init}'"
+    )
+  if recipe.trained and recipe.options:
+    raise UserError(
+      f"{name}.options has no meaning for a judge of kind '{recipe.kind}': rules have "
+      "options"
+    )
+  if recipe.vocab and not recipe.trained:
+    raise UserError(
+      f"{name}.vocab has no meaning for a judge of kind '{recipe.kind}': it reads text"
+    )
+  if recipe.vocab and recipe.init == "sft":
+    raise UserError(
+      f"{name}: to a judge with a vocabulary of its own SFT's ids mean nothing: set "
+      f"{name}.init to 'scratch' or to a checkpoint's directory"
+    )
+
+
 def check_policy(name: str, recipe: PolicyRecipe, datasets: Mapping[str, Any]) -> None:
   """What could not be trained as a policy.
 
@@ -185,11 +230,6 @@ def check_policy(name: str, recipe: PolicyRecipe, datasets: Mapping[str, Any]) -
       out of range.
   """
   loss = losses.check(recipe.loss, dict(recipe.loss_options))
-  if loss.responses == losses.GROUP:
-    raise UserError(
-      f"{name}: loss '{loss.name}' needs N scored responses of a prompt, and a study "
-      "makes pairs: choose a pairwise loss"
-    )
   if recipe.method not in ("online", "offline"):
     raise UserError(f"{name}: method '{recipe.method}' is unknown: online or offline")
   if recipe.init == "scratch":
@@ -206,8 +246,11 @@ def check_policy(name: str, recipe: PolicyRecipe, datasets: Mapping[str, Any]) -
   # At temperature 0 both responses would be the same.
   if not 0 < recipe.temperature < math.inf or not 0 < recipe.top_p <= 1:
     raise UserError(f"{name}: temperature must be above 0, top_p in (0, 1]")
+  if loss.on_policy:
+    _check_on_policy(name, recipe)
   if recipe.online:
     _check_online(name, recipe)
+    _check_samples(name, recipe)
   else:
     _check_offline(name, recipe, datasets)
 
@@ -226,6 +269,46 @@ def _check_online(name: str, recipe: PolicyRecipe) -> None:
     raise UserError(f"{name}: only a run of on_policy_fraction 1 can be recorded")
   if recipe.refresh_every < 0:
     raise UserError(f"{name}: refresh_every must be 0 (never) or a number of steps")
+
+
+def _check_on_policy(name: str, recipe: PolicyRecipe) -> None:
+  """Of a loss that is right only for samples of the policy as it is."""
+  reason = ""
+  if not recipe.online:
+    reason = f"method is '{recipe.method}'"
+  elif recipe.refresh_every != 1:
+    reason = f"refresh_every is {recipe.refresh_every}"
+  elif recipe.on_policy_fraction != 1:
+    reason = f"on_policy_fraction is {recipe.on_policy_fraction}"
+  if reason:
+    raise UserError(
+      f"{name}: loss '{recipe.loss}' needs samples of the policy as it is, but "
+      f"{reason}: choose a pairwise loss, or method 'online' with refresh_every and "
+      "on_policy_fraction 1"
+    )
+
+
+def _check_samples(name: str, recipe: PolicyRecipe) -> None:
+  if recipe.select not in rollout.SELECT:
+    names = ", ".join(rollout.SELECT)
+    raise UserError(f"{name}: select '{recipe.select}' is unknown; there are {names}")
+  if recipe.samples < 2:
+    raise UserError(f"{name}: samples is {recipe.samples}; give at least 2")
+  if recipe.select == "two" and recipe.samples != 2:
+    raise UserError(
+      f"{name}: select 'two' of {recipe.samples} samples: set select to 'best_worst', "
+      "or to 'all' for a loss of groups"
+    )
+  if recipe.grouped and recipe.select != "all":
+    raise UserError(
+      f"{name}: loss '{recipe.loss}' reads all samples of a prompt: set select to "
+      f"'all', not '{recipe.select}'"
+    )
+  if recipe.select == "all" and not recipe.grouped:
+    raise UserError(
+      f"{name}: loss '{recipe.loss}' reads pairs: set select to 'two' or 'best_worst', "
+      "not 'all'"
+    )
 
 
 def _check_offline(

@@ -37,7 +37,7 @@ def estimate(program: Program) -> Memory:
   """What a program is likely to need on each device of its mesh."""
   passes = program.work.passes
   saved = sum(_saved(program, one) for one in passes)
-  working = max(_working_set(program, one) for one in passes)
+  working = max(_working_set(program, one) for one in passes + program.work.fixed)
   return Memory(
     program.argument_bytes,
     int(saved + working + _copies(program)),
@@ -103,8 +103,10 @@ def flops(program: Program) -> float:
 
   A product of [m, k] and [k, n] counts 2mkn; a backward pass as two forward passes.
   """
-  forward = sum(
-    B * model.costs(S, N, T).flops for model, B, S, N, T in program.work.passes
-  )
-  times = 3 if program.work.kind == "train" else 1
-  return times * program.work.microbatches * forward
+  work = program.work
+
+  def forward(passes: tuple[Pass, ...]) -> float:
+    return sum(B * model.costs(S, N, T).flops for model, B, S, N, T in passes)
+
+  times = 3 if work.kind == "train" else 1
+  return work.microbatches * (times * forward(work.passes) + forward(work.fixed))

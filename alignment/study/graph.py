@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from alignment.data.translation import Translation
 from alignment.study import recipes
 from alignment.study.artefacts import Artefact, closure
 from alignment.study.programs import Program, distinct
@@ -35,6 +36,12 @@ from alignment.study.stages.evaluations import (
   Responses,
   labels_of,
 )
+from alignment.study.stages.host_judges import (
+  FunctionJudge,
+  TranslatedPairs,
+  rule_of,
+)
+from alignment.study.stages.judging import Judge
 from alignment.study.stages.models import (
   ImportedModel,
   Model,
@@ -98,8 +105,8 @@ class Study:
   # --- judges ---
 
   @node
-  def golden_pm(self) -> TrainedJudge:
-    """The golden preference model: stands for the human."""
+  def golden_pm(self) -> Judge:
+    """The golden judge: stands for the human."""
     return self._judge("golden_pm", self.data())
 
   @node
@@ -108,14 +115,33 @@ class Study:
     return RelabelledPairs("golden_data", self.setting, self.data(), self.golden_pm())
 
   @node
-  def proxy_pm(self) -> TrainedJudge:
-    """The proxy preference model: labels what online policies sample."""
+  def proxy_pm(self) -> Judge:
+    """The proxy judge: labels what online policies sample."""
     return self._judge("proxy_pm", self.golden_data())
 
-  def _judge(self, name: str, data: Artefact) -> TrainedJudge:
-    recipe = PreferenceRecipe.of(self.config[name])
+  def _judge(self, name: str, data: Artefact) -> Judge:
+    setting, recipe = self.setting, PreferenceRecipe.of(self.config[name])
+    if not recipe.trained:
+      rule = rule_of(setting, name, recipe.kind, dict(recipe.options))
+      return FunctionJudge(name, setting, rule, data)
+    if recipe.vocab:
+      return self._foreign_judge(name, recipe, data)
     sft = self.sft(recipe.size) if recipe.init == "sft" else None
-    return TrainedJudge(name, self.setting, recipe, data, sft)
+    return TrainedJudge(name, setting, recipe, data, sft)
+
+  def _foreign_judge(
+    self, name: str, recipe: PreferenceRecipe, data: Artefact
+  ) -> TrainedJudge:
+    """A judge with a vocabulary of its own; what it reads is translated."""
+    setting = self.setting.with_vocabulary(name, dict(recipe.vocab))
+    translation = Translation(
+      self.setting.vocabulary,
+      setting.vocabulary,
+      **setting.lengths,
+      truncate_prompt=setting.config.data.truncate_prompt,
+    )
+    translated = TranslatedPairs(f"{data.name}_for_{name}", setting, data, translation)
+    return TrainedJudge(name, setting, recipe, translated, None, translation)
 
   # --- where policies start ---
 
@@ -169,9 +195,7 @@ class Study:
     name = f"{self._world}_{recipe.method}_{recipe.loss}{varied}"
     return self._policy(name, recipe, self.proxy_pm())
 
-  def _policy(
-    self, name: str, recipe: PolicyRecipe, judge: TrainedJudge
-  ) -> TrainedPolicy:
+  def _policy(self, name: str, recipe: PolicyRecipe, judge: Judge) -> TrainedPolicy:
     """A policy, which records its stream if others learn from it."""
     if judge.name == "proxy_pm" and recipe.online:
       recording = dataclasses.replace(recipe, record=True)
@@ -180,9 +204,7 @@ class Study:
     return self._trained(name, recipe, judge)
 
   @node
-  def _trained(
-    self, name: str, recipe: PolicyRecipe, judge: TrainedJudge
-  ) -> TrainedPolicy:
+  def _trained(self, name: str, recipe: PolicyRecipe, judge: Judge) -> TrainedPolicy:
     common = name, self.setting, recipe, self.start(recipe)
     if recipe.online:
       return OnlinePolicy(*common, self.scored(self.golden_data(), recipe), judge)

@@ -8,15 +8,16 @@ import jax
 import numpy as np
 
 from alignment.core import evaluation
+from alignment.core.judges import PreferenceModel
 from alignment.data import pairs, vocabularies
-from alignment.models import huggingface
+from alignment.models import huggingface, protocol
 from alignment.runtime import hosts, sharding
 from alignment.runtime.files import directory_option
 from alignment.runtime.metrics import progress
 from alignment.study import artefacts
 from alignment.study.graph import Study
 from alignment.study.setting import Setting
-from alignment.study.stages.models import Model
+from alignment.study.stages.models import Model, TrainedJudge
 from alignment.types import Batch, UserError
 
 
@@ -28,19 +29,28 @@ def show_batch(study: Study, workdir: Path) -> None:
   setting = study.setting
   dataset = pairs.PairDataset.load(study.data().verified(workdir) / "train")
   batch = dataset.batch(np.arange(min(3, len(dataset))), **setting.lengths)
-  judge = study.golden_pm().judge()
-  first, second = (
-    (batch.responses_BxNxT[:, n], batch.lengths_BxN[:, n]) for n in (0, 1)
-  )
-  judged, judged_lengths = judge.assemble(
-    (batch.prompts_BxS, batch.prompt_lengths_B), first, second
-  )
+  golden_pm = study.golden_pm()
   for i in range(len(batch.ids_B)):
     print(f"--- pair {batch.ids_B[i]}")
     _show(setting, "prompt", batch.prompts_BxS[i], batch.prompt_lengths_B[i])
     for n, name in enumerate(("preferred", "other")):
       _show(setting, name, batch.responses_BxNxT[i, n], batch.lengths_BxN[i, n])
-    _show(setting, "judge reads", np.asarray(judged)[i], int(judged_lengths[i]))
+    if isinstance(golden_pm, TrainedJudge):
+      _show_judged(golden_pm, jax.tree.map(lambda x, i=i: x[i : i + 1], batch))
+
+
+def _show_judged(artefact: TrainedJudge, pair: Batch) -> None:
+  """What a judge reads of a batch of one pair, in its own vocabulary."""
+  if artefact.translation is not None:
+    pair = artefact.translation.batch(pair)
+  prompt = pair.prompts_BxS, pair.prompt_lengths_B
+  first, second = ((pair.responses_BxNxT[:, n], pair.lengths_BxN[:, n]) for n in (0, 1))
+  judge, parts = artefact.own_judge(), [prompt, first, second]
+  if isinstance(judge, PreferenceModel):  # a pointwise one reads them as they are
+    parts = [judge.assemble(prompt, first, second)]
+  for tokens_1xS, lengths_1 in parts:
+    tokens_S = np.asarray(tokens_1xS)[0]
+    _show(artefact.setting, "judge reads", tokens_S, int(lengths_1[0]))
 
 
 def _show(setting: Setting, name: str, tokens: np.ndarray, length: int) -> None:
@@ -55,9 +65,14 @@ def _show(setting: Setting, name: str, tokens: np.ndarray, length: int) -> None:
 
 def sample(study: Study, workdir: Path) -> None:
   """Prints a model's responses to given prompts, or to the first of the data."""
-  c, setting = study.setting.config.sample, study.setting
+  c = study.setting.config.sample
   artefact = _model(study, workdir, c.model or "golden_policy", "sample.model")
+  setting = artefact.setting
+  if setting.vocabulary is not study.setting.vocabulary and not c.prompts:
+    raise UserError(f"sample.model '{c.model}' reads not the data's ids: give prompts")
   model = artefact.model()
+  if not isinstance(model, protocol.Model):
+    raise UserError(f"sample.model '{artefact.name}' is a reward model: it writes none")
   params = setting.parameters.load_fixed(
     artefact.verified(workdir), model, c.step or None
   )
@@ -97,11 +112,12 @@ def sample(study: Study, workdir: Path) -> None:
 
 def export(study: Study, workdir: Path) -> None:
   """Writes a trained model as a Hugging Face checkpoint."""
-  c, setting = study.setting.config.export, study.setting
+  c = study.setting.config.export
   if not c.directory:
     raise UserError("export.directory is not set: where should the checkpoint go?")
   directory = directory_option(c.directory, "export.directory")
   artefact = _model(study, workdir, c.model or "golden_policy", "export.model")
+  setting = artefact.setting
   model = artefact.model()
   params = setting.parameters.load(artefact.verified(workdir), model, c.step or None)
   whole, vocabulary = sharding.fetch(params), setting.vocabulary

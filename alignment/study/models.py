@@ -6,12 +6,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from alignment.core import judges
+from alignment.core.judges import PreferenceModel
+from alignment.core.pointwise import PointwiseJudge
 from alignment.data import vocabularies
 from alignment.models import huggingface, registry
 from alignment.models.protocol import Model
+from alignment.models.reward import RewardModel
 from alignment.study.recipes import PreferenceRecipe, Start
 from alignment.types import UserError
+
+TrainableJudge = PreferenceModel | PointwiseJudge  # judges that are models
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,6 +29,9 @@ class Models:
   lengths: tuple[int, int]  # of prompts and responses
   at_hand: bool = True  # False: a checkpoint that is elsewhere is of the named size
   _models: dict[tuple[str, str], Model] = dataclasses.field(default_factory=dict)
+  _reward_models: dict[tuple[str, str, bool], RewardModel] = dataclasses.field(
+    default_factory=dict
+  )
 
   @classmethod
   def of(
@@ -51,10 +58,40 @@ class Models:
     """
     key = start.size, start.init
     if key not in self._models:
-      self._models[key] = self._model(start)
+      origin = self.origin(start)
+      if origin is not None and huggingface.is_reward_model(origin):
+        raise UserError(
+          f"{origin}: a reward model, which predicts no tokens: give a language model, "
+          "or set kind='pointwise' if it is a judge's start"
+        )
+      self._models[key] = self._read(start)
     return self._models[key]
 
-  def _model(self, start: Start) -> Model:
+  def reward_model(self, recipe: PreferenceRecipe) -> RewardModel:
+    """The same with a scalar head.
+
+    Raises:
+      UserError: as `model`; for a reward model's checkpoint with another head, and for
+        one that is none, where it is to judge without any training.
+    """
+    key = recipe.size, recipe.init, recipe.imported
+    if key not in self._reward_models:
+      if self.at_hand:
+        self._check_reward_model(recipe)
+      self._reward_models[key] = RewardModel(self._read(recipe))
+    return self._reward_models[key]
+
+  def _check_reward_model(self, recipe: PreferenceRecipe) -> None:
+    origin = self.origin(recipe)
+    if origin is not None and huggingface.is_reward_model(origin):
+      huggingface.check_reward_model(origin)
+    elif recipe.imported:
+      raise UserError(
+        f"{origin}: no reward model, as its architectures do not end in "
+        "ForSequenceClassification: a judge that starts here needs steps above 0"
+      )
+
+  def _read(self, start: Start) -> Model:
     vocabulary = self.vocabulary
     chosen = self.numerics | {
       "live_ids": vocabulary.size, "dead_ids": vocabulary.dead_ids
@@ -83,13 +120,17 @@ class Models:
       )
     return directory if named else None
 
-  def judge(self, recipe: PreferenceRecipe) -> judges.PreferenceModel:
-    """A preference model whose input holds two responses.
+  def judge(self, recipe: PreferenceRecipe) -> TrainableJudge:
+    """A judge that can read the study's prompts and responses.
 
     Raises:
-      UserError: as `model`, and if its context is too short.
+      UserError: as `model`; of a preference model, also if its context is too short.
     """
-    markers = self.vocabulary.judge_markers
-    judge = judges.PreferenceModel(self.model(recipe), markers, **self.judging)
+    judge: TrainableJudge
+    if recipe.kind == "pointwise":
+      judge = PointwiseJudge(self.reward_model(recipe))
+    else:
+      markers = self.vocabulary.judge_markers
+      judge = PreferenceModel(self.model(recipe), markers, **self.judging)
     judge.check(*self.lengths)
     return judge

@@ -9,11 +9,11 @@ import jax
 from jax.sharding import Mesh
 
 from alignment.models import huggingface
-from alignment.models.protocol import Model
+from alignment.models.protocol import Network
 from alignment.runtime import checkpoint, sharding
 from alignment.runtime.files import read_json
 from alignment.study.models import Models
-from alignment.study.recipes import Start
+from alignment.study.recipes import PreferenceRecipe, Start
 from alignment.types import Params
 
 
@@ -25,27 +25,27 @@ class Parameters:
   mesh: Mesh
   own_rules: sharding.Rules  # put before the families' own
 
-  def rules(self, model: Model) -> sharding.Rules:
+  def rules(self, model: Network) -> sharding.Rules:
     """How a model's parameters lie while they are trained or score."""
     return self.own_rules + model.layout_rules(self.mesh.shape["tensor"])
 
-  def abstract(self, model: Model) -> Params:
+  def abstract(self, model: Network) -> Params:
     """Shapes, dtypes and layout of a model's parameters."""
     return _abstract(model, self.mesh, self.rules(model))
 
-  def abstract_fixed(self, model: Model) -> Params:
+  def abstract_fixed(self, model: Network) -> Params:
     """The same of a model that is only read."""
     return _abstract_fixed(model, self.mesh, self.rules(model))
 
-  def count(self, model: Model) -> int:
+  def count(self, model: Network) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(self.abstract(model)))
 
-  def load(self, directory: Path, model: Model, step: int | None = None) -> Params:
+  def load(self, directory: Path, model: Network, step: int | None = None) -> Params:
     """Parameters of a finished model artefact: those it settled on, or of `step`."""
     return _restore(directory, self.abstract(model), step)
 
   def load_fixed(
-    self, directory: Path, model: Model, step: int | None = None
+    self, directory: Path, model: Network, step: int | None = None
   ) -> Params:
     """The same for a model that is only read: a reference, a judge, an opponent."""
     return _restore(directory, self.abstract_fixed(model), step)
@@ -60,9 +60,28 @@ class Parameters:
       return sharding.init_sharded(
         model.init, jax.random.key(seed), mesh=self.mesh, rules=self.rules(model)
       )
+    return self._put(huggingface.read_params(origin, model.cfg), model)
+
+  def initial_judge(
+    self, recipe: PreferenceRecipe, sft: Path | None, seed: int
+  ) -> Params:
+    """The same of a judge; a reward model starts as one, or with a new head."""
+    if recipe.kind != "pointwise":
+      return self.initial(recipe, sft, seed)
+    model = self.models.reward_model(recipe)
+    origin = None if sft is not None else self.models.origin(recipe)
+    if origin is not None and huggingface.is_reward_model(origin):
+      return self._put(huggingface.read_reward_params(origin, model.cfg), model)
+    head = sharding.init_sharded(
+      model.init_head, jax.random.key(seed), mesh=self.mesh, rules=self.rules(model)
+    )
+    return model.without_head(self.initial(recipe, sft, seed)) | head
+
+  def _put(self, params: Params, model: Network) -> Params:
+    """Arrays of the host, laid out."""
     return jax.tree.map(
       lambda p, a: jax.make_array_from_callback(p.shape, a.sharding, p.__getitem__),
-      huggingface.read_params(origin, model.cfg),
+      params,
       self.abstract(model),
     )
 
@@ -74,13 +93,13 @@ def _restore(directory: Path, abstract: Params, step: int | None) -> Params:
 
 
 @functools.cache  # tracing `init` takes longer than many a step of a small model
-def _abstract(model: Model, mesh: Any, rules: sharding.Rules) -> Params:
+def _abstract(model: Network, mesh: Any, rules: sharding.Rules) -> Params:
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   return sharding.with_layout(shapes, sharding.shardings(shapes, mesh, rules))
 
 
 @functools.cache
-def _abstract_fixed(model: Model, mesh: Any, rules: sharding.Rules) -> Params:
+def _abstract_fixed(model: Network, mesh: Any, rules: sharding.Rules) -> Params:
   params = _abstract(model, mesh, rules)
   shapes = jax.eval_shape(model.cast_for_reading, params)
   return sharding.with_layout(shapes, jax.tree.map(lambda p: p.sharding, params))

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from alignment.models.protocol import Model
+from alignment.models.protocol import Network
 from alignment.runtime import sharding
-from alignment.types import Batch
+from alignment.types import Batch, ScoredBatch
 
 # (model, rows, prompt length, responses, response length) of a forward pass
-Pass = tuple[Model, int, int, int, int]
+Pass = tuple[Network, int, int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Work:
   kind: str  # train, rollout, sample or forward
   passes: tuple[Pass, ...]
   microbatches: int = 1
+  fixed: tuple[Pass, ...] = ()  # those of a train step that have no gradient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +114,11 @@ class Shapes:
       weights_B=self.rows((B,), f32),
       ids_B=self.rows((B,), i32),
     )
+
+  def scored_batch(self, B: int, N: int) -> ScoredBatch:  # noqa: N803
+    """The same with a score for every response."""
+    scores_BxN = self.rows((B, N), jnp.float32)
+    return ScoredBatch(**vars(self.batch(B, N)), scores_BxN=scores_BxN)
 
   def rows(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     layout = sharding.batch_sharding(self.mesh)

@@ -27,7 +27,7 @@ from alignment.study import recipes
 from alignment.study.artefacts import closure
 from alignment.study.graph import Study
 from alignment.study.stages.evaluations import Contested
-from alignment.study.stages.judging import check_judge
+from alignment.study.stages.host_judges import FunctionJudge
 from alignment.study.stages.models import Model
 
 SAMPLED_PROMPTS = 8  # whose responses the report shows side by side
@@ -53,8 +53,8 @@ def publish(config: ConfigDict, studies: Sequence[Study], workdir: Path) -> None
   runs = []
   for study in studies:
     if config.evaluation.require_good_judge:  # a key of no stage: it may be new
-      report = read_json(study.golden_pm().directory(workdir) / "model.json")
-      check_judge(study.world, report)
+      golden_pm = study.golden_pm()
+      golden_pm.check_usable(golden_pm.directory(workdir))
     for artefact in closure(study.artefacts().values()):
       artefact.verified(workdir)
     for name, evaluation in study.evaluations().items():
@@ -110,22 +110,34 @@ def _models(study: Study, workdir: Path) -> list[dict[str, Any]]:
     {"name": name if name.startswith(world) else f"{world}_{name}"}
     | describe_model(artefact, workdir)
     for name, artefact in (study.models() | study.policies()).items()
-    if isinstance(artefact, Model)
+    if isinstance(artefact, Model | FunctionJudge)
   ]
 
 
-def describe_model(artefact: Model, workdir: Path) -> dict[str, Any]:
-  """What the report says of a finished model."""
+def describe_model(artefact: Model | FunctionJudge, workdir: Path) -> dict[str, Any]:
+  """What the report says of a finished model, or of a rule."""
   report = read_json(artefact.directory(workdir) / "model.json")
+  accuracies = {key: report.get(key) for key in _ACCURACIES}
+  accuracies["audit"] = _audit(report) if "by_margin" in report else None
+  if isinstance(artefact, FunctionJudge):
+    rule = artefact.rule.name
+    return {"parameters": None, "init": rule, "steps": None} | accuracies
   init = artefact.start.init
   return {
     "parameters": artefact.setting.parameters.count(artefact.model()),
     "init": init if init in ("scratch", "sft") else "checkpoint",
     "steps": report["step"],
-    **{key: report.get(key) for key in _ACCURACIES},
+  } | accuracies
+
+
+def _audit(report: Mapping[str, Any]) -> dict[str, Any]:
+  """Of a judge."""
+  return {key: report[key] for key in ("orders_agree", *_OF_LENGTH)} | {
+    "accuracy_by_margin": [each["accuracy"] for each in report["by_margin"]]
   }
 
 
+_OF_LENGTH = ("longer_wins", "longer_preferred")
 _ACCURACIES = (
   "train_accuracy",
   "validation_accuracy",

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 
 from ml_collections import ConfigDict
 
+from alignment.core import losses, rules
 from alignment.core.optim import Optimizer
 from alignment.study import schema
 from alignment.types import UserError
@@ -69,9 +70,32 @@ class Recipe(Start):
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceRecipe(Recipe):
-  """A preference model's; the fields are explained in `schema.preference_model`."""
+  """A judge's; the fields are explained in `schema.preference_model`."""
 
+  kind: str
+  options: Options
+  vocab: Options
   evaluations: int
+
+  @property
+  def trained(self) -> bool:
+    """Whether it is a model."""
+    return self.kind in rules.TRAINED
+
+  @property
+  def imported(self) -> bool:
+    """Whether it is a model that judges as it is in the directory where it starts."""
+    return self.trained and self.steps == 0
+
+  def described(self) -> dict[str, Any]:
+    """As `Recipe`'s, of a model; its vocabulary is described by what it reads."""
+    values = super().described()
+    del values["options"], values["vocab"]
+    if self.kind == "pairwise":
+      del values["kind"]
+    if self.imported:
+      return {key: values[key] for key in ("kind", "size", "init", "steps")}
+    return values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +104,8 @@ class PolicyRecipe(Recipe):
 
   method: str
   refresh_every: int
+  samples: int
+  select: str
   on_policy_fraction: float
   record: bool
   dataset: str
@@ -102,6 +128,11 @@ class PolicyRecipe(Recipe):
     """Whether it learns from a recorded online run."""
     return not self.online and self.dataset == "stream"
 
+  @property
+  def grouped(self) -> bool:
+    """Whether its loss reads all samples of a prompt, with their scores."""
+    return losses.get(self.loss).responses == losses.GROUP
+
   def described(self) -> dict[str, Any]:
     """As `Recipe`'s, without what has no meaning for its method."""
     meaningless = set(_OFFLINE if self.online else _ONLINE)
@@ -109,6 +140,9 @@ class PolicyRecipe(Recipe):
     if self.dataset != "stream":
       meaningless.add("replay_window")
     values = super().described()
+    for key, before in _ONCE.items():
+      if values[key] == before:
+        meaningless.add(key)
     return {key: value for key, value in values.items() if key not in meaningless}
 
   def evaluated_steps(self) -> list[int]:
@@ -131,8 +165,13 @@ _SHORT = {
   "replay_window": "window",
 }
 # Keys of a policy's recipe that have a meaning only for one method.
-_ONLINE = ("temperature", "top_p", "refresh_every", "on_policy_fraction", "record")
+_ONLINE = (
+  "temperature", "top_p", "refresh_every", "samples", "select", "on_policy_fraction",
+  "record",
+)  # fmt: skip
 _OFFLINE = ("dataset", "replay_window", "stream")
+# Keys that are younger than results that are kept, with what held for all of these.
+_ONCE = {"samples": 2, "select": "two"}
 # What a run has in common with the online run that it replays, batch by batch.
 _SAME = ("size", "init", "loss", "loss_options", "seed", "batch_size", "microbatches")
 

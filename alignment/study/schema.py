@@ -75,17 +75,32 @@ def role(**overrides) -> dict:
 
 
 def preference_model(**overrides) -> dict:
-  """A role that is a preference model.
+  """A role that is a judge: a preference model, or another kind.
 
   The paper trains "until validation accuracy is flat". Here `steps` is fixed and
   generous, and of `evaluations` equally spaced checkpoints the one is kept that is best
   on one half of the validation pairs; the other half reports its accuracy.
   """
-  return role(learning_rate=1e-4, warmup_steps=1000) | {"evaluations": 10} | overrides
+  return (
+    role(learning_rate=1e-4, warmup_steps=1000)
+    | {
+      # pairwise (the paper's, which reads both responses), pointwise (a reward model,
+      # which gives each response a number; of 0 steps, as it is imported), "truth" (the
+      # toy language's utility), or a rule of one's own (alignment/core/rules.py); what
+      # is no model reads `options` alone.
+      "kind": "pairwise",
+      "options": {},
+      # A vocabulary of its own: as config.vocab, with prompt_length, response_length
+      # and context_length in its tokens (without them the study's). {} is the study's.
+      "vocab": {},
+      "evaluations": 10,
+    }
+    | overrides
+  )
 
 
 def policy(**overrides) -> dict:
-  """A role that is a policy trained on a pairwise loss."""
+  """A role that is a policy, trained by one of the losses in alignment/core/losses."""
   return (
     role()
     | {
@@ -94,6 +109,11 @@ def policy(**overrides) -> dict:
       # semi-online, 0 (never) samples from SFT all along. Below a fraction of 1, the
       # rest of the batch keeps its pair of D_golden.
       "refresh_every": 1,
+      # online: how many responses are sampled to a prompt, and which of them are
+      # learned from: two (of 2), best_worst (of any number, by the judge's scores), or
+      # all, with their scores, which the losses rloo and grpo need (docs/rollouts.md).
+      "samples": 2,
+      "select": "two",
       "on_policy_fraction": 1.0,
       "record": False,  # keep every pair; what is replayed is recorded anyway
       # offline: "golden" (D_golden), a name in `datasets`, or "stream": what the online
@@ -160,6 +180,9 @@ def _lock(c: ConfigDict) -> None:
   for role_ in (c.policy, c.golden_policy):
     role_.loss_options.unlock()
     role_.stream.unlock()
+  for judge in (c.golden_pm, c.proxy_pm):
+    judge.options.unlock()
+    judge.vocab.unlock()
 
 
 def get_config() -> ConfigDict:

@@ -1,6 +1,6 @@
 """What the stages of one world share: its vocabulary, mesh, models and truth."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import hashlib
@@ -12,12 +12,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from alignment.core import judges, sampling
+from alignment.core import sampling
 from alignment.core.rows import map_rows
 from alignment.data import pairs, toy, vocabularies
 from alignment.models.protocol import Model
 from alignment.runtime import sharding
-from alignment.study.models import Models
+from alignment.study import schema
+from alignment.study.models import Models, TrainableJudge
 from alignment.study.parameters import Parameters
 from alignment.study.programs import Shapes
 from alignment.study.recipes import PreferenceRecipe, Start
@@ -61,6 +62,43 @@ class Setting:
       language=_language(config, world),
     )
 
+  def with_vocabulary(self, name: str, own: Mapping[str, Any]) -> "Setting":
+    """The same for a judge of that name which reads a vocabulary of its own.
+
+    Args:
+      name: for messages.
+      own: keys of `config.vocab`, and lengths in its tokens.
+
+    Raises:
+      UserError: for an unknown key, and for a vocabulary that cannot be.
+    """
+    config = self.config.copy_and_resolve_references().unlock()
+    lengths = {
+      "prompt_length": "prompt_length",
+      "response_length": "response_length",
+      "context_length": "judge_context_length",
+    }
+    for key, value in own.items():
+      if key not in lengths and key not in config.vocab:
+        choice = ", ".join([*config.vocab, *lengths])
+        raise UserError(f"{name}.vocab has no '{key}'; there are {choice}")
+      section, at = (config, lengths[key]) if key in lengths else (config.vocab, key)
+      if not schema.fits(value, section[at]):
+        like = schema.kind(section[at])
+        raise UserError(f"{name}.vocab.{key} is {value!r}; give {like}")
+      section[at] = value
+    for length in lengths.values():
+      if config[length] < 2:
+        raise UserError(f"{name}.vocab: {length} is {config[length]}; give at least 2")
+    try:
+      vocabulary = vocabularies.from_config(config.vocab)
+    except UserError as error:
+      raise UserError(f"{name}: {error}") from None
+    models = Models.of(config, vocabulary, self.models.at_hand)
+    return dataclasses.replace(
+      self, config=config, vocabulary=vocabulary, models=models
+    )
+
   # --- layout ---
 
   @functools.cached_property
@@ -97,7 +135,7 @@ class Setting:
   def model(self, start: Start) -> Model:
     return self.models.model(start)
 
-  def judge(self, recipe: PreferenceRecipe) -> judges.PreferenceModel:
+  def judge(self, recipe: PreferenceRecipe) -> TrainableJudge:
     return self.models.judge(recipe)
 
   def map_pairs(

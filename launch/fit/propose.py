@@ -11,7 +11,8 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from alignment.models import registry
-from alignment.models.protocol import Model
+from alignment.models.protocol import Network
+from alignment.models.reward import RewardModel
 from alignment.runtime import sharding
 from alignment.study.artefacts import closure
 from alignment.study.checks import check_batches
@@ -120,6 +121,9 @@ def _powers_of_2(limit: int) -> list[int]:
   return [2**i for i in range(1, limit.bit_length()) if 2**i <= limit]
 
 
-def with_remat(model: Model, remat: str) -> Model:
+def with_remat(model: Network, remat: str) -> Network:
   """The model with another rematerialisation."""
+  if isinstance(model, RewardModel):
+    body = registry.model(dataclasses.replace(model.cfg, remat=remat))
+    return dataclasses.replace(model, body=body)
   return registry.model(dataclasses.replace(model.cfg, remat=remat))

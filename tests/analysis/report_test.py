@@ -7,7 +7,7 @@ import pytest
 
 from alignment.analysis.claims import Claim
 from alignment.analysis.intervals import Estimate, undefined
-from alignment.analysis.published import Model, Published, Sample
+from alignment.analysis.published import Audit, Model, Published, Sample
 from alignment.analysis.report import write_report
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror='f()'>\"&\x00\x1b[0m\u202e\ud800"
@@ -197,6 +197,16 @@ def test_of_six_worlds_what_is_over_fewer_says_so(tmp_path):
   assert "over 5 worlds; world 3: no common range" in page
   assert "over 6 worlds" not in page
   assert '<span class="verdict undecided">undecided</span><br>5 worlds: 6 are' in page
+
+
+def test_judges_are_audited_in_a_table_of_their_own(tmp_path):
+  audit = Audit(0.875, 0.6123, None, [0.5, 0.75, 0.8, 1.0])
+  judge = dataclasses.replace(MODEL, name="golden_pm", audit=audit)
+  text = Page(write(tmp_path / "report.html", models=[judge, MODEL])).text
+  at = text.index("labels prefer the longer")
+  cells = [data for data in text[at + 1 :] if data.strip()]
+  assert cells[1:6] == ["golden_pm", "0.875", "0.612", "–", "0.5, 0.75, 0.8, 1"]
+  assert "labels prefer the longer" not in write(tmp_path / "none.html")
 
 
 def test_models_whose_accuracy_is_unknown_are_folded_away(tmp_path):

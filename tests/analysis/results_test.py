@@ -112,6 +112,10 @@ def test_what_a_study_says_is_read(workdir):
   study = published.load(workdir)
   assert (study.task, study.worlds, study.samples_note) == ("tldr", [0], "Of world 0.")
   assert study.models == [published.Model(**MODEL)]
+  audit = {"orders_agree": 1, "longer_wins": None, "longer_preferred": 0.5}
+  audit |= {"accuracy_by_margin": [0.5, 1]}
+  publish(workdir, models=[MODEL | {"audit": audit}])
+  assert published.load(workdir).models[0].audit == published.Audit(**audit)
   assert study.samples == [published.Sample("p", {"a": "b"})]
 
 
@@ -146,6 +150,7 @@ def test_what_earlier_configurations_left_is_not_read(workdir):
     ({"training": ["\0"]}, "'training' is .*, expected a list, each the name of a"),
     ({"models": [{"name": "x"}]}, r"study.json: models\[0\]: no 'parameters'; run the"),
     ({"models": [MODEL, MODEL | {"steps": "8"}]}, r"models\[1\]: 'steps' is '8'"),
+    ({"models": [MODEL | {"audit": {}}]}, r"models\[0\].audit: no 'orders_agree'; run"),
     ({"samples": []}, "'samples' is .*, expected an object"),
     ({"samples": {"note": ""}}, "study.json: samples: no 'rows'"),
     (

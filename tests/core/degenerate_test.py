@@ -136,7 +136,7 @@ def test_empty_responses_are_ties_that_train():
   out = rolled(roller_of(model), tiny.params(0))
   np.testing.assert_array_equal(out.batch.lengths_BxN, 1)  # EOS and nothing before it
   assert (out.batch.responses_BxNxT[..., 0] == tiny.EOS).all()
-  assert out.ended_Bx2.all()
+  assert out.ended_BxN.all()
   np.testing.assert_array_equal(out.margins_B, 0)  # identical responses
   metrics = trains(out.batch)
   assert float(metrics["rho"][0]) == 0
@@ -155,7 +155,7 @@ def test_what_never_ends_is_cut_off_without_an_eos():
   out = rolled(roller_of(model), tiny.params(0))
   np.testing.assert_array_equal(out.batch.lengths_BxN, tiny.T)
   assert not (out.batch.responses_BxNxT == tiny.EOS).any()
-  assert not out.ended_Bx2.any()
+  assert not out.ended_BxN.any()
   trains(out.batch)
 
 

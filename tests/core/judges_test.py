@@ -174,3 +174,49 @@ def test_what_begins_every_prompt_stays_when_its_left_side_is_cut(batch):
       markers=begun, context_length=4 + 4 + 5, truncate_prompt="left",
     )  # fmt: skip
     assert np.asarray(assembled)[0, : len(kept)].tolist() == kept
+
+
+def drawn(rows: int, responses: int):
+  """Responses of few tokens, so that some of a prompt's are identical."""
+  batch = tiny.batch(rows, seed=3, responses=responses, live=4)
+  lengths_BxN = np.minimum(batch.lengths_BxN, 2)
+  return batch.replace(lengths_BxN=lengths_BxN)
+
+
+scores = jax.jit(tiny.JUDGE.scores, compiler_options=tiny.FAST)
+
+
+def test_scores_of_two_responses_are_half_the_margin_each(params, batch):
+  scores_Bx2 = np.asarray(scores(params, batch))
+  margins_B = np.asarray(preference(params, batch))
+  np.testing.assert_array_equal(scores_Bx2[:, 0] - scores_Bx2[:, 1], margins_B)
+  np.testing.assert_array_equal(scores_Bx2[:, 0], -scores_Bx2[:, 1])
+
+
+def test_a_score_is_the_mean_margin_over_all_responses(params):
+  batch = drawn(24, 4)
+  scores_BxN = np.asarray(scores(params, batch))
+  margins_BxNxN = np.zeros((24, 4, 4))
+  for i in range(4):
+    for j in range(4):
+      pair = judges.take_responses(batch, np.array([[i, j]]))
+      margins_BxNxN[:, i, j] = preference(params, pair)
+  np.testing.assert_allclose(scores_BxN, margins_BxNxN.mean(axis=2), atol=1e-6)
+  np.testing.assert_allclose(scores_BxN.sum(axis=1), 0, atol=1e-5)
+
+
+def test_identical_responses_have_equal_scores_whatever_the_rounding(params):
+  batch = drawn(24, 4)
+  scores_BxN, ties = np.asarray(scores(params, batch)), 0
+  for b, (tokens_NxT, lengths_N) in enumerate(
+    zip(batch.responses_BxNxT, batch.lengths_BxN, strict=True)
+  ):
+    texts = [tuple(t[:n]) for t, n in zip(tokens_NxT, lengths_N, strict=True)]
+    for text in set(texts):
+      of_text = {float(scores_BxN[b, i]) for i in range(4) if texts[i] == text}
+      assert len(of_text) == 1
+      ties += texts.count(text) > 1
+  assert ties > 2, "no longer a test of anything"
+  noise_BxN = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
+  equal_BxN = np.asarray(judges.equal_if_identical(batch, noise_BxN))
+  assert np.any(equal_BxN != noise_BxN) and np.all(equal_BxN[:, 0] == noise_BxN[:, 0])

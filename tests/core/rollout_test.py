@@ -99,8 +99,8 @@ def test_ordering_moves_all_that_belongs_to_a_response(result, unordered):
   ours = [
     result.batch.responses_BxNxT[:, :2],
     result.batch.lengths_BxN[:, :2],
-    result.logps_Bx2,
-    result.ended_Bx2,
+    result.logps_BxN,
+    result.ended_BxN,
   ]
   theirs = [
     unordered.tokens_BxNxT,
@@ -124,7 +124,7 @@ def test_log_probabilities_equal_a_separate_score(params, result):
   reference = score(tiny.POLICY, params["reference"], result.batch)
   np.testing.assert_allclose(result.batch.ref_logps_BxN, reference, atol=2e-5)
   policy = score(tiny.POLICY, params["policy"], result.batch)
-  np.testing.assert_allclose(result.logps_Bx2, policy[:, :2], atol=2e-5)
+  np.testing.assert_allclose(result.logps_BxN, policy[:, :2], atol=2e-5)
 
 
 def test_a_rollout_looks_like_an_offline_batch(result, prompts):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignment.core import losses, optim, rollout, train_step
+from alignment.core import losses, optim, rollout, scoring, train_step
 from alignment.data import pairs, sources
 from alignment.models import t5
 from alignment.runtime import sharding
@@ -287,6 +287,8 @@ def test_scored_responses_are_compared_best_with_worst(scored, given_logps):
     "chosen_log_ratio": best.sum(),
     "rejected_log_ratio": worst.sum(),
     "response_length": scored.lengths_BxN.mean(axis=1).sum(),
+    "score": scored.scores_BxN.mean(axis=1).sum(),
+    "score_gap": 2 + 0 + 6 + 2,
   }
   assert set(metrics) == set(expected)
   for name, value in expected.items():
@@ -302,3 +304,33 @@ def test_a_loss_whose_needs_a_batch_has_not_is_named(scored, batch, given_logps)
     run("reinforce", batch)
   with pytest.raises(UserError, match="'rloo' needs kl_BxN, which batches"):
     run("rloo", scored)
+
+
+@pytest.mark.parametrize("loss", ["rloo", "grpo"])
+def test_losses_of_groups_read_the_reference(scored, loss):
+  """Their gradient is that of the formula, in microbatches and through `compiled`."""
+  objective = train_step.PolicyObjective(tiny.POLICY, loss)
+  assert objective.reads_reference and not IPO.reads_reference
+  params, reference = jax.tree.map(jnp.array, (tiny.params(0), tiny.params(1)))
+  with_kl = functools.partial(scoring.score_and_kl, tiny.POLICY)
+
+  def formula(params):
+    logps_BxN, kl_BxN = with_kl(params, reference, scored)
+    needs = {"scores_BxN": scored.scores_BxN, "kl_BxN": kl_BxN}
+    if loss == "grpo":
+      needs["lengths_BxN"] = scored.lengths_BxN
+    loss_B = losses.bind(loss)(logps_BxN, None, BETA, **needs)
+    return loss_B.mean(), kl_BxN.mean()
+
+  expected, kl = jax.jit(jax.grad(formula, has_aux=True))(params)
+  both = functools.partial(objective, reference_params=reference)
+  for microbatches in (1, 2):
+    grads, metrics = gradients(both, params, scored, microbatches)
+    assert_close(grads, expected, 1e-5)
+    np.testing.assert_allclose(metrics["kl"][0] / metrics["kl"][1], kl, rtol=1e-5)
+  plain = optim.Optimizer("adamw", b1=0.0)
+  step = train_step.compiled(objective, plain, 1, MESH, t5.RULES, tiny.POLICY)
+  state = train_step.init_state(jax.tree.map(jnp.array, params), plain)
+  put = sharding.put_batch(scored, MESH)
+  _, metrics = step(state, put, train_step.hyper(1e-3, beta=BETA), reference)
+  np.testing.assert_allclose(metrics["kl"][0] / metrics["kl"][1], kl, rtol=1e-5)

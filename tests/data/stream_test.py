@@ -11,23 +11,27 @@ import pytest
 from alignment.core import rollout
 from alignment.data import sources, stream
 from alignment.runtime import sharding
-from alignment.types import UserError
+from alignment.types import ScoredBatch, UserError
 from tests import tiny
 
 B, STEPS = 4, 6
 MESH = sharding.make_mesh()
-DESCRIBED = {"config": "0123", "vocabulary": "abcd"}
+DESCRIBED = {"config": "0123", "vocabulary": "abcd", "select": "best_worst"}
 
 
-def rolled(step: int, responses: int = 2) -> rollout.Rollout:
+def rolled(step: int, responses: int = 2, samples: int = 2) -> rollout.Rollout:
+  """Of which two samples were selected, or all, where there are as many responses."""
   rng = np.random.default_rng(step)
+  unused = tiny.batch(B, seed=step + 100, responses=samples - min(samples, responses))
   return rollout.Rollout(
     batch=tiny.batch(B, seed=step, responses=responses).replace(
       weights_B=rng.random(B, np.float32)
     ),
-    margins_B=rng.normal(size=B).astype(np.float32),
-    logps_Bx2=rng.normal(size=(B, 2)).astype(np.float32),
-    ended_Bx2=rng.random((B, 2)) < 0.5,
+    unused_BxUxT=unused.responses_BxNxT,
+    unused_lengths_BxU=unused.lengths_BxN,
+    scores_BxN=rng.normal(size=(B, samples)).astype(np.float32),
+    logps_BxN=rng.normal(size=(B, samples)).astype(np.float32),
+    ended_BxN=rng.random((B, samples)) < 0.5,
   )
 
 
@@ -64,9 +68,9 @@ def test_every_batch_comes_back_bit_for_bit(recorded):
   rows = recorded_stream.rows(np.array([9, 2]))
   assert rows["step"].tolist() == [2, 0]
   for row, (step, b) in zip(rows, ((2, 1), (0, 2)), strict=True):
-    assert row["margin"] == rolled(step).margins_B[b]
-    np.testing.assert_array_equal(row["logps"], rolled(step).logps_Bx2[b])
-    np.testing.assert_array_equal(row["ended"], rolled(step).ended_Bx2[b])
+    for name in "scores", "logps", "ended":
+      expected = getattr(rolled(step), f"{name}_BxN")[b]
+      np.testing.assert_array_equal(row[name], expected)
 
 
 def test_three_responses_are_kept(tmp_path):
@@ -76,6 +80,31 @@ def test_three_responses_are_kept(tmp_path):
   recorded_stream = stream.Stream.load(tmp_path, 1)
   assert recorded_stream.num_responses == 3
   same(recorded_stream.batch(np.arange(B)), rolled(0, responses=3).batch)
+
+
+def test_samples_that_were_not_selected_are_kept(tmp_path):
+  recorder = stream.Recorder(tmp_path, DESCRIBED)
+  recorder.add(0, rolled(0, samples=5))
+  recorder.commit(1)
+  recorded_stream = stream.Stream.load(tmp_path, 1)
+  rows, expected = recorded_stream.rows(np.arange(B)), rolled(0, samples=5)
+  assert expected.unused_BxUxT.shape == (B, 3, tiny.T)
+  np.testing.assert_array_equal(rows["unused"], expected.unused_BxUxT)
+  np.testing.assert_array_equal(rows["unused_lengths"], expected.unused_lengths_BxU)
+  np.testing.assert_array_equal(rows["scores"], expected.scores_BxN)
+  batch = recorded_stream.batch(np.arange(B))
+  same(batch, expected.batch)  # a pair like any other
+  assert not isinstance(batch, ScoredBatch)
+
+
+@pytest.mark.parametrize("samples", [2, 4])
+def test_a_batch_of_all_samples_comes_back_with_their_scores(tmp_path, samples):
+  r = rolled(0, responses=samples, samples=samples)
+  r = r.replace(batch=ScoredBatch(**vars(r.batch), scores_BxN=r.scores_BxN))
+  recorder = stream.Recorder(tmp_path, DESCRIBED | {"select": "all"})
+  recorder.add(0, r)
+  recorder.commit(1)
+  same(stream.Stream.load(tmp_path, 1).batch(np.arange(B)), r.batch)
 
 
 def source(recorded, window, seed=0):
@@ -149,7 +178,7 @@ def test_a_resumed_run_records_again_and_must_match(copy):
   for changed, shard in ((3, "00000002-00000004"), (5, "00000004-00000006")):
 
     def change(step, r, changed=changed):
-      return r.replace(margins_B=r.margins_B + (step == changed))
+      return r.replace(scores_BxN=r.scores_BxN + (step == changed))
 
     with pytest.raises(UserError, match=f"steps-{shard}.*came out differently"):
       record(copy, (4, 6), first=2, change=change)
@@ -165,7 +194,7 @@ def test_other_commit_points_replace_what_they_overlap(copy):
 
 def test_steps_must_match_whatever_the_commit_points(copy):
   def change(step, r):
-    return r.replace(margins_B=r.margins_B + (step == 3))
+    return r.replace(scores_BxN=r.scores_BxN + (step == 3))
 
   with pytest.raises(UserError, match="recorded again, step 3 came out differently"):
     record(copy, (5, 6), first=2, change=change)

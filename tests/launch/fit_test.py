@@ -1,9 +1,11 @@
 """What is on the devices, and the estimates made of it, from shapes alone."""
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 import pytest
 
+from alignment.core import judges
 from alignment.runtime import sharding
 from alignment.study import estimate, programs
 from launch.fit import propose, topology
@@ -70,6 +72,37 @@ def test_semi_online_training_holds_the_policy_that_samples_too():
   frozen = programs.device_bytes(listed["margins, nano"].arguments)
   assert listed["policy step, ipo, nano"].held_bytes > 2 * frozen * 0.9 + one
   assert listed["rollout, nano judged by nano"].held_bytes > one
+
+
+def test_a_judge_on_the_host_divides_the_rollout(monkeypatch):
+  monkeypatch.setattr(judges.PreferenceModel, "on_host", True)
+  config = studies.nano()
+  config.policy.update({"samples": 4, "select": "best_worst"})
+  listed = {p.name: p for p in placed(config, sharding.make_mesh()).programs()}
+  assert not any(name.startswith("rollout") for name in listed)
+  first, second = (
+    listed[f"{part} of a rollout of 4, nano"] for part in ("samples", "selection")
+  )
+  assert set(first.held) == {"moments", "reference", "judge"}
+  assert set(second.held) == {"moments", "behaviour", "judge"}
+  samples = jax.eval_shape(first.function(), *first.arguments)
+  assert jax.tree.map(jnp.shape, samples) == jax.tree.map(
+    jnp.shape, second.arguments[3]
+  )
+  second.lower()
+
+
+def test_a_loss_of_groups_has_the_reference_in_its_step():
+  config = studies.nano()
+  config.runs = {"g": {"loss": ("rloo",), "samples": (4,), "select": ("all",)}}
+  listed = {p.name: p for p in placed(config, sharding.make_mesh()).programs()}
+  step, pairs = (listed[f"policy step, {loss}, nano"] for loss in ("rloo", "ipo"))
+  _, batch, _, reference = step.arguments
+  assert batch.scores_BxN.shape == batch.ref_logps_BxN.shape == (8, 4)
+  assert set(step.held) == {"judge"} and reference == pairs.held["reference"]
+  ((model, rows, *lengths),) = step.work.passes  # thrice, and the reference's
+  assert estimate.flops(step) == 4 * rows * model.costs(*lengths).flops
+  step.lower()
 
 
 def test_device_bytes_counts_shards():

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from alignment.core import evaluation, optim, rollout, sampling, train_step
+from alignment.core.pointwise import PointwiseJudge
 from alignment.models import t5
+from alignment.models.reward import RewardModel
 from alignment.runtime import sharding
 from alignment.types import UserError
 from tests import tiny
 
 ROWS = 8
-RULES = t5.RULES
 KEY = jax.random.key(11)
 ONE = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
 # d_model, d_ff, vocabulary and inner width differ: a layout swapped would not divide.
@@ -31,22 +32,27 @@ MODEL = t5.T5(CFG)
 JUDGE = dataclasses.replace(
   tiny.JUDGE, model=t5.T5(dataclasses.replace(CFG, live_ids=0))
 )
-MODELS = {"ipo": MODEL, "sft": MODEL, "pm": JUDGE.model}
+REWARD = RewardModel(MODEL)
+RULES = REWARD.layout_rules(tensor=1)  # t5.RULES, and one for its head
+MODELS = {"ipo": MODEL, "sft": MODEL, "pm": JUDGE.model, "rm": REWARD}
 OBJECTIVES = {
   "ipo": train_step.PolicyObjective(MODEL, "ipo"),
   "sft": train_step.SupervisedObjective(MODEL),
   "pm": train_step.PreferenceObjective(JUDGE),
+  "rm": train_step.RewardObjective(PointwiseJudge(REWARD)),
 }
 # A large epsilon: where a gradient is but rounding, Adam would make much of it.
 OPTIMIZERS = {
   "ipo": optim.Optimizer("adafactor", clip_norm=1.0),
   "sft": optim.Optimizer("adamw", epsilon=1e-3, weight_decay=0.01),
   "pm": optim.Optimizer("adamw", epsilon=1e-3),
+  "rm": optim.Optimizer("adafactor"),
 }
 
 
 SHAPES = [(2, 2, 2), (8, 1, 1), (2, 4, 1), (1, 2, 4)]
-ALWAYS = {("ipo", (2, 2, 2)), ("ipo", (1, 2, 4)), ("pm", (2, 2, 2))}  # the others: slow
+# What is compared in every run of the tests; the others are slow.
+ALWAYS = {("ipo", (1, 2, 4))} | {(name, (2, 2, 2)) for name in ("ipo", "pm", "rm")}
 
 
 @pytest.fixture
@@ -75,10 +81,19 @@ def put(params, mesh):
   return jax.device_put(params, sharding.shardings(params, mesh, RULES))
 
 
+def start(name):
+  """Parameters on the host."""
+  params = tiny.params(0, MODELS[name].cfg)
+  if name == "rm":
+    head = jax.device_get(REWARD.init_head(jax.random.key(1)))
+    return REWARD.without_head(params) | head
+  return params
+
+
 def new_state(name, mesh):
   """As training makes it (`TrainedModel.train`)."""
   init = lambda p: train_step.init_state(p, OPTIMIZERS[name])  # noqa: E731
-  params = put(tiny.params(0, MODELS[name].cfg), mesh)
+  params = put(start(name), mesh)
   layout = train_step.state_shardings(jax.eval_shape(init, params), mesh, RULES)
   return jax.jit(init, out_shardings=layout)(params)
 
@@ -137,12 +152,11 @@ def test_train_steps_equal_those_of_one_device(mesh, name):
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, theirs
     )
-  start = tiny.params(0, MODELS[name].cfg)
   ours = sharding.fetch(state.params)
   for (path, a), b, before in zip(
     jax.tree_util.tree_flatten_with_path(ours)[0],
     jax.tree.leaves(expected.params),
-    jax.tree.leaves(start),
+    jax.tree.leaves(start(name)),
     strict=True,
   ):
     # (A preference model's one decoder step leaves self-attention's queries alone.)
@@ -192,10 +206,10 @@ def test_factored_moments_lie_like_the_dimensions_they_keep(mesh):
 
 
 @functools.cache
-def roll(mesh):
+def roll(mesh, samples=2):
   decoding = sharding.Layout(mesh, t5.DECODE_RULES)
   sampler = sampling.Sampler(MODEL, (tiny.EOS,), decoding=decoding)
-  roller = rollout.Roller(sampler, MODEL, JUDGE)
+  roller = rollout.Roller(sampler, MODEL, JUDGE, samples, "best_worst")
   policy_params, reference, judge = (
     put(tiny.params(seed, model.cfg), mesh)
     for seed, model in ((0, MODEL), (1, MODEL), (2, JUDGE.model))
@@ -217,11 +231,25 @@ def test_rollouts_equal_those_of_one_device(mesh):
   flipped = differs & (a[:, 0] == b[:, 1]).all(-1) & (a[:, 1] == b[:, 0]).all(-1)
   assert np.all(theirs.margins_B[flipped] < 1e-5)
   assert np.all(~differs | flipped), "of 80 draws here, none is a near-tie"
-  for name in "margins_B", "logps_Bx2", "ended_Bx2":
+  for name in "margins_B", "logps_BxN", "ended_BxN":
     x, y = (getattr(r, name)[~differs] for r in (ours, theirs))
     np.testing.assert_allclose(x, y, atol=1e-4)
   x, y = (r.batch.ref_logps_BxN[~differs] for r in (ours, theirs))
   np.testing.assert_allclose(x, y, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", SHAPES[:1], ids=str, indirect=True)
+def test_rollouts_of_four_samples_equal_those_of_one_device(mesh):
+  ours, theirs = sharding.fetch((roll(mesh, 4), roll(ONE, 4)))
+  for a, b in ((ours, theirs), (theirs, ours)):
+    np.testing.assert_array_equal(a.scores_BxN[:, 0], a.scores_BxN.max(axis=1))
+    tokens_Bx4xT = np.concatenate([a.batch.responses_BxNxT, a.unused_BxUxT], axis=1)
+    others_Bx4xT = np.concatenate([b.batch.responses_BxNxT, b.unused_BxUxT], axis=1)
+    for row, other in zip(tokens_Bx4xT.tolist(), others_Bx4xT.tolist(), strict=True):
+      assert sorted(row) == sorted(other)  # ranks may differ where scores hardly do
+    x, y = (np.sort(r.scores_BxN, axis=1) for r in (a, b))
+    np.testing.assert_allclose(x, y, atol=1e-4)
 
 
 COLLECTIVE = re.compile(

@@ -1,4 +1,4 @@
-"""The nano study with a replay, as a configuration file for processes of their own."""
+"""The nano study with replays, as a configuration file for processes of their own."""
 
 from tests import studies
 
@@ -10,4 +10,5 @@ def get_config():
     "dataset": ("stream",),
     "replay_window": (0,),
   }
+  c.runs.update(studies.best_of_four())
   return c

@@ -17,7 +17,7 @@ from unittest import mock
 import jax
 import numpy as np
 
-from alignment.core import optim, train_step
+from alignment.core import optim, rollout, train_step
 from alignment.core.loop import Learner, Schedule, train
 from alignment.data import sources
 from alignment.models import t5
@@ -86,6 +86,32 @@ def read(directory: str | Path, step: int) -> None:
       np.testing.assert_array_equal(written[name], leaf, strict=True)
 
 
+def roll(directory: str | Path) -> None:
+  """Rolls out with a judge on the host, and saves the whole batch.
+
+  Of 8 rows on 4 devices, so every process judges its own.
+  """
+  mesh = sharding.make_mesh(2, 2) if jax.device_count() == 4 else sharding.make_mesh()
+  judged = []
+
+  class Judge(tiny.HostDigits):
+    def scores(self, params, batch):
+      judged.append(len(batch.ids_B))
+      return super().scores(params, batch)
+
+  roller = rollout.Roller(tiny.SAMPLER, MODEL, Judge(), 4, "best_worst")
+  params = jax.device_put(tiny.params(), sharding.replicated(mesh))
+  prompts = sharding.put_batch(tiny.batch(8), mesh)
+  rolled = rollout.compiled(roller, mesh)(
+    params, params, (), prompts, jax.random.key(1)
+  )
+  assert judged == [8 // jax.process_count()]
+  rolled = sharding.fetch(rolled)
+  arrays = vars(rolled) | vars(rolled.batch)
+  del arrays["batch"]
+  np.savez(Path(directory) / f"rolled-{jax.process_index()}.npz", **arrays)
+
+
 def refuse() -> None:
   """The first process finds what the user has to mend; all say so."""
 
@@ -110,7 +136,7 @@ def interrupt_alone() -> None:
 
 
 def work(plan: list) -> None:
-  tasks = {"train": run, "read": read}
+  tasks = {"train": run, "read": read, "roll": roll}
   tasks |= {task.__name__: task for task in (refuse, fail_alone, interrupt_alone)}
   for what, arguments in plan:
     tasks[what](**arguments)

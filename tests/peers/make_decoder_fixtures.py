@@ -109,7 +109,9 @@ def random_config(model_type: str) -> dict:
   return config
 
 
-def make_model(model_type: str, config: dict, seed: int):
+def make_model(
+  model_type: str, config: dict, seed: int, auto=transformers.AutoModelForCausalLM
+):
   """A model of random weights in which every tensor matters to the logits."""
   torch.manual_seed(seed)
   config = SHAPE | {"max_position_embeddings": 64} | config
@@ -119,9 +121,7 @@ def make_model(model_type: str, config: dict, seed: int):
     config.pop("num_key_value_heads")
   special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
   config = transformers.AutoConfig.for_model(model_type, **special | config)
-  model = transformers.AutoModelForCausalLM.from_config(
-    config, attn_implementation="eager"
-  ).eval()
+  model = auto.from_config(config, attn_implementation="eager").eval()
   with torch.no_grad():
     for name, weight in model.named_parameters():
       if weight.ndim == 2:

@@ -105,6 +105,19 @@ def runs(tmp_path_factory):
   return directory, ends
 
 
+@pytest.mark.slow
+def test_every_process_judges_its_own_rows_on_its_host(tmp_path):
+  for count in (1, 2):
+    (tmp_path / str(count)).mkdir()
+    plan = [["roll", {"directory": str(tmp_path / str(count))}]]
+    assert [status for status, _ in launch(count, plan)] == [0] * count
+  with np.load(tmp_path / "1" / "rolled-0.npz") as alone:
+    for i in range(2):
+      with np.load(tmp_path / "2" / f"rolled-{i}.npz") as together:
+        for name in alone:
+          np.testing.assert_allclose(together[name], alone[name], atol=1e-5)
+
+
 def saved_steps(directory: Path) -> list[int]:
   return sorted(int(path.name) for path in (directory / "state").iterdir())
 
@@ -299,17 +312,21 @@ def test_a_study_of_several_processes_is_that_of_one(count, tmp_path):
           assert several[key] == pytest.approx(value, rel=0.02, abs=0.05), key
         else:
           assert several[key] == value, key
-  online, replayed = (
-    [json.loads(line) for line in path.open()]
-    for name in ("online_ipo", "replay_ipo_window0")
-    for path in tmp_path.glob(f"several/runs/world0_{name}/evaluations.jsonl")
-  )
-  assert len(online) == 2
-  for one, other in zip(online, replayed, strict=True):
-    del one["on_policy_fraction"]  # says of which kind the run is, not how it went
-    measured = [key for key, value in one.items() if isinstance(value, float)]
-    assert "kl" in measured
-    assert [one[key] for key in measured] == [other[key] for key in measured]
+  for names in (
+    ("online_ipo", "replay_ipo_window0"),
+    ("four_ipo_samples4_selectbest_worst", "four_again_ipo_window0"),
+  ):
+    online, replayed = (
+      [json.loads(line) for line in path.open()]
+      for name in names
+      for path in tmp_path.glob(f"several/runs/world0_{name}/evaluations.jsonl")
+    )
+    assert len(online) == 2
+    for one, other in zip(online, replayed, strict=True):
+      del one["on_policy_fraction"]  # says of which kind the run is, not how it went
+      measured = [key for key, value in one.items() if isinstance(value, float)]
+      assert "kl" in measured
+      assert [one[key] for key in measured] == [other[key] for key in measured]
 
 
 # --- one process ----------------------------------------------------------------------

@@ -46,6 +46,9 @@ def test_numbers_out_of_range_are_refused_before_anything_runs(overrides, messag
     studies.graph(studies.nano(**overrides))
 
 
+GROUP = {"loss": ("rloo",), "select": ("all",)}
+
+
 @pytest.mark.parametrize(
   "axes, message",
   [
@@ -63,7 +66,25 @@ def test_numbers_out_of_range_are_refused_before_anything_runs(overrides, messag
       "mine_ipo_fraction0.5_recordTrue: only a run of on_policy_fraction 1 can be rec",
     ),
     ({"on_policy_fraction": (0.01,)}, "on_policy_fraction 0.01 of batch_size 8 is not"),
-    ({"loss": ("rloo",)}, "mine_rloo: loss 'rloo' needs N scored responses"),
+    ({"loss": ("rloo",)}, "mine_rloo: loss 'rloo' reads all samples of a prompt: set"),
+    ({"loss": ("grpo",), "select": ("best_worst",)}, "'grpo' reads all samples"),
+    ({"select": ("all",)}, "mine_ipo_selectall: loss 'ipo' reads pairs: set select to"),
+    ({"samples": (3,)}, "mine_ipo_samples3: select 'two' of 3 samples: set select to"),
+    ({"samples": (1,)}, "mine_ipo_samples1: samples is 1; give at least 2"),
+    ({"select": ("best",)}, "select 'best' is unknown; there are two, best_worst, all"),
+    ({"method": ("offline",), "samples": (4,)}, "samples has no meaning for its runs"),
+    (GROUP | {"refresh_every": (2,)}, "policy as it is, but refresh_every is 2"),
+    (GROUP | {"refresh_every": (0,)}, "policy as it is, but refresh_every is 0"),
+    (GROUP | {"on_policy_fraction": (0.5,)}, "but on_policy_fraction is 0.5"),
+    ({"method": ("offline",), "loss": ("rloo",)}, "it is, but method is 'offline'"),
+    (
+      {
+        "method": ("offline",),
+        "dataset": ("stream",),
+        "stream": ({"loss": "rloo", "select": "all"},),
+      },
+      "mine_ipo: its stream, of select 'all', has no pairs to replay",
+    ),
     ({"steps": (0,)}, "mine_ipo_steps0: steps is 0; give at least 1"),
     ({"top_p": (0.0,)}, r"top_p in \(0, 1\]"),
     ({"beta": ("1e-3",)}, "runs.mine.beta has '1e-3'; policy's is 0.*"),

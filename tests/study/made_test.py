@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from alignment.core import evaluation
-from alignment.data import pairs
+from alignment.core import audits, evaluation
+from alignment.data import pairs, stream
 from alignment.runtime.files import read_json
 from alignment.runtime.metrics import read_jsonl
 from alignment.study import artefacts
@@ -106,6 +106,13 @@ def test_preference_models_report_accuracies(nano):
       usual = math.sqrt(accuracy * (1 - accuracy) / (count - 1))
       assert report[f"{measure}_stderr"] == pytest.approx(usual, rel=0.2)
     assert report["validation_pairs"] > 0
+    for key in ("orders_agree", "longer_wins", "longer_preferred"):
+      assert 0 <= report[key] <= 1
+    counts = [each["pairs"] for each in report["by_margin"]]
+    assert sum(counts) == report["validation_pairs"] and np.ptp(counts) <= 1
+    right = sum(each["pairs"] * each["accuracy"] for each in report["by_margin"])
+    accuracy = right / report["validation_pairs"]
+    assert accuracy == pytest.approx(report["validation_accuracy"])
 
 
 def test_prompts_that_choose_a_step_do_not_report_it(nano, tmp_path, monkeypatch):
@@ -129,8 +136,13 @@ def test_prompts_that_choose_a_step_do_not_report_it(nano, tmp_path, monkeypatch
   monkeypatch.setattr(Setting, "map_pairs", map_pairs)
   monkeypatch.setattr(Setting, "true_gap", lambda *_: None)
   monkeypatch.setattr(evaluation, "margins", lambda _, params, __: params)
+  monkeypatch.setattr(evaluation, "both_orders", lambda _, params, __: params)
+  monkeypatch.setattr(audits, "orders_agree", lambda *_: 0.5)
   judge.make(tmp_path, lambda _: tmp_path)
-  assert asked == [(4, [0, 1, 2, 4]), (8, [0, 1, 2, 4]), (4, [3, 5, 6]), (4, [0, 1, 2])]
+  choosing, reporting = [0, 1, 2, 4], [3, 5, 6]
+  assert asked == [
+    (4, choosing), (8, choosing), (4, reporting), (4, [0, 1, 2]), (4, reporting)
+  ]  # fmt: skip
   report = read_json(tmp_path / "model.json")
   assert report == {
     "step": 4,
@@ -139,9 +151,16 @@ def test_prompts_that_choose_a_step_do_not_report_it(nano, tmp_path, monkeypatch
     "validation_stderr": pytest.approx(2 / 9),
     "validation_pairs": 3,
     "train_accuracy": 1.0,
+    "orders_agree": 0.5,
+    "longer_wins": None,  # all have one token
+    "longer_preferred": None,
+    "by_margin": [
+      {"least_margin": 1.0, "accuracy": right, "pairs": 1} for right in (0.0, 0.0, 1.0)
+    ],
   }
 
 
+FOUR = "four_ipo_samples4_selectbest_worst"
 RUNS = ("offline_ipo_lr0.003", "online_ipo", "replay_ipo_window2")
 
 
@@ -152,7 +171,7 @@ def test_a_policys_draws_are_of_its_seed_and_world(nano, run):
     setting = dataclasses.replace(nano.study.setting, world=world)
     recipe = dataclasses.replace(policy.recipe, seed=seed)
     other = dataclasses.replace(policy, setting=setting, recipe=recipe)
-    drawn.append(other.source(nano.read, None))
+    drawn.append(other.source(nano.read, None, {}))
   orders = [getattr(source, "prompts", source).host_batch(0).ids_B for source in drawn]
   assert [np.array_equal(orders[0], o) for o in orders] == [True, False, False, True]
   if run == "online_ipo":
@@ -171,6 +190,43 @@ def test_a_replay_in_order_is_the_online_run_bit_for_bit(nano, step):
     theirs = nano.params(other, step)
     same = jax.tree.map(np.array_equal, online, theirs)
     assert not all(jax.tree.leaves(same)), other
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_replay_of_the_best_and_the_worst_of_four_is_that_run_bit_for_bit(nano, step):
+  online, replay, two = (
+    nano.params(name, step) for name in (FOUR, "four_again_ipo_window0", "online_ipo")
+  )
+  jax.tree.map(np.testing.assert_array_equal, online, replay)
+  assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, online, two)))
+
+
+def test_a_stream_has_all_samples_and_what_was_learned_from_follows_from_it(nano):
+  recorded = stream.Stream.load(nano.read(nano.policy(FOUR)) / "stream", steps=8)
+  rows = recorded.rows(np.arange(len(recorded)))
+  scores = rows["scores"]
+  assert scores.shape == (64, 4) and rows["unused"].shape[:2] == (64, 2)
+  np.testing.assert_array_equal(scores[:, 0], scores.max(axis=1))
+  np.testing.assert_array_equal(scores[:, 1], scores.min(axis=1))
+  assert np.all(scores[:, 2] >= scores[:, 3])
+  assert recorded.batch(np.arange(3)).lengths_BxN.shape == (3, 2)
+  setting, judge = nano.study.setting, nano.study.proxy_pm()
+  params = setting.parameters.load_fixed(nano.read(judge), judge.model())
+  everything = recorded.batch(np.arange(16)).replace(
+    responses_BxNxT=np.concatenate([rows["responses"], rows["unused"]], 1)[:16],
+    lengths_BxN=np.concatenate([rows["lengths"], rows["unused_lengths"]], 1)[:16],
+  )
+  again = jax.jit(judge.judge().scores)(params, everything)
+  np.testing.assert_allclose(again, scores[:16], atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["rloo", "grpo"])
+def test_losses_of_groups_train_online(nano, loss):
+  policy = nano.policy(f"groups_{loss}_samples3_selectall")
+  rows = read_jsonl(nano.read(policy) / "metrics.jsonl")
+  assert rows[0]["score"] == pytest.approx(0, abs=1e-5)  # of margins, which cancel
+  assert all(row["score_gap"] > 0 and math.isfinite(row["loss"]) for row in rows)
+  assert rows[0]["kl"] < rows[-1]["kl"]  # it began as the reference
 
 
 def test_online_offline_and_replay_are_one_compilation(nano):

@@ -36,7 +36,7 @@ LEVELS = {"world0_sft", "world0_golden_policy", "world0_best_of_n"}
 def test_every_checkpoint_has_a_complete_record(nano):
   records = nano.records()
   assert {r["run"] for r in records} == nano.runs | LEVELS
-  assert len(nano.runs) == 20
+  assert len(nano.runs) == 24
   for r in records:
     assert r.keys() == KEYS
     assert all(math.isfinite(v) for v in r.values() if isinstance(v, float)), r

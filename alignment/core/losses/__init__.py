@@ -66,5 +66,5 @@ from alignment.core.losses.registry import (
   group,
   pairwise,
 )
-from alignment.core.losses.supervised import preference, sft
+from alignment.core.losses.supervised import bradley_terry, preference, sft
 from alignment.core.losses.terms import per_token, rho

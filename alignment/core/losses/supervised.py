@@ -1,4 +1,4 @@
-"""The losses of SFT and of the preference model, which no config chooses."""
+"""The losses of SFT and of judges, which no config chooses."""
 
 import jax
 import jax.numpy as jnp
@@ -38,3 +38,15 @@ def preference(logit_first_B: Array, logit_second_B: Array) -> Array:
   return 0.5 * jax.nn.softplus(-logit_first_B.astype(jnp.float32)) + (
     0.5 * jax.nn.softplus(logit_second_B.astype(jnp.float32))
   )
+
+
+def bradley_terry(margin_B: Array) -> Array:
+  """The reward model's loss, float32[B] (Ouyang et al., arXiv 2203.02155, eq. 1).
+
+    -log sigmoid(r(x, y_w) - r(x, y_l))
+
+  `margin` is the difference of the rewards. Equal rewards have loss log 2.
+  """
+  if margin_B.ndim != 1:
+    raise ValueError(f"margins {margin_B.shape} must be [B]")
+  return jax.nn.softplus(-margin_B.astype(jnp.float32))

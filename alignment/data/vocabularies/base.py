@@ -98,6 +98,11 @@ class Vocabulary(abc.ABC):
     """
     return self.decode(ids)
 
+  def conversation(self, ids: Iterable[int]) -> Conversation | None:
+    """The messages of which a prompt was written; None for one that is a text."""
+    del ids
+    return None
+
   def unknown(self, ids: Iterable[int]) -> int:
     """How many of the ids stand for text that the vocabulary lacks."""
     return sum(i == self.unk_id for i in ids)
@@ -123,6 +128,15 @@ class Vocabulary(abc.ABC):
       UserError: as `prompt`; or a part of the reply would be lost.
     """
     return [*self.encode(text_of(reply)), self.eos_id]
+
+  def written(self, prompt: str | Conversation, text: str) -> list[int]:
+    """The ids, without an end, of what a model wrote to `prompt` in any vocabulary.
+
+    Nothing is refused: what this vocabulary lacks is unknown, and a mark's spelling is
+    text.
+    """
+    del prompt
+    return self.encode(text)
 
   def fit_prompt(
     self, prompt: str | Conversation, limit: int, side: str

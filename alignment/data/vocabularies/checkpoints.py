@@ -70,8 +70,9 @@ def _named(tokens: Mapping[str, int]) -> dict[str, int]:
 
 
 def _another(path: Path, vocab_path: Path) -> UserError:
+  file = "this file" if path == vocab_path else vocab_path
   return UserError(
-    f"{path}: this checkpoint's vocabulary is not the study's, and all roles share "
-    f"one; set vocab.path to {'this file' if path == vocab_path else vocab_path}, or "
-    "start from another checkpoint"
+    f"{path}: this checkpoint's vocabulary is not the study's (of a judge with a vocab "
+    f"of its own: not that one); set vocab.path to {file}, or start from another "
+    "checkpoint"
   )

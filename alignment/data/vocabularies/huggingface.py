@@ -15,6 +15,7 @@ from alignment.data import chats
 from alignment.data.chats import Conversation, Reply
 from alignment.data.vocabularies import base, tokenizer_files
 from alignment.data.vocabularies.base import FittedPrompt, JudgeMarkers
+from alignment.data.vocabularies.marks import Marks
 from alignment.types import UserError
 
 # Between the characters of a special token that stands in the data: there it is text.
@@ -91,6 +92,19 @@ class HuggingFaceVocabulary(base.Vocabulary):
   def decode_prompt(self, ids: Iterable[int]) -> str:
     return self._text(list(self._checked(ids)))
 
+  def conversation(self, ids: Iterable[int]) -> Conversation | None:
+    """Messages of which the template makes exactly these ids, if any are found."""
+    ids = list(map(int, ids))
+    for conversation in (
+      self._marks.read(self.decode_prompt(ids)) if self._marks else ()
+    ):
+      try:
+        if self.prompt(conversation) == ids:
+          return conversation
+      except UserError:  # what was read is not what was written
+        continue
+    return None
+
   def prompt(self, prompt: str | Conversation) -> list[int]:
     prompt = _conversation(prompt)
     if isinstance(prompt, str) or self._template is None:
@@ -103,14 +117,17 @@ class HuggingFaceVocabulary(base.Vocabulary):
     if isinstance(prompt, str):
       return super().response(prompt, reply)
     if self._template is None:
-      space = " " if self._reply_space else ""
-      return super().response(prompt, space + base.text_of(reply))
+      return [*self.written(prompt, base.text_of(reply)), self.eos_id]
     message = chats.assistant(reply)
     whole = prompt.then(message)
     self._check_fields(whole, as_prompt=False)
     text = self._added(prompt, whole, message.get("content"))
     ids = self._encode(text.removesuffix(self._beyond))
     return ids if ids[-1:] == [self.eos_id] else [*ids, self.eos_id]
+
+  def written(self, prompt: str | Conversation, text: str) -> list[int]:
+    is_chat = not isinstance(_conversation(prompt), str)
+    return self.encode(f" {text}" if is_chat and self._reply_space else text)
 
   def fit_prompt(
     self, prompt: str | Conversation, limit: int, side: str
@@ -156,6 +173,12 @@ class HuggingFaceVocabulary(base.Vocabulary):
       second_id=second_id,
       before_prompt=shared,
     )
+
+  @functools.cached_property
+  def _marks(self) -> Marks | None:
+    if self._template is None:
+      return None
+    return Marks.of(lambda conversation: self._write(conversation, as_prompt=True))
 
   @functools.cached_property
   def _missing_bytes(self) -> bytes:

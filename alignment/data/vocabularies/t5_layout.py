@@ -16,6 +16,7 @@ from typing import Any
 import sentencepiece
 import tokenizers
 
+from alignment.data.chats import Conversation
 from alignment.data.vocabularies.base import JudgeMarkers, Vocabulary
 from alignment.types import UserError
 
@@ -177,11 +178,16 @@ class WordVocabulary(T5Layout):
 
   def encode(self, text: str) -> list[int]:
     """As the base class; an unknown word (or a special's name) is a UserError."""
-    ids = [self._ids.get(word, UNK_ID) for word in text.split()]
+    ids = self.written("", text)
     for word, i in zip(text.split(), ids, strict=True):
-      if i < len(self._SPECIAL):
+      if i == UNK_ID:
         raise UserError(f"unknown word {word!r}; add it to vocab.words")
     return ids
+
+  def written(self, prompt: str | Conversation, text: str) -> list[int]:
+    del prompt
+    ids = (self._ids.get(word, UNK_ID) for word in text.split())
+    return [i if i >= len(self._SPECIAL) else UNK_ID for i in ids]
 
   def tokens(self) -> Mapping[str, int]:
     return self._ids

@@ -7,9 +7,11 @@ does not fit the model is a UserError that names the file and the key or tensor.
 
   cfg = huggingface.read_config(directory, dtype="bfloat16", scan_layers=True)
   params = huggingface.read_params(directory, cfg)
+
+A sequence classifier with one label is a reward model (`read_reward_params`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import math
@@ -24,7 +26,9 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from alignment.models.huggingface import decoder, gpt_neox, t5, tensors
+from alignment.models import registry, reward
+from alignment.models.huggingface import classifiers, decoder, gpt_neox, t5, tensors
+from alignment.models.huggingface.classifiers import check_reward_model, is_reward_model
 from alignment.models.huggingface.formats import Format
 from alignment.models.huggingface.settings import (
   MAX_JSON_BYTES,
@@ -33,9 +37,13 @@ from alignment.models.huggingface.settings import (
   write_json,
 )
 from alignment.models.huggingface.tensors import DTYPES, INDEX, WEIGHTS, File, Tensor
+from alignment.models.protocol import Network
 from alignment.types import Params, UserError
 
-__all__ = ["DTYPES", "INDEX", "MAX_JSON_BYTES", "WEIGHTS"]
+__all__ = [
+  "DTYPES", "INDEX", "MAX_JSON_BYTES", "WEIGHTS", "check_reward_model",
+  "is_reward_model",
+]  # fmt: skip
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -87,7 +95,15 @@ def read_params(directory: str | os.PathLike, cfg: Any) -> Params:
     UserError: for a checkpoint of another model than `cfg`; a file that is missing or
       damaged; a tensor that is missing, unexpected, or of a wrong shape or kind.
   """
-  directory = Path(directory)
+  return _read(Path(directory), cfg, registry.model)
+
+
+def read_reward_params(directory: str | os.PathLike, cfg: Any) -> Params:
+  """The same of a sequence classifier with one label: those of a `RewardModel`."""
+  return _read(Path(directory), cfg, classifiers.network)
+
+
+def _read(directory: Path, cfg: Any, network: Callable[[Any], Network]) -> Params:
   ours, theirs = _described(cfg), _described(read_config(directory))
   for key, value in theirs.items():
     if key not in ours or ours[key] != value:
@@ -97,9 +113,10 @@ def read_params(directory: str | os.PathLike, cfg: Any) -> Params:
       )
   with contextlib.ExitStack() as stack:
     files = tensors.open_all(directory, stack)
-    chosen = _find(directory, files, cfg)  # before memory is asked for
+    chosen = _find(directory, files, cfg, network)  # before memory is asked for
     leaves = {
-      path: np.empty(shape, np.float32) for path, shape in tensors.parameters(cfg)
+      path: np.empty(shape, np.float32)
+      for path, shape in tensors.parameters(network(cfg))
     }
     for name, tensor in chosen:
       parts = tensor.split(files[name].handle.get_tensor(name))
@@ -108,7 +125,7 @@ def read_params(directory: str | os.PathLike, cfg: Any) -> Params:
           leaves[path][...] = part
         else:
           leaves[tensors.stacked(path)][tensors.layer_of(path)] = part
-  structure = jax.tree.structure(tensors.shapes(cfg))
+  structure = jax.tree.structure(tensors.shapes(network(cfg)))
   return jax.tree.unflatten(structure, list(leaves.values()))
 
 
@@ -128,7 +145,8 @@ def write(
   Args:
     directory: a directory that does not exist yet, or is empty.
     cfg: the model; its `CHOSEN` fields are not written.
-    params: its parameters, stacked or not, numpy or jax.
+    params: its parameters, or those of a reward model that has it as its body; stacked
+      or not, numpy or jax.
     dtype: float32, bfloat16 or float16.
     max_shard_bytes: where to begin another file.
     about: further entries of its config.json: special ids (`SPECIAL`), and whatever
@@ -137,7 +155,8 @@ def write(
       `TOKENIZER_FILES` are copied.
 
   Raises:
-    UserError: for an unknown dtype; if the directory is in use or cannot be written.
+    UserError: for an unknown dtype; if the directory is in use or cannot be written;
+      for a reward model of a family of which transformers has none.
     ValueError: if `params` are not those of `cfg`.
   """
   if dtype not in DTYPES:
@@ -145,16 +164,23 @@ def write(
   directory = Path(os.path.abspath(directory))
   if directory.is_file() or directory.is_dir() and any(directory.iterdir()):
     raise UserError(f"{directory}: exists already; delete it or name another directory")
-  forms = [dataclasses.replace(cfg, scan_layers=scan) for scan in (False, True)]
+  scores = reward.SCORE in params
+  network = classifiers.network if scores else registry.model
+  forms = [
+    network(dataclasses.replace(cfg, scan_layers=scan)) for scan in (False, True)
+  ]
   if not any(_same_shapes(params, tensors.shapes(form)) for form in forms):
     raise ValueError(f"the parameters are not those of this {type(cfg).__name__}")
   partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
-  described = _described(cfg) | {"dtype": dtype} | dict(about or {})
+  described = classifiers.described(_described(cfg)) if scores else _described(cfg)
+  described = described | {"dtype": dtype} | dict(about or {})
   try:
     partial.mkdir(parents=True)
-    _write_weights(partial, cfg, params, dtype, max_shard_bytes)
+    all_tensors = _tensors(cfg, network)
+    _write_weights(partial, all_tensors, params, dtype, max_shard_bytes)
     write_json(partial / CONFIG, described)
-    if dead := _format(cfg).dead(cfg):  # probability 0 here, but logits there
+    dead = [] if scores else _format(cfg).dead(cfg)
+    if dead:  # probability 0 here, but logits there
       special = {
         key: described[key] for key in SPECIAL if described.get(key) is not None
       }
@@ -170,10 +196,13 @@ def write(
 
 
 def _write_weights(
-  directory: Path, cfg: Any, params: Params, dtype: str, max_shard_bytes: int
+  directory: Path,
+  all_tensors: Sequence[Tensor],
+  params: Params,
+  dtype: str,
+  max_shard_bytes: int,
 ) -> None:
   itemsize = np.dtype(DTYPES[dtype]).itemsize
-  all_tensors = _tensors(cfg)
   shards = tensors.shards(all_tensors, itemsize, max_shard_bytes)
   weight_map: dict[str, str] = {}
   for i, shard in enumerate(shards, start=1):
@@ -208,9 +237,13 @@ def _described(cfg: Any) -> dict[str, Any]:
   return _format(cfg).describe(cfg)
 
 
-def _tensors(cfg: Any) -> list[Tensor]:
+def _tensors(cfg: Any, network: Callable[[Any], Network]) -> list[Tensor]:
   listed = dataclasses.replace(cfg, scan_layers=False)
-  return _format(cfg).tensors(listed, tensors.parameters(listed))
+  every = dict(tensors.parameters(network(listed)))
+  heads = [every.pop(path) for path in list(every) if classifiers.is_head(path)]
+  return _format(cfg).tensors(listed, every.items()) + list(
+    map(classifiers.head, heads)
+  )
 
 
 def _same_shapes(params: Params, shapes: Params) -> bool:
@@ -218,14 +251,14 @@ def _same_shapes(params: Params, shapes: Params) -> bool:
 
 
 def _find(
-  directory: Path, files: dict[str, File], cfg: Any
+  directory: Path, files: dict[str, File], cfg: Any, network: Callable[[Any], Network]
 ) -> list[tuple[str, Tensor]]:
   """Every tensor with its name in the files, after checking all of them."""
   family = _format(cfg)
   first, *others = family.embedding(cfg)
   names = [name for name in (first, *others) if name in files] or [first]
   chosen = []
-  for tensor in _tensors(cfg):
+  for tensor in _tensors(cfg, network):
     for name in names if tensor.name == first else [tensor.name]:
       if name not in files:
         raise UserError(

@@ -11,8 +11,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from alignment.models import registry
 from alignment.models.huggingface.settings import read_json
+from alignment.models.protocol import Network
 from alignment.types import Params, UserError
 
 WEIGHTS = "model.safetensors"
@@ -38,17 +38,17 @@ def plain(name: str, path: tuple, shape: tuple[int, ...]) -> Tensor:
   return Tensor(name, shape, (path,), lambda x: [x], lambda xs: xs[0])
 
 
-def parameters(cfg: Any) -> Iterator[tuple[tuple, tuple[int, ...]]]:
+def parameters(network: Network) -> Iterator[tuple[tuple, tuple[int, ...]]]:
   """Path and shape of every parameter, in the tree's own form."""
-  for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes(cfg)):
+  for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes(network)):
     yield (
       tuple(getattr(key, "key", getattr(key, "idx", None)) for key in keys),
       leaf.shape,
     )
 
 
-def shapes(cfg: Any) -> Params:
-  return jax.eval_shape(registry.model(cfg).init, jax.random.key(0))
+def shapes(network: Network) -> Params:
+  return jax.eval_shape(network.init, jax.random.key(0))
 
 
 def layer_of(path: tuple) -> int | None:

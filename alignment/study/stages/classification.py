@@ -14,7 +14,7 @@ from alignment.data import stream
 from alignment.runtime.files import read_json, write_atomically
 from alignment.study.artefacts import Artefact, Read
 from alignment.study.programs import Program
-from alignment.study.stages.models import TrainedJudge
+from alignment.study.stages.judging import Judge
 from alignment.study.stages.policies import TrainedPolicy
 
 
@@ -31,8 +31,8 @@ class StreamClassification(Artefact):
   kind: ClassVar[str] = "classify_stream"
   online: TrainedPolicy  # whose stream it is
   offline: TrainedPolicy
-  golden_pm: TrainedJudge
-  proxy_pm: TrainedJudge
+  golden_pm: Judge
+  proxy_pm: Judge
 
   def settings(self) -> dict[str, Any]:
     c = self.setting.config
@@ -80,9 +80,8 @@ class StreamClassification(Artefact):
       batch = lambda i: (recorded.batch(i),)  # noqa: E731
       return map_rows(function, batch, rows, size, setting.mesh)
 
-    def judged(pm: TrainedJudge) -> np.ndarray:
-      judge = pm.judge()
-      params = setting.parameters.load_fixed(read(pm), judge.model)
+    def judged(pm: Judge) -> np.ndarray:
+      judge, params = pm.judge(), pm.params(read(pm))
       return over_rows(lambda b: evaluation.margins(judge, params, b))
 
     def classified(policy: TrainedPolicy) -> np.ndarray:
@@ -100,6 +99,6 @@ class StreamClassification(Artefact):
 
   def programs(self) -> Iterator[Program]:
     for judge in (self.golden_pm, self.proxy_pm):
-      yield judge.margins_program((self.name,), {})
+      yield from judge.margins_programs((self.name,), {})
     for policy in (self.online, self.offline):
       yield policy.log_ratios_program((self.name,), {})

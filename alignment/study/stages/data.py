@@ -13,13 +13,13 @@ from alignment.core import evaluation
 from alignment.data import pairs, readers, records, tokenizer
 from alignment.data.examples import Reading
 from alignment.runtime import hosts
-from alignment.runtime.files import checksum, read_json, write_json
+from alignment.runtime.files import checksum, write_json
 from alignment.runtime.metrics import progress
 from alignment.study.artefacts import Artefact, Read
 from alignment.study.programs import Program
 from alignment.study.recipes import PolicyRecipe
-from alignment.study.stages.judging import check_judge, label
-from alignment.study.stages.models import Model, TrainedJudge
+from alignment.study.stages.judging import Judge, label
+from alignment.study.stages.models import Model
 from alignment.types import UserError
 
 MIN_VALIDATION_PROMPTS = 4
@@ -96,30 +96,30 @@ class PairData(Artefact):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RelabelledPairs(Artefact):
-  """D_golden: both splits of D_initial in the golden preference model's order."""
+  """D_golden: both splits of D_initial in the golden judge's order."""
 
   kind: ClassVar[str] = "relabel"
   data: PairData
-  golden_pm: TrainedJudge
+  golden_pm: Judge
 
   def settings(self) -> dict[str, Any]:
     return self.setting.judging
 
   def make(self, directory: Path, read: Read) -> None:
     if self.setting.config.evaluation.require_good_judge:
-      check_judge(self.setting.world, read_json(read(self.golden_pm) / "model.json"))
+      self.golden_pm.check_usable(read(self.golden_pm))
     agreement = {}
     for split in SPLITS:
       dataset = pairs.PairDataset.load(read(self.data) / split)
       (directory / split).mkdir(exist_ok=True)
-      judge, judge_dir = self.golden_pm.judge(), read(self.golden_pm)
+      judge, judge_dir = self.golden_pm, read(self.golden_pm)
       swap = label(self.setting, judge, judge_dir, dataset, directory / split)
       agreement[split] = float(1 - swap.mean())
     write_json(directory / "agreement.json", agreement)
     progress(f"D_golden: keeps {agreement['train']:.1%} of the human labels")
 
   def programs(self) -> Iterator[Program]:
-    yield self.golden_pm.margins_program((self.name,), {})
+    yield from self.golden_pm.margins_programs((self.name,), {})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,7 +137,7 @@ class SampledPairs(Artefact):
   first: Model
   second: Model
   golden_data: RelabelledPairs
-  golden_pm: TrainedJudge
+  golden_pm: Judge
 
   def settings(self) -> dict[str, Any]:
     return self.setting.judging | {"steps": list(self.steps)}
@@ -156,13 +156,13 @@ class SampledPairs(Artefact):
     ]
     unlabelled = pairs.PairDataset(dataset.prompts, (sampled[0], sampled[1]))
     (directory / "train").mkdir(exist_ok=True)
-    judge, judge_dir = self.golden_pm.judge(), read(self.golden_pm)
+    judge, judge_dir = self.golden_pm, read(self.golden_pm)
     label(self.setting, judge, judge_dir, unlabelled, directory / "train")
 
   def programs(self) -> Iterator[Program]:
     for model in (self.first, self.second):
       yield model.sample_program(1, (self.name,), {})
-    yield self.golden_pm.margins_program((self.name,), {})
+    yield from self.golden_pm.margins_programs((self.name,), {})
 
   def _sample(
     self,

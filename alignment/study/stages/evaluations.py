@@ -21,7 +21,8 @@ from alignment.study.programs import Program, Work
 from alignment.study.recipes import PolicyRecipe
 from alignment.study.setting import Setting
 from alignment.study.stages.data import ScoredPairs
-from alignment.study.stages.models import Model, TrainedJudge
+from alignment.study.stages.judging import Judge
+from alignment.study.stages.models import Model
 from alignment.types import Params, UserError
 
 Evaluated = tuple[dict[str, Any], dict[str, np.ndarray]]
@@ -80,7 +81,7 @@ class Contested(Artefact):
   labels: Mapping[str, Any]
   reference: Model
   pairs: ScoredPairs
-  golden_pm: TrainedJudge
+  golden_pm: Judge
   golden_samples: Responses
   sft_samples: Responses
 
@@ -101,7 +102,7 @@ class Contested(Artefact):
 
   def contest(self, read: Read) -> evaluation.Contest:
     """The fixed prompts, the golden policy's and SFT's responses, and the judge."""
-    setting, judge = self.setting, self.golden_pm.judge()
+    setting = self.setting
     dataset = pairs.PairDataset.load(read(self.pairs))
     rows = prompt_rows(setting, dataset)
     opponent, start = (
@@ -109,8 +110,8 @@ class Contested(Artefact):
       for samples in (self.golden_samples, self.sft_samples)
     )
     return evaluation.Contest(
-      judge=judge,
-      judge_params=setting.parameters.load_fixed(read(self.golden_pm), judge.model),
+      judge=self.golden_pm.judge(),
+      judge_params=self.golden_pm.params(read(self.golden_pm)),
       prompts=dataset.batch(rows, **setting.lengths),
       opponent=(opponent["tokens"], opponent["lengths"]),
       start=(start["tokens"], start["lengths"]),
@@ -158,7 +159,7 @@ class Evaluation(Contested):
     """One checkpoint; reference and golden judge are there all the time."""
     setting, shapes = self.setting, self.setting.shapes
     model, params = self.policy.model(), self.policy.abstract_fixed()
-    reference, judge = self.reference.abstract_fixed(), self.golden_pm.abstract_fixed()
+    reference, judge = self.reference.abstract_fixed(), self.golden_pm.abstract_params()
     S, T = shapes.prompt_length, shapes.response_length
     rows, N = setting.config.evaluation.batch_size, evaluation.SAMPLES
     scored = model, rows, S, N, T
@@ -176,7 +177,7 @@ class Evaluation(Contested):
     )  # fmt: skip
     yield self.policy.log_ratios_program((self.name,), held)
     fixed = {"policy": params, "reference": reference}
-    yield self.golden_pm.margins_program((self.name,), fixed)
+    yield from self.golden_pm.margins_programs((self.name,), fixed)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -188,7 +189,7 @@ class BestOfN(Contested):
   """
 
   kind: ClassVar[str] = "best_of_n"
-  proxy_pm: TrainedJudge
+  proxy_pm: Judge
   numbers: tuple[int, ...]
 
   def settings(self) -> dict[str, Any]:
@@ -221,7 +222,7 @@ class BestOfN(Contested):
     setting, sampler = self.setting, self.setting.sampler(self.reference.start)
     proxy, parameters = self.proxy_pm.judge(), setting.parameters
     params = parameters.load_fixed(read(self.reference), sampler.model)
-    proxy_params = parameters.load_fixed(read(self.proxy_pm), proxy.model)
+    proxy_params = self.proxy_pm.params(read(self.proxy_pm))
     key, T = setting.key("best_of_n"), setting.config.response_length
     best: tuple[np.ndarray, ...] = ()
     bests = {}
@@ -255,8 +256,8 @@ class BestOfN(Contested):
   def programs(self) -> Iterator[Program]:
     held = {
       "reference": self.reference.abstract_fixed(),
-      "proxy": self.proxy_pm.abstract_fixed(),
-      "judge": self.golden_pm.abstract_fixed(),
+      "proxy": self.proxy_pm.abstract_params(),
+      "judge": self.golden_pm.abstract_params(),
     }
 
     def but(name: str) -> dict[str, Params]:
@@ -264,8 +265,8 @@ class BestOfN(Contested):
 
     stages = (self.name,)
     yield self.reference.sample_program(SAMPLED_TOGETHER, stages, but("reference"))
-    yield self.proxy_pm.margins_program(stages, but("proxy"))
-    yield self.golden_pm.margins_program(stages, but("judge"))
+    yield from self.proxy_pm.margins_programs(stages, but("proxy"))
+    yield from self.golden_pm.margins_programs(stages, but("judge"))
 
 
 SAMPLED_TOGETHER = 8  # samples of best-of-n drawn at a time

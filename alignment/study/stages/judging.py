@@ -1,28 +1,74 @@
-"""A judge's word on pairs: margins, labels, and whether a study may rely on it."""
+"""Judges as artefacts, and their word on pairs: margins, labels, how good they are."""
 
-from collections.abc import Mapping
+import abc
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from alignment.core import evaluation, rollout
-from alignment.core.judges import PreferenceModel
+from alignment.core import audits, evaluation, judges, rollout
 from alignment.data import pairs
+from alignment.study.artefacts import Artefact
+from alignment.study.programs import Program
 from alignment.study.setting import Setting
 from alignment.types import Params, UserError
+
+REPORT = "model.json"  # what is said of a judge, in its directory
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Judge(Artefact):
+  """Who labels pairs, and says which responses are better: a model or a rule."""
+
+  @abc.abstractmethod
+  def judge(self) -> judges.Judge:
+    """What reads batches of the study's tokens (core/judges.py)."""
+
+  @abc.abstractmethod
+  def params(self, directory: Path) -> Params:
+    """Its parameters, from its directory, as they are read."""
+
+  @abc.abstractmethod
+  def abstract_params(self) -> Params:
+    """Their shapes and layout."""
+
+  @abc.abstractmethod
+  def margins_programs(
+    self, stages: tuple[str, ...], held: Mapping[str, Params]
+  ) -> Iterator[Program]:
+    """What runs on devices for its margins of a batch of evaluated pairs.
+
+    Args:
+      stages: names of the artefacts that ask for margins.
+      held: other models that these hold meanwhile.
+    """
+
+  @abc.abstractmethod
+  def scores_programs(
+    self, rows: int, count: int, stages: tuple[str, ...], held: Mapping[str, Params]
+  ) -> Iterator[Program]:
+    """The same for its scores of `count` responses, if it is asked on the host."""
+
+  def check_usable(self, directory: Path) -> None:
+    """Stops a study whose golden judge, this one, cannot be relied on.
+
+    Raises:
+      UserError: saying why.
+    """
 
 
 def label(
   setting: Setting,
-  judge: PreferenceModel,
+  judge: Judge,
   judge_dir: Path,
   dataset: pairs.PairDataset,
   directory: Path,
 ) -> np.ndarray:
   """Saves pairs in a judge's order, with its margins; bool P: swapped."""
-  params = setting.parameters.load_fixed(judge_dir, judge.model)
-  margins = margins_of(setting, judge, params, dataset)
+  params = judge.params(judge_dir)
+  margins = margins_of(setting, judge.judge(), params, dataset)
   ids = np.arange(len(dataset), dtype=np.int32)
   swap = np.asarray(rollout.second_first(margins, setting.key("relabel"), ids))
   labelled = dataset.with_order(swap)
@@ -32,7 +78,7 @@ def label(
 
 def margins_of(
   setting: Setting,
-  judge: PreferenceModel,
+  judge: judges.Judge,
   params: Params,
   dataset: pairs.PairDataset,
   rows: np.ndarray | None = None,
@@ -41,6 +87,44 @@ def margins_of(
   return setting.map_pairs(
     lambda batch: evaluation.margins(judge, params, batch), dataset, rows
   )
+
+
+def accuracies(
+  setting: Setting,
+  margins: Callable[[pairs.PairDataset, np.ndarray], np.ndarray],
+  train_set: pairs.PairDataset,
+  validation: pairs.PairDataset,
+  rows: np.ndarray,
+) -> dict[str, Any]:
+  """How often a judge agrees with the labels of pairs, and with the truth.
+
+  Args:
+    setting: what the pairs are written in.
+    margins: (pairs, rows) -> the judge's margins of them.
+    train_set: pairs that it may have learned from.
+    validation: pairs that it has not.
+    rows: of `validation`, those that are reported.
+  """
+  prompts = validation.prompt_numbers()[rows]
+  of_rows = margins(validation, rows)
+  held_out = evaluation.outcome(of_rows)
+  lengths_Px2 = np.stack([part.lengths[rows] for part in validation.responses], axis=1)
+  seen = margins(train_set, np.arange(min(len(train_set), len(held_out))))
+  report = {
+    "validation_accuracy": float(held_out.mean()),
+    "validation_stderr": evaluation.clustered_stderr(held_out, prompts),
+    "validation_pairs": len(held_out),
+    "train_accuracy": float(evaluation.outcome(seen).mean()),
+    **audits.audit(of_rows, lengths_Px2),
+  }
+  gap = setting.true_gap(validation, rows)
+  if gap is not None:
+    agree = evaluation.classified(of_rows, gap)
+    of_prompt = prompts[gap != 0]
+    if len(np.unique(of_prompt)) > 1:
+      report["truth_accuracy"] = float(agree.mean())
+      report["truth_stderr"] = evaluation.clustered_stderr(agree, of_prompt)
+  return report
 
 
 def check_judge(world: int, report: Mapping[str, Any]) -> None:

@@ -7,24 +7,35 @@ What trains shares one base: an objective, a source of batches and a start make 
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from alignment.core import evaluation, judges, loop, train_step
+from alignment.core import audits, evaluation, host_judges, judges, loop, train_step
+from alignment.core.judges import PreferenceModel
 from alignment.core.optim import Optimizer
+from alignment.core.pointwise import PointwiseJudge
 from alignment.data import pairs, sources
+from alignment.data.translation import Translation
 from alignment.models import protocol
 from alignment.runtime import checkpoint
-from alignment.runtime.files import checksum, write_json
+from alignment.runtime.files import checksum, read_json, write_json
 from alignment.runtime.metrics import progress
 from alignment.study.artefacts import Artefact, Read
+from alignment.study.models import TrainableJudge
 from alignment.study.programs import Pass, Program, Work
 from alignment.study.recipes import PreferenceRecipe, Recipe, Start
 from alignment.study.setting import Setting
-from alignment.study.stages.judging import margins_of
-from alignment.types import Params
+from alignment.study.stages.judging import (
+  REPORT,
+  Judge,
+  accuracies,
+  check_judge,
+  margins_of,
+)
+from alignment.types import Batch, Params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,11 +107,15 @@ class ImportedModel(Model):
 
   def make(self, directory: Path, read: Read) -> None:
     del read
-    checkpoints = checkpoint.Checkpoints(directory)
-    start = self.setting.parameters.initial(self.imported, sft=None, seed=0)
-    checkpoints.save_params(0, start)
-    checkpoints.close()
+    save(directory, self.setting.parameters.initial(self.imported, sft=None, seed=0))
     write_json(directory / "model.json", {"step": 0})
+
+
+def save(directory: Path, params: Params) -> None:
+  """Parameters that nothing trains: of step 0."""
+  checkpoints = checkpoint.Checkpoints(directory)
+  checkpoints.save_params(0, params)
+  checkpoints.close()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,6 +141,11 @@ class TrainedModel(Model):
   def optimizer(self) -> Optimizer:
     return self.recipe.optimizer
 
+  @property
+  def refresh_every(self) -> int:
+    """Steps between renewals of the parameters that its source is handed."""
+    return 1
+
   def trained(self) -> dict[str, Any]:
     """How it is trained, as JSON: a part of `settings`."""
     return {"role": described_start(self.recipe.described())}
@@ -140,14 +160,17 @@ class TrainedModel(Model):
     source: sources.Source,
     keep: Sequence[int],
     show: tuple[str, ...],
-    refresh_every: int = 1,
+    step: Callable[..., Any] | None = None,
     before_save: Callable[[int], None] | None = None,
   ) -> None:
-    """Runs the loop; `params()` makes the parameters at step 0."""
+    """Runs the loop; `params()` makes the parameters at step 0.
+
+    `step` is `step_function()` with what it reads besides, if there is any.
+    """
     learner = loop.Learner(
       abstract_state=self.abstract_state(),
       init_state=lambda: self._init_state()(params()),
-      step=self.step_function(),
+      step=step or self.step_function(),
       hyper=self.hyper(),
     )
     schedule = loop.Schedule(
@@ -155,7 +178,7 @@ class TrainedModel(Model):
       keep_params_at=tuple(keep),
       log_every=self.setting.config.log_every,
       save_every=self.setting.config.save_every,
-      refresh_every=refresh_every,
+      refresh_every=self.refresh_every,
       show=show,
     )
     loop.train(self.name, directory, learner, source, schedule, before_save)
@@ -193,18 +216,23 @@ class TrainedModel(Model):
     label: str,
     passes: tuple[Pass, ...],
     held: Mapping[str, Params],
-    responses: int = 2,
+    batch: Batch | None = None,
+    reference: Sequence[Params] = (),
   ) -> Program:
-    """The train step; `passes` are those of one microbatch."""
+    """The train step; `passes` are those of one microbatch.
+
+    On a batch of pairs if no other is given; with the reference's parameters, if the
+    objective reads it, which makes the same passes.
+    """
     shapes, k = self.setting.shapes, self.recipe.microbatches
     numbers = shapes.everywhere(train_step.hyper(0.0))
-    batch = shapes.batch(self.recipe.batch_size, responses)
+    batch = batch or shapes.batch(self.recipe.batch_size)
     return Program(
       f"{label}, {self.recipe.size}",
       self.step_function,
-      (self.abstract_state(), batch, numbers),
+      (self.abstract_state(), batch, numbers, *reference),
       held,
-      Work("train", passes, k),
+      Work("train", passes, k, passes if reference else ()),
       self.setting.mesh,
       (self.name,),
       (self.objective, self.optimizer, self.recipe.on_non_finite),
@@ -249,42 +277,74 @@ class SupervisedModel(TrainedModel):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TrainedJudge(TrainedModel):
-  """A preference model, kept where its accuracy on validation pairs is best.
+class TrainedJudge(TrainedModel, Judge):
+  """A judge that is a model, kept where its accuracy on validation pairs is best.
 
-  Half of the validation prompts choose the step, the other half report the accuracy.
+  Half of the validation prompts choose the step, the other half report the accuracy. A
+  reward model that judges as it is imported has no step to choose: all of them report.
+  Where it has a vocabulary of its own, so has its `setting`, and so have its `data`.
   """
 
   kind: ClassVar[str] = "preference_model"
   recipe: PreferenceRecipe
   data: Artefact
   sft: Model | None  # where it starts, if that is the study's own
+  translation: Translation | None = None  # to its own vocabulary, if it has one
 
-  def judge(self) -> judges.PreferenceModel:
+  def judge(self) -> judges.Judge:
+    own = self.own_judge()
+    if self.translation is None:
+      return own
+    return host_judges.TranslatedJudge(own, self.translation, self.setting.mesh)
+
+  def own_judge(self) -> TrainableJudge:
+    """What reads batches in its own vocabulary."""
     return self.setting.judge(self.recipe)
+
+  def model(self) -> Any:
+    """A language model, or a reward model, which is none."""
+    return self.own_judge().model
+
+  def params(self, directory: Path) -> Params:
+    return self.setting.parameters.load_fixed(directory, self.model())
+
+  def abstract_params(self) -> Params:
+    return self.abstract_fixed()
+
+  def check_usable(self, directory: Path) -> None:
+    check_judge(self.setting.world, read_json(directory / REPORT))
 
   @property
   def objective(self) -> train_step.Objective:
-    return train_step.PreferenceObjective(self.judge())
+    judge = self.own_judge()
+    if isinstance(judge, PointwiseJudge):
+      return train_step.RewardObjective(judge)
+    return train_step.PreferenceObjective(judge)
 
   def settings(self) -> dict[str, Any]:
-    return self.setting.judging | self.trained() | {"name": self.name}
+    pairwise = self.recipe.kind == "pairwise"
+    what_it_reads = self.setting.judging if pairwise else self.setting.numerics
+    return what_it_reads | self.trained() | {"name": self.name}
 
   def make(self, directory: Path, read: Read) -> None:
     setting, recipe = self.setting, self.recipe
-    seed = setting.seed(self.name)
+    seed, parts = setting.seed(self.name), recipe.evaluations
     sft = read(self.sft) if self.sft else None
-    parts = recipe.evaluations
     keep = sorted({recipe.steps * (i + 1) // parts for i in range(parts)})
-    self.train(
-      directory,
-      params=lambda: setting.parameters.initial(recipe, sft, seed),
-      source=offline_source(setting, recipe, [read(self.data) / "train"], seed),
-      keep=keep,
-      show=("loss", "accuracy"),
-    )
+    if recipe.imported:
+      save(directory, setting.parameters.initial_judge(recipe, sft, seed))
+    else:
+      self.train(
+        directory,
+        params=lambda: setting.parameters.initial_judge(recipe, sft, seed),
+        source=offline_source(setting, recipe, [read(self.data) / "train"], seed),
+        keep=keep,
+        show=("loss", "accuracy"),
+      )
     report = self._report(directory, read(self.data), keep)
-    write_json(directory / "model.json", report)
+    if self.translation is not None:
+      report |= read_json(read(self.data) / "translation.json")["validation"]
+    write_json(directory / REPORT, report)
     progress(
       f"{self.name}: best at step {report['step']}; accuracy "
       f"{report['validation_accuracy']:.3f} on held-out pairs, "
@@ -295,11 +355,13 @@ class TrainedJudge(TrainedModel):
     self, directory: Path, data: Path, steps: Sequence[int]
   ) -> dict[str, Any]:
     """The step that judges best, and how well it judges."""
-    setting, judge = self.setting, self.judge()
+    setting, judge = self.setting, self.own_judge()
     train_set = pairs.PairDataset.load(data / "train")
     validation = pairs.PairDataset.load(data / "validation")
     prompts = validation.prompt_numbers()
     choosing = prompts < len(np.unique(prompts)) // 2
+    if self.recipe.imported:
+      choosing[:] = False
 
     def accuracy(step: int) -> float:  # one set of parameters at a time
       params = setting.parameters.load_fixed(directory, judge.model, step)
@@ -308,48 +370,70 @@ class TrainedJudge(TrainedModel):
         margins_of(setting, judge, params, validation, rows)
       ).mean()
 
-    step = max(steps, key=accuracy)  # of equals, the earliest
+    # Of equals, the earliest.
+    step = 0 if self.recipe.imported else max(steps, key=accuracy)
     params = setting.parameters.load_fixed(directory, judge.model, step)
+    margins = functools.partial(margins_of, setting, judge, params)
     reporting = np.flatnonzero(~choosing)
-    margins = margins_of(setting, judge, params, validation, reporting)
-    held_out = evaluation.outcome(margins)
-    first = np.arange(min(len(train_set), len(held_out)))
-    seen = margins_of(setting, judge, params, train_set, first)
-    report = {
-      "step": step,
-      "validation_accuracy": float(held_out.mean()),
-      "validation_stderr": evaluation.clustered_stderr(held_out, prompts[reporting]),
-      "validation_pairs": len(held_out),
-      "train_accuracy": float(evaluation.outcome(seen).mean()),
-    }
-    gap = setting.true_gap(validation, reporting)
-    if gap is not None:
-      agree = evaluation.classified(margins, gap)
-      of_prompt = prompts[reporting][gap != 0]
-      if len(np.unique(of_prompt)) > 1:
-        report["truth_accuracy"] = float(agree.mean())
-        report["truth_stderr"] = evaluation.clustered_stderr(agree, of_prompt)
-    return report
+    report = accuracies(setting, margins, train_set, validation, reporting)
+    if isinstance(judge, PreferenceModel):
+      orders = setting.map_pairs(
+        lambda batch: evaluation.both_orders(judge, params, batch),
+        validation,
+        reporting,
+      )
+      report["orders_agree"] = audits.orders_agree(*orders)
+    return {"step": step, **report}
 
   def programs(self) -> Iterator[Program]:
-    judge = self.judge()
-    once = (judge.model, self.microbatch, judge.context_length, 1, 1)
-    yield self.step_program(f"{self.name} step", (once, once), {})
-    yield self.margins_program((self.name,), {})
+    judge, shapes = self.own_judge(), self.setting.shapes
+    S, T = shapes.prompt_length, shapes.response_length
+    if not self.recipe.imported:
+      passes = judge.passes(self.microbatch, S, 2, T)
+      yield self.step_program(f"{self.name} step", passes, {})
+    yield from self.margins_programs((self.name,), {})
+    if isinstance(judge, PreferenceModel):
+      yield self._judging_program("both orders", evaluation.both_orders, (self.name,))
 
-  def margins_program(
+  def margins_programs(
     self, stages: tuple[str, ...], held: Mapping[str, Params]
+  ) -> Iterator[Program]:
+    yield self._judging_program("margins", evaluation.margins_on_device, stages, held)
+
+  def _judging_program(
+    self,
+    label: str,
+    function: Any,
+    stages: tuple[str, ...],
+    held: Mapping[str, Params] | None = None,
   ) -> Program:
-    """Its margins of a batch of evaluated pairs, while stages hold other models."""
-    setting, judge = self.setting, self.judge()
+    """A jitted function of (judge, parameters, a batch of evaluated pairs)."""
+    setting, judge, shapes = self.setting, self.own_judge(), self.setting.shapes
     rows = setting.config.evaluation.batch_size
-    once = (judge.model, rows, judge.context_length, 1, 1)
+    passes = judge.passes(rows, shapes.prompt_length, 2, shapes.response_length)
     return Program(
-      f"margins, {self.recipe.size}",
-      lambda: evaluation.margins,
-      (judge, self.abstract_fixed(), setting.shapes.batch(rows)),
+      f"{label}, {self.recipe.size}",
+      lambda: function,
+      (judge, self.abstract_fixed(), shapes.batch(rows)),
+      held or {},
+      Work("forward", passes),
+      setting.mesh,
+      stages,
+    )
+
+  def scores_programs(
+    self, rows: int, count: int, stages: tuple[str, ...], held: Mapping[str, Params]
+  ) -> Iterator[Program]:
+    setting, judge = self.setting, self.own_judge()
+    if self.translation is None:  # a part of the rollout
+      return
+    lengths = setting.shapes.prompt_length, count, setting.shapes.response_length
+    yield Program(
+      f"scores of {count}, {self.recipe.size}",
+      lambda: host_judges.scores_on_device,
+      (judge, self.abstract_fixed(), setting.shapes.batch(rows, count)),
       held,
-      Work("forward", (once, once)),
+      Work("forward", judge.passes(rows, *lengths)),
       setting.mesh,
       stages,
     )
