@@ -103,7 +103,8 @@ def report(name: str, case: benchmark.Case, of: str, times: Any) -> bool:
   beside = f" (floor {floor}{'' if ok else ', BELOW'})" if floor else ""
   print(
     f"{case.size:13} {name:12} {case.dtype:9} ours {ours:7.3f} s, "
-    f"{of} {theirs:7.3f} s, ratio {min(ratios):.2f} {median:.2f} {max(ratios):.2f}{beside}",
+    f"{of} {theirs:7.3f} s, ratio {min(ratios):.2f} {median:.2f} {max(ratios):.2f}"
+    f"{beside}",
     flush=True,
   )
   return ok
