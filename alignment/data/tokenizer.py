@@ -8,7 +8,7 @@ import numpy as np
 
 from alignment.data import pairs, transcripts
 from alignment.data.chats import Conversation
-from alignment.data.examples import Example, Reading
+from alignment.data.examples import Example, Messages, Reading
 from alignment.data.split import Splitter
 from alignment.data.vocabularies import FittedPrompt, Vocabulary
 from alignment.types import UserError
@@ -20,7 +20,8 @@ WARN_UNKNOWN, MAX_UNKNOWN = 0.01, 0.1  # shares of tokens that the vocabulary la
 class Statistics:
   """What there is in some tokenised pairs.
 
-  Lengths are (median, 90 %, max) of tokens with EOS, before truncation.
+  Lengths are (median, 90 %, max) of tokens with EOS. They, and what is unknown, are
+  counted before truncation.
   """
 
   pairs: int
@@ -31,7 +32,7 @@ class Statistics:
   truncated_prompts: float  # fraction of pairs
   shortened_chats: float  # fraction of pairs whose prompts lost whole messages
   truncated_responses: float  # fraction of responses
-  unknown_in_prompts: float  # fraction of tokens
+  unknown_in_prompts: float  # fraction of tokens without EOS
   unknown_in_responses: float
   longer_wins: float  # of the pairs whose responses differ in length
 
@@ -144,11 +145,13 @@ class Tokenizer:
       return
     opening = transcripts.opening(example.prompt)
     self._splitter.add(opening, self._vocab.encode(opening), fitted.ids)
-    self._prompt_tokens.append(fitted.tokens)
+    self._prompt_tokens.append(len(fitted.whole))
     self._response_tokens.extend(lengths)
     self._messages_cut.append(fitted.messages_cut)
-    self._unknown_in_prompts.append(self._vocab.unknown(fitted.ids))
-    self._unknown_in_responses.extend(map(self._vocab.unknown, replies))
+    unknown = self._vocab.unknown
+    self._unknown_in_prompts.append(unknown(fitted.whole, _text(example.prompt)))
+    for ids, reply in zip(replies, (example.chosen, example.rejected), strict=True):
+      self._unknown_in_responses.append(unknown(ids, _text(reply)))
     self._prompts.append(fitted.ids)
     for writer, tokens in zip(self._responses, cut, strict=True):
       writer.append(tokens)
@@ -239,10 +242,19 @@ class Tokenizer:
       truncated_prompts=_share(prompt_sizes > self._prompt_length),
       shortened_chats=_share(np.array(self._messages_cut)[rows] > 0),
       truncated_responses=_share(response_sizes > self._response_length),
-      unknown_in_prompts=_ratio(np.array(self._unknown_in_prompts)[rows], prompt_sizes),
-      unknown_in_responses=_ratio(unknown, response_sizes),
+      unknown_in_prompts=_ratio(
+        np.array(self._unknown_in_prompts)[rows],
+        prompt_sizes - len(self._vocab.after_prompt),
+      ),
+      unknown_in_responses=_ratio(unknown, response_sizes - 1),
       longer_wins=_share(unequal[:, 0] > unequal[:, 1]),
     )
+
+
+def _text(said: str | Messages) -> str:
+  if isinstance(said, str):
+    return said
+  return "".join(message["content"] or "" for message in said)
 
 
 def _quantiles(lengths: np.ndarray) -> tuple[int, int, int]:
@@ -256,6 +268,6 @@ def _share(mask: np.ndarray) -> float:
   return float(np.mean(mask)) if mask.size else 0.0
 
 
-def _ratio(unknown: np.ndarray, tokens_with_eos: np.ndarray) -> float:
-  total = int(np.sum(tokens_with_eos - 1))
+def _ratio(unknown: np.ndarray, tokens: np.ndarray) -> float:
+  total = int(np.sum(tokens))
   return int(np.sum(unknown)) / total if total else 0.0

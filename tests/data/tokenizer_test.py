@@ -1,5 +1,6 @@
 """Tokenisation: what is kept, cut and dropped, and what is said of it."""
 
+import json
 import tracemalloc
 
 import numpy as np
@@ -7,8 +8,13 @@ import pytest
 
 from alignment.data import tokenizer
 from alignment.data.examples import Example, Reading
-from alignment.data.vocabularies import ByteVocabulary, WordVocabulary
+from alignment.data.vocabularies import (
+  ByteVocabulary,
+  HuggingFaceVocabulary,
+  WordVocabulary,
+)
 from alignment.types import UserError
+from tests import tiny_tokenizer
 
 VOCAB = ByteVocabulary()
 LIMITS = {
@@ -156,6 +162,30 @@ def test_unknown_tokens_are_told_warned_of_and_refused():
     tokenize(many, Narrow(), **limits)
   with pytest.raises(UserError, match="50.0% of the prompts' tokens are unknown to"):
     tokenize(examples(("a1", "b", "c")), Narrow(), **limits)
+
+
+def test_what_is_unknown_is_counted_before_anything_is_cut(tmp_path):
+  long = examples(("1" + "a" * 99, "1" + "b" * 99, "c" * 100))
+  for side in ("left", "right"):
+    _, statistics = tokenize(long, Narrow(), truncate_prompt=side)
+    assert statistics.unknown_in_prompts == 1 / 100
+    assert statistics.unknown_in_responses == 1 / 200
+  # A chat's prompt has no EOS; bytes that leave no token are as unknown as others.
+  described = json.loads(tiny_tokenizer.tokenizer_json())
+  del described["model"]["vocab"]["\u0104"]  # byte 4 in GPT-2's table
+  vocab = HuggingFaceVocabulary(
+    tiny_tokenizer.write(tmp_path, "chatml", tokenizer=json.dumps(described))
+  )
+  said = lambda role, text: ({"role": role, "content": text},)  # noqa: E731
+  chat = Example(
+    said("user", "the \x04cat sat"), said("assistant", "Hello" * 30),
+    said("assistant", "\x04"), "",
+  )  # fmt: skip
+  limits = {"prompt_length": 40, "response_length": 40}
+  dataset, statistics = tokenize([chat], vocab, **limits)
+  assert statistics.unknown_in_prompts == 1 / len(dataset.prompts[0])
+  sizes = [len(vocab.response("", text)) - 1 for text in ("Hello" * 30, "Go")]
+  assert statistics.unknown_in_responses == pytest.approx(1 / sum(sizes))
 
 
 def test_messages_are_tokenised_as_transcripts():

@@ -74,9 +74,12 @@ class HuggingFaceVocabulary(base.Vocabulary):
   def tokens(self) -> Mapping[str, int]:
     return self._ids
 
-  def lost(self, text: str) -> int:
-    data = text.encode(errors="replace")
-    return len(data) - len(data.translate(None, self._missing_bytes))
+  def unknown(self, ids: Sequence[int], text: str = "") -> int:
+    unknown = super().unknown(ids)
+    if missing := self._missing_bytes:
+      data = text.encode(errors="replace")
+      unknown += len(data) - len(data.translate(None, missing))
+    return unknown
 
   def files(self) -> Mapping[str, bytes]:
     contents = self._files.contents
@@ -125,12 +128,12 @@ class HuggingFaceVocabulary(base.Vocabulary):
       return super().fit_prompt(prompt, limit, side)
     ids = self.prompt(prompt)
     if len(ids) <= limit:
-      return FittedPrompt(ids, len(ids))
+      return FittedPrompt(ids, ids)
     shorter = _shorter(prompt)
     at = bisect.bisect_left(shorter, True, key=lambda c: len(self.prompt(c)) <= limit)
     kept = (*shorter, shorter[-1] if shorter else prompt)[at]
     fitted = FittedPrompt(
-      self.prompt(kept), len(ids), len(prompt.messages) - len(kept.messages)
+      self.prompt(kept), ids, len(prompt.messages) - len(kept.messages)
     )
     if len(fitted.ids) <= limit:
       return fitted
