@@ -179,7 +179,7 @@ def test_what_is_unknown_is_counted_before_anything_is_cut(tmp_path):
   said = lambda role, text: ({"role": role, "content": text},)  # noqa: E731
   chat = Example(
     said("user", "the \x04cat sat"), said("assistant", "Hello" * 30),
-    said("assistant", "\x04"), "",
+    said("assistant", "\x04Go"), "",
   )  # fmt: skip
   limits = {"prompt_length": 40, "response_length": 40}
   dataset, statistics = tokenize([chat], vocab, **limits)
