@@ -16,7 +16,7 @@ from alignment.study import schema
 
 
 def get_config(family: str = ""):
-  prefix = f"{family}_" if family else ""
+  micro, milli = (f"{family}_{size}" if family else size for size in ("micro", "milli"))
   c = schema.get_config()
   c.task = "toy"
   c.workers = 2
@@ -35,7 +35,7 @@ def get_config(family: str = ""):
   small = {"optimizer": adamw, "batch_size": 32, "warmup_steps": 50}
   judge = small | {"learning_rate": 1e-3, "warmup_steps": 200, "decay": True}
   policy = small | {
-    "size": f"{prefix}micro",
+    "size": micro,
     "learning_rate": 3e-4,
     "steps": 1000,
     "evaluate_at": (0.03, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0),
@@ -44,8 +44,8 @@ def get_config(family: str = ""):
     small | {"init": "scratch", "learning_rate": 2e-3, "decay": True, "steps": 2000}
   )
   # As wide as the proxy, but deeper and trained for longer.
-  c.golden_pm.update(judge | {"size": f"{prefix}milli", "init": "scratch", "steps": 6000})
-  c.proxy_pm.update(judge | {"size": f"{prefix}micro", "steps": 4000})
+  c.golden_pm.update(judge | {"size": milli, "init": "scratch", "steps": 6000})
+  c.proxy_pm.update(judge | {"size": micro, "steps": 4000})
   c.policy.update(policy)
   c.golden_policy.update(policy)
   grid = {"beta": (0.05, 0.1, 0.3), "learning_rate": (1e-4, 3e-4)}

@@ -130,7 +130,7 @@ class Tokenizer:
       UserError: a word the vocabulary lacks, a message that it cannot show, or a long
         response under 'error'.
     """
-    read = self._read(example)
+    read = self.read(example)
     if read is None:
       self._reading.dropped["untokenizable"] += 1
       return
@@ -156,8 +156,10 @@ class Tokenizer:
     for writer, tokens in zip(self._responses, cut, strict=True):
       writer.append(tokens)
 
-  def _read(self, example: Example) -> tuple[FittedPrompt, list[list[int]]] | None:
+  def read(self, example: Example) -> tuple[FittedPrompt, list[list[int]]] | None:
     """The prompt, cut to fit, and both whole responses; None if one has no tokens.
+
+    It is not taken.
 
     Raises:
       UserError: naming the field that this vocabulary cannot write.

@@ -34,10 +34,8 @@ class Models:
     return cls(
       vocabulary=vocabulary,
       numerics=dict(config.model),
-      sft_inits={
-        size: keys["init"] for size, keys in config.sft.by_size.items() if "init" in keys
-      }
-      | {"": config.sft.init},
+      sft_inits={"": config.sft.init}
+      | {size: c["init"] for size, c in config.sft.by_size.items() if "init" in c},
       judging={
         "context_length": config.judge_context_length,
         "truncate_prompt": config.data.truncate_prompt,

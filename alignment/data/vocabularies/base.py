@@ -33,6 +33,9 @@ class FittedPrompt:
 
   ids: list[int]
   whole: list[int]  # the ids before anything was cut
+  prompt: (
+    str | Conversation
+  )  # what of it is in `ids`; a text that was cut is whole here
   messages_cut: int = 0  # whole ones, from the oldest on
   text_cut: bool = False  # a part of the text, or of the last message, is gone
 
@@ -113,8 +116,27 @@ class Vocabulary(abc.ABC):
     Raises:
       UserError: a text or a conversation that this vocabulary cannot write.
     """
-    text = prompt if isinstance(prompt, str) else chats.transcript(prompt)
-    return [*self.before_prompt, *self.encode(text), *self.after_prompt]
+    before, after = self.around(prompt)
+    return [*before, *self.encode_rendered(self.rendered(prompt)), *after]
+
+  def rendered(self, prompt: str | Conversation) -> str:
+    """A prompt as the text that becomes its ids.
+
+    Raises:
+      UserError: as `prompt`.
+    """
+    return prompt if isinstance(prompt, str) else chats.transcript(prompt)
+
+  def encode_rendered(self, text: str) -> list[int]:
+    """The ids of what is `rendered`."""
+    return self.encode(text)
+
+  def around(
+    self, prompt: str | Conversation
+  ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that stand before and after what is rendered."""
+    del prompt
+    return self.before_prompt, self.after_prompt
 
   def response(self, prompt: str | Conversation, reply: Reply) -> list[int]:
     """The ids of a reply to `prompt`, with `eos_id` at the end.
@@ -136,12 +158,12 @@ class Vocabulary(abc.ABC):
     start, end = len(self.before_prompt), len(ids) - len(self.after_prompt)
     excess = len(ids) - limit
     if excess <= 0:
-      return FittedPrompt(ids, ids)
+      return FittedPrompt(ids, ids, prompt)
     if excess > end - start:
       raise UserError(f"prompt_length {limit} is shorter than a prompt's marks")
     kept = ids[start + excess : end] if side == "left" else ids[start : end - excess]
     fitted = [*self.before_prompt, *kept, *self.after_prompt]
-    return FittedPrompt(fitted, ids, text_cut=True)
+    return FittedPrompt(fitted, ids, prompt, text_cut=True)
 
   def _checked(self, ids: Iterable[int]) -> Iterable[int]:
     for i in map(int, ids):
