@@ -123,8 +123,8 @@ class Tokenizer:
   def add(self, example: Example) -> None:
     """Takes a pair, or counts it as dropped.
 
-    Reasons are 'long', 'untokenizable' (a response left without tokens) and 'identical
-    tokens' (responses equal once truncated).
+    Reasons are 'long', 'untokenizable' (a response left without tokens), 'identical
+    tokens' (responses equal once truncated) and 'identical but for unknown text'.
 
     Raises:
       UserError: a word the vocabulary lacks, a message that it cannot show, or a long
@@ -141,7 +141,9 @@ class Tokenizer:
       return
     cut = [reply[: self._response_length] for reply in replies]
     if cut[0] == cut[1]:
-      self._reading.dropped["identical tokens"] += 1
+      lost = any(map(self._vocab.unknown, cut))
+      reason = "identical but for unknown text" if lost else "identical tokens"
+      self._reading.dropped[reason] += 1
       return
     opening = transcripts.opening(example.prompt)
     self._splitter.add(opening, self._vocab.encode(opening), fitted.ids)

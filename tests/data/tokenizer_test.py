@@ -116,6 +116,9 @@ def test_pairs_without_a_difference_left_are_counted():
   dataset, _ = tokenize(triples, Silent(), reading)
   assert len(dataset) == 1
   assert reading.dropped == {"identical tokens": 1, "untokenizable": 1}
+  reading = Reading()
+  tokenize(examples(("p", "a1", "a2"), ("p", "a", "b")), Narrow(), reading)
+  assert reading.dropped == {"identical but for unknown text": 1}
 
 
 def test_statistics_in_words():
