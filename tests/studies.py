@@ -84,7 +84,8 @@ def every(**overrides) -> ConfigDict:
 def get_config(which: str = "") -> ConfigDict:
   """For the command line: the nano study, or one to be killed again and again.
 
-  'soak' has one run of every kind of stage, 'short' only an online one and its replay.
+  'soak' has one run of every kind of stage, 'short' only an online one and its replay;
+  'families' has these two of a T5 and of a decoder, which a decoder judges.
   """
   c = nano()
   replay = {"method": ("offline",), "dataset": ("stream",), "replay_window": (0,)}
@@ -101,6 +102,10 @@ def get_config(which: str = "") -> ConfigDict:
     c.evaluation.update({"best_of": (2,), "stream_steps": 3, "stream_pairs": 12})
   elif which == "short":
     c.runs = {"online": ({},), "replay": replay}
+  elif which == "families":
+    c.proxy_pm.size = "llama_nano"
+    both = {"size": ("nano", "llama_nano")}
+    c.runs = {"online": both, "replay": replay | both}
   return c
 
 
