@@ -31,6 +31,7 @@ class Statistics:
   response_tokens: tuple[int, int, int]
   truncated_prompts: float  # fraction of pairs
   shortened_chats: float  # fraction of pairs whose prompts lost whole messages
+  cut_texts: float  # fraction of pairs whose prompts lost a part of a text
   truncated_responses: float  # fraction of responses
   unknown_in_prompts: float  # fraction of tokens without EOS
   unknown_in_responses: float
@@ -47,7 +48,10 @@ class Statistics:
       f"the longer response is preferred in {self.longer_wins:.1%} of pairs",
     ]
     if self.shortened_chats:
-      lines.append(f"{self.shortened_chats:.1%} of prompts lost whole messages to fit")
+      lines.append(
+        f"{self.shortened_chats:.1%} of prompts lost whole messages to fit,"
+        f" {self.cut_texts:.1%} a part of their text"
+      )
     unknown = max(self.unknown_in_prompts, self.unknown_in_responses)
     if unknown:
       warning = "warning: " if unknown >= WARN_UNKNOWN else ""
@@ -118,7 +122,7 @@ class Tokenizer:
     # Of every pair: tokens with EOS, before truncation, and how many are unknown.
     self._prompt_tokens, self._response_tokens = array("i"), array("i")
     self._unknown_in_prompts, self._unknown_in_responses = array("i"), array("i")
-    self._messages_cut = array("i")
+    self._messages_cut, self._text_cut = array("i"), array("b")
 
   def add(self, example: Example) -> None:
     """Takes a pair, or counts it as dropped.
@@ -150,6 +154,7 @@ class Tokenizer:
     self._prompt_tokens.append(len(fitted.whole))
     self._response_tokens.extend(lengths)
     self._messages_cut.append(fitted.messages_cut)
+    self._text_cut.append(fitted.text_cut)
     unknown = self._vocab.unknown
     self._unknown_in_prompts.append(unknown(fitted.whole, _text(example.prompt)))
     for ids, reply in zip(replies, (example.chosen, example.rejected), strict=True):
@@ -245,6 +250,7 @@ class Tokenizer:
       response_tokens=_quantiles(response_sizes),
       truncated_prompts=_share(prompt_sizes > self._prompt_length),
       shortened_chats=_share(np.array(self._messages_cut)[rows] > 0),
+      cut_texts=_share(np.array(self._text_cut)[rows] > 0),
       truncated_responses=_share(response_sizes > self._response_length),
       unknown_in_prompts=_ratio(
         np.array(self._unknown_in_prompts)[rows],

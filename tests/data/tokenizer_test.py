@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from alignment.data import tokenizer
+from alignment.data.chats import Conversation
 from alignment.data.examples import Example, Reading
 from alignment.data.vocabularies import (
   ByteVocabulary,
@@ -189,6 +190,29 @@ def test_what_is_unknown_is_counted_before_anything_is_cut(tmp_path):
   assert statistics.unknown_in_prompts == 1 / len(dataset.prompts[0])
   sizes = [len(vocab.response("", text)) - 1 for text in ("Hello" * 30, "Go")]
   assert statistics.unknown_in_responses == pytest.approx(1 / sum(sizes))
+
+
+def test_it_is_told_how_many_chats_lost_messages_and_how_many_a_part_of_one(tmp_path):
+  vocab = HuggingFaceVocabulary(tiny_tokenizer.write(tmp_path, "chatml"))
+  user = {"role": "user", "content": "one"}
+  turn = (user, {"role": "assistant", "content": "two"})
+  system = {"role": "system", "content": "Be kind."}
+  long = {"role": "user", "content": "word " * 50}
+  prompts = [(system, user), (system, *turn * 6, user), (system, *turn, long)]
+  prompts.append((system, long))
+  answers = ({"role": "assistant", "content": c} for c in ("yes", "no"))
+  yes, no = ((answer,) for answer in answers)
+  limits = {"prompt_length": 64, "response_length": 8}
+  dataset, statistics = tokenize(
+    [Example(prompt, yes, no, "") for prompt in prompts], vocab, **limits
+  )
+  marks = vocab.decode_prompt(vocab.prompt(Conversation((system, user)))).split("one")
+  for i in range(4):
+    text = vocab.decode_prompt(dataset.prompts[i])
+    assert text.startswith(marks[0]) and text.endswith(marks[1])
+  assert statistics.truncated_prompts == 0.75
+  line = "50.0% of prompts lost whole messages to fit, 50.0% a part of their text"
+  assert line in statistics.lines()
 
 
 def test_messages_are_tokenised_as_transcripts():
