@@ -2,6 +2,10 @@
 
   make quickstart
   python -m alignment.main --config=configs/quickstart.py --workdir=/tmp/quickstart
+  python -m alignment.main --config=configs/quickstart.py:llama --workdir=/tmp/llama
+
+The second trains decoder-only models in every role: llama, qwen2, qwen3, gemma2, gemma3
+or pythia; without a family they are T5s.
 
 Hardware: two CPU cores. Duration: 7 to 9 minutes on cores that multiply float32
 matrices at 200 GFLOP/s each (12 of CPU time), 12 on some that reach half of that.
@@ -11,7 +15,8 @@ from alignment.data import toy
 from alignment.study import schema
 
 
-def get_config():
+def get_config(family: str = ""):
+  micro, milli = (f"{family}_{size}" if family else size for size in ("micro", "milli"))
   c = schema.get_config()
   c.task = "toy"
   c.workers = 2
@@ -30,7 +35,7 @@ def get_config():
   small = {"optimizer": adamw, "batch_size": 32, "warmup_steps": 50}
   judge = small | {"learning_rate": 1e-3, "warmup_steps": 200, "decay": True}
   policy = small | {
-    "size": "micro",
+    "size": micro,
     "learning_rate": 3e-4,
     "steps": 1000,
     "evaluate_at": (0.03, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0),
@@ -39,8 +44,8 @@ def get_config():
     small | {"init": "scratch", "learning_rate": 2e-3, "decay": True, "steps": 2000}
   )
   # As wide as the proxy, but deeper and trained for longer.
-  c.golden_pm.update(judge | {"size": "milli", "init": "scratch", "steps": 6000})
-  c.proxy_pm.update(judge | {"size": "micro", "steps": 4000})
+  c.golden_pm.update(judge | {"size": milli, "init": "scratch", "steps": 6000})
+  c.proxy_pm.update(judge | {"size": micro, "steps": 4000})
   c.policy.update(policy)
   c.golden_policy.update(policy)
   grid = {"beta": (0.05, 0.1, 0.3), "learning_rate": (1e-4, 3e-4)}

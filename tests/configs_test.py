@@ -23,6 +23,7 @@ PAPER = {
   for name in ("tldr", "helpfulness", "harmlessness", "chat_arena")
 }
 TASKS = ("toy", *PAPER)
+DECODERS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "pythia")
 MODULES = PAPER | {
   name: studies.document(name)
   for name in ("hh_small", "own_model", "quickstart", "study")
@@ -123,6 +124,22 @@ def test_builds(name, pairs):
   assert len(study.policies()) == expected > 1
   methods = {a.recipe.method for a in study.policies().values()}
   assert methods == {"online", "offline"}
+
+
+@pytest.mark.parametrize("family", [*DECODERS, "mamba"])
+def test_the_quickstart_has_roles_of_any_family(cli, tmp_path, family):
+  config = f"--config={CONFIGS}/quickstart.py:{family}"
+  status, out, err = cli(config, f"--workdir={tmp_path}", "--dry_run")
+  if family == "mamba":
+    assert err.startswith("error: model.size 'mamba_micro' is unknown; choose from ")
+    return
+  assert status == 0, err
+  assert f"to do  sft_{family}_micro" in out
+  study = studies.graph(MODULES["quickstart"].get_config(family))
+  models = [study.golden_pm(), study.proxy_pm(), *study.policies().values()]
+  kinds = {artefact.model().cfg.model_type for artefact in models}
+  kind = {"pythia": "gpt_neox", "gemma3": "gemma3_text"}.get(family, family)
+  assert kinds == {kind}
 
 
 @pytest.mark.parametrize("name", PAPER)

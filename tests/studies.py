@@ -97,7 +97,8 @@ def get_config(which: str = "") -> ConfigDict:
   """For the command line: the nano study, or one to be killed again and again.
 
   'soak' has one run of every kind of stage, 'short' only an online one, of the best and
-  the worst of four samples, and its replay.
+  the worst of four samples, and its replay; 'families' has an online run and its replay
+  of a T5 and of a decoder, which a decoder judges.
   """
   c = nano()
   replay = {"method": ("offline",), "dataset": ("stream",), "replay_window": (0,)}
@@ -117,6 +118,10 @@ def get_config(which: str = "") -> ConfigDict:
   elif which == "short":
     four = best_of_four()
     c.runs = {"online": four["four"], "replay": four["four_again"]}
+  elif which == "families":
+    c.proxy_pm.size = "llama_nano"
+    both = {"size": ("nano", "llama_nano")}
+    c.runs = {"online": both, "replay": replay | both}
   return c
 
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from alignment.core import judges, sampling
 from alignment.data import vocabularies
-from alignment.models import t5
+from alignment.models import registry, sizes, t5
+from alignment.models.protocol import Config
 from alignment.types import Array, Batch, Params
 
 S, T = 7, 5  # prompt and response lengths
@@ -28,8 +29,23 @@ JUDGE = judges.PreferenceModel(
 )
 
 
+# Of every decoder-only family a small one with its features: heads that share keys and
+# are not of the model's width, windows shorter than a prompt.
+_DECODER = {
+  "d_model": 24, "d_ff": 40, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2,
+  "head_dim": 10, "vocab_rows": 20, "live_ids": LIVE, "scan_layers": True,
+}  # fmt: skip
+DECODERS = {
+  named["model_type"]: registry.config(
+    size, **_DECODER, **({"window": 3} if "window" in named else {})
+  )
+  for size, named in sizes.DECODERS.items()
+  if size.endswith("_nano")
+}
+
+
 @functools.cache
-def params(seed: int = 0, cfg: t5.T5Config = CFG) -> Params:
+def params(seed: int = 0, cfg: Config = CFG) -> Params:
   """Random parameters as numpy arrays, norms too: a scale of 1.0 could go unread."""
   rng = np.random.default_rng(seed)
 
@@ -38,7 +54,7 @@ def params(seed: int = 0, cfg: t5.T5Config = CFG) -> Params:
       return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
     return rng.normal(0, leaf.shape[-2] ** -0.5, leaf.shape).astype(np.float32)
 
-  return jax.tree.map(draw, jax.eval_shape(t5.T5(cfg).init, jax.random.key(0)))
+  return jax.tree.map(draw, jax.eval_shape(registry.model(cfg).init, jax.random.key(0)))
 
 
 def batch(rows: int, seed: int = 0, responses: int = 2, live: int = LIVE) -> Batch:

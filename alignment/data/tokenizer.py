@@ -8,7 +8,7 @@ import numpy as np
 
 from alignment.data import pairs, transcripts
 from alignment.data.chats import Conversation
-from alignment.data.examples import Example, Reading
+from alignment.data.examples import Example, Messages, Reading
 from alignment.data.split import Splitter
 from alignment.data.vocabularies import FittedPrompt, Vocabulary
 from alignment.types import UserError
@@ -20,7 +20,8 @@ WARN_UNKNOWN, MAX_UNKNOWN = 0.01, 0.1  # shares of tokens that the vocabulary la
 class Statistics:
   """What there is in some tokenised pairs.
 
-  Lengths are (median, 90 %, max) of tokens with EOS, before truncation.
+  Lengths are (median, 90 %, max) of tokens with EOS. They, and what is unknown, are
+  counted before truncation.
   """
 
   pairs: int
@@ -30,8 +31,9 @@ class Statistics:
   response_tokens: tuple[int, int, int]
   truncated_prompts: float  # fraction of pairs
   shortened_chats: float  # fraction of pairs whose prompts lost whole messages
+  cut_texts: float  # fraction of pairs whose prompts lost a part of a text
   truncated_responses: float  # fraction of responses
-  unknown_in_prompts: float  # fraction of tokens
+  unknown_in_prompts: float  # fraction of tokens without EOS
   unknown_in_responses: float
   longer_wins: float  # of the pairs whose responses differ in length
 
@@ -46,7 +48,10 @@ class Statistics:
       f"the longer response is preferred in {self.longer_wins:.1%} of pairs",
     ]
     if self.shortened_chats:
-      lines.append(f"{self.shortened_chats:.1%} of prompts lost whole messages to fit")
+      lines.append(
+        f"{self.shortened_chats:.1%} of prompts lost whole messages to fit,"
+        f" {self.cut_texts:.1%} a part of their text"
+      )
     unknown = max(self.unknown_in_prompts, self.unknown_in_responses)
     if unknown:
       warning = "warning: " if unknown >= WARN_UNKNOWN else ""
@@ -117,19 +122,19 @@ class Tokenizer:
     # Of every pair: tokens with EOS, before truncation, and how many are unknown.
     self._prompt_tokens, self._response_tokens = array("i"), array("i")
     self._unknown_in_prompts, self._unknown_in_responses = array("i"), array("i")
-    self._messages_cut = array("i")
+    self._messages_cut, self._text_cut = array("i"), array("b")
 
   def add(self, example: Example) -> None:
     """Takes a pair, or counts it as dropped.
 
-    Reasons are 'long', 'untokenizable' (a response left without tokens) and 'identical
-    tokens' (responses equal once truncated).
+    Reasons are 'long', 'untokenizable' (a response left without tokens), 'identical
+    tokens' (responses equal once truncated) and 'identical but for unknown text'.
 
     Raises:
       UserError: a word the vocabulary lacks, a message that it cannot show, or a long
         response under 'error'.
     """
-    read = self._read(example)
+    read = self.read(example)
     if read is None:
       self._reading.dropped["untokenizable"] += 1
       return
@@ -140,21 +145,28 @@ class Tokenizer:
       return
     cut = [reply[: self._response_length] for reply in replies]
     if cut[0] == cut[1]:
-      self._reading.dropped["identical tokens"] += 1
+      lost = any(map(self._vocab.unknown, cut))
+      reason = "identical but for unknown text" if lost else "identical tokens"
+      self._reading.dropped[reason] += 1
       return
     opening = transcripts.opening(example.prompt)
     self._splitter.add(opening, self._vocab.encode(opening), fitted.ids)
-    self._prompt_tokens.append(fitted.tokens)
+    self._prompt_tokens.append(len(fitted.whole))
     self._response_tokens.extend(lengths)
     self._messages_cut.append(fitted.messages_cut)
-    self._unknown_in_prompts.append(self._vocab.unknown(fitted.ids))
-    self._unknown_in_responses.extend(map(self._vocab.unknown, replies))
+    self._text_cut.append(fitted.text_cut)
+    unknown = self._vocab.unknown
+    self._unknown_in_prompts.append(unknown(fitted.whole, _text(example.prompt)))
+    for ids, reply in zip(replies, (example.chosen, example.rejected), strict=True):
+      self._unknown_in_responses.append(unknown(ids, _text(reply)))
     self._prompts.append(fitted.ids)
     for writer, tokens in zip(self._responses, cut, strict=True):
       writer.append(tokens)
 
-  def _read(self, example: Example) -> tuple[FittedPrompt, list[list[int]]] | None:
+  def read(self, example: Example) -> tuple[FittedPrompt, list[list[int]]] | None:
     """The prompt, cut to fit, and both whole responses; None if one has no tokens.
+
+    It is not taken.
 
     Raises:
       UserError: naming the field that this vocabulary cannot write.
@@ -238,11 +250,21 @@ class Tokenizer:
       response_tokens=_quantiles(response_sizes),
       truncated_prompts=_share(prompt_sizes > self._prompt_length),
       shortened_chats=_share(np.array(self._messages_cut)[rows] > 0),
+      cut_texts=_share(np.array(self._text_cut)[rows] > 0),
       truncated_responses=_share(response_sizes > self._response_length),
-      unknown_in_prompts=_ratio(np.array(self._unknown_in_prompts)[rows], prompt_sizes),
-      unknown_in_responses=_ratio(unknown, response_sizes),
+      unknown_in_prompts=_ratio(
+        np.array(self._unknown_in_prompts)[rows],
+        prompt_sizes - len(self._vocab.after_prompt),
+      ),
+      unknown_in_responses=_ratio(unknown, response_sizes - 1),
       longer_wins=_share(unequal[:, 0] > unequal[:, 1]),
     )
+
+
+def _text(said: str | Messages) -> str:
+  if isinstance(said, str):
+    return said
+  return "".join(message["content"] or "" for message in said)
 
 
 def _quantiles(lengths: np.ndarray) -> tuple[int, int, int]:
@@ -256,6 +278,6 @@ def _share(mask: np.ndarray) -> float:
   return float(np.mean(mask)) if mask.size else 0.0
 
 
-def _ratio(unknown: np.ndarray, tokens_with_eos: np.ndarray) -> float:
-  total = int(np.sum(tokens_with_eos - 1))
+def _ratio(unknown: np.ndarray, tokens: np.ndarray) -> float:
+  total = int(np.sum(tokens))
   return int(np.sum(unknown)) / total if total else 0.0

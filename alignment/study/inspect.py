@@ -1,4 +1,4 @@
-"""Inspecting a study: the batch as models see it, samples of a model, its export."""
+"""Inspecting a study: samples of a model, its export; and `show_batch.py`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,59 +8,15 @@ import jax
 import numpy as np
 
 from alignment.core import evaluation
-from alignment.core.judges import PreferenceModel
 from alignment.data import pairs, vocabularies
 from alignment.models import huggingface, protocol
 from alignment.runtime import hosts, sharding
 from alignment.runtime.files import directory_option
 from alignment.runtime.metrics import progress
-from alignment.study import artefacts
 from alignment.study.graph import Study
-from alignment.study.setting import Setting
-from alignment.study.stages.models import Model, TrainedJudge
+from alignment.study.show_batch import show_batch
+from alignment.study.stages.models import Model
 from alignment.types import Batch, UserError
-
-
-def show_batch(study: Study, workdir: Path) -> None:
-  """Prints what the models will see of a few pairs: tokens, lengths and masks."""
-  artefacts.run([study.data()], workdir)
-  if not hosts.is_first():
-    return
-  setting = study.setting
-  dataset = pairs.PairDataset.load(study.data().verified(workdir) / "train")
-  batch = dataset.batch(np.arange(min(3, len(dataset))), **setting.lengths)
-  golden_pm = study.golden_pm()
-  for i in range(len(batch.ids_B)):
-    print(f"--- pair {batch.ids_B[i]}")
-    _show(setting, "prompt", batch.prompts_BxS[i], batch.prompt_lengths_B[i])
-    for n, name in enumerate(("preferred", "other")):
-      _show(setting, name, batch.responses_BxNxT[i, n], batch.lengths_BxN[i, n])
-    if isinstance(golden_pm, TrainedJudge):
-      _show_judged(golden_pm, jax.tree.map(lambda x, i=i: x[i : i + 1], batch))
-
-
-def _show_judged(artefact: TrainedJudge, pair: Batch) -> None:
-  """What a judge reads of a batch of one pair, in its own vocabulary."""
-  if artefact.translation is not None:
-    pair = artefact.translation.batch(pair)
-  prompt = pair.prompts_BxS, pair.prompt_lengths_B
-  first, second = ((pair.responses_BxNxT[:, n], pair.lengths_BxN[:, n]) for n in (0, 1))
-  judge, parts = artefact.own_judge(), [prompt, first, second]
-  if isinstance(judge, PreferenceModel):  # a pointwise one reads them as they are
-    parts = [judge.assemble(prompt, first, second)]
-  for tokens_1xS, lengths_1 in parts:
-    tokens_S = np.asarray(tokens_1xS)[0]
-    _show(artefact.setting, "judge reads", tokens_S, int(lengths_1[0]))
-
-
-def _show(setting: Setting, name: str, tokens: np.ndarray, length: int) -> None:
-  """One row: its text, its live tokens, and its mask as runs of 1 and 0."""
-  live = [int(t) for t in tokens[:length]]
-  text = " ".join(setting.vocabulary.decode([t]) or f"[{t}]" for t in live)
-  print(f"{name} ({length} of {len(tokens)} positions)")
-  print(f"  text    {text}")
-  print(f"  tokens  {' '.join(map(str, live))}")
-  print(f"  mask    1 x {length}, 0 x {len(tokens) - length}")
 
 
 def sample(study: Study, workdir: Path) -> None:

@@ -1,5 +1,6 @@
 """Which model a recipe means: of a named size, or as the checkpoint it goes back to."""
 
+from collections.abc import Mapping
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ class Models:
 
   vocabulary: vocabularies.Vocabulary
   numerics: dict[str, Any]  # config.model
-  sft_init: str
+  sft_inits: Mapping[str, str]  # where SFT starts, by size; "" has all other sizes'
   judging: dict[str, Any]  # a judge's context length, and where it cuts prompts
   lengths: tuple[int, int]  # of prompts and responses
   at_hand: bool = True  # False: a checkpoint that is elsewhere is of the named size
@@ -40,7 +41,8 @@ class Models:
     return cls(
       vocabulary=vocabulary,
       numerics=dict(config.model),
-      sft_init=config.sft.init,
+      sft_inits={"": config.sft.init}
+      | {size: c["init"] for size, c in config.sft.by_size.items() if "init" in c},
       judging={
         "context_length": config.judge_context_length,
         "truncate_prompt": config.data.truncate_prompt,
@@ -109,7 +111,9 @@ class Models:
     Raises:
       UserError: if none is named.
     """
-    init = self.sft_init if start.init == "sft" else start.init
+    init = start.init
+    if init == "sft":
+      init = self.sft_inits.get(start.size, self.sft_inits[""])
     named = init not in ("", "sft", "scratch")
     directory = Path(init.replace("{size}", start.size))
     if not self.at_hand:

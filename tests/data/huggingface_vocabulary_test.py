@@ -147,7 +147,7 @@ def test_a_hole_in_the_ids_is_dead(tmp_path):
 
 def test_unknown_text_is_counted(tmp_path, vocabulary):
   assert vocabulary("chatml").unknown(vocabulary("chatml").encode("天 🙂")) == 0
-  assert vocabulary("chatml").lost("天 🙂") == 0
+  assert vocabulary("chatml").unknown([], "天 🙂") == 0
   tokenizer = tokenizers.Tokenizer(
     tokenizers.models.WordLevel({"<unk>": 0, "a": 1, "</s>": 2}, unk_token="<unk>")
   )
@@ -162,7 +162,7 @@ def test_unknown_text_is_counted(tmp_path, vocabulary):
   v = HuggingFaceVocabulary(
     tiny_tokenizer.write(tmp_path, tokenizer=json.dumps(described))
   )
-  assert v.encode("\x04") == [] and v.lost("a\x04b\x04") == 2
+  assert v.encode("\x04") == [] and v.unknown(v.encode("a\x04b\x04"), "a\x04b\x04") == 2
 
 
 # --- models without a template --------------------------------------------------------
@@ -321,7 +321,7 @@ def test_whole_messages_go_first(vocabulary, name):
     for side in ("left", "right"):
       fitted = v.fit_prompt(SHORT, len(expected), side)
       assert fitted.ids == expected and fitted.messages_cut == start - 1
-      assert fitted.tokens == len(v.prompt(SHORT)) and not fitted.text_cut
+      assert fitted.whole == v.prompt(SHORT) and not fitted.text_cut
   assert lengths == sorted(lengths, reverse=True)
 
 
@@ -356,7 +356,7 @@ def test_a_plain_text_is_cut_after_its_bos(tmp_path):
   assert v.fit_prompt("0123456789", 5, "left").ids == [*v.before_prompt, *ids[-4:]]
   fitted = v.fit_prompt("0123456789", 5, "right")
   assert fitted.ids == [*v.before_prompt, *ids[:4]]
-  assert fitted.text_cut and fitted.tokens == 11 and not fitted.messages_cut
+  assert fitted.text_cut and len(fitted.whole) == 11 and not fitted.messages_cut
 
 
 # --- the judge ------------------------------------------------------------------------

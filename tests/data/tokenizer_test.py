@@ -1,14 +1,21 @@
 """Tokenisation: what is kept, cut and dropped, and what is said of it."""
 
+import json
 import tracemalloc
 
 import numpy as np
 import pytest
 
 from alignment.data import tokenizer
+from alignment.data.chats import Conversation
 from alignment.data.examples import Example, Reading
-from alignment.data.vocabularies import ByteVocabulary, WordVocabulary
+from alignment.data.vocabularies import (
+  ByteVocabulary,
+  HuggingFaceVocabulary,
+  WordVocabulary,
+)
 from alignment.types import UserError
+from tests import tiny_tokenizer
 
 VOCAB = ByteVocabulary()
 LIMITS = {
@@ -110,6 +117,9 @@ def test_pairs_without_a_difference_left_are_counted():
   dataset, _ = tokenize(triples, Silent(), reading)
   assert len(dataset) == 1
   assert reading.dropped == {"identical tokens": 1, "untokenizable": 1}
+  reading = Reading()
+  tokenize(examples(("p", "a1", "a2"), ("p", "a", "b")), Narrow(), reading)
+  assert reading.dropped == {"identical but for unknown text": 1}
 
 
 def test_statistics_in_words():
@@ -156,6 +166,53 @@ def test_unknown_tokens_are_told_warned_of_and_refused():
     tokenize(many, Narrow(), **limits)
   with pytest.raises(UserError, match="50.0% of the prompts' tokens are unknown to"):
     tokenize(examples(("a1", "b", "c")), Narrow(), **limits)
+
+
+def test_what_is_unknown_is_counted_before_anything_is_cut(tmp_path):
+  long = examples(("1" + "a" * 99, "1" + "b" * 99, "c" * 100))
+  for side in ("left", "right"):
+    _, statistics = tokenize(long, Narrow(), truncate_prompt=side)
+    assert statistics.unknown_in_prompts == 1 / 100
+    assert statistics.unknown_in_responses == 1 / 200
+  # A chat's prompt has no EOS; bytes that leave no token are as unknown as others.
+  described = json.loads(tiny_tokenizer.tokenizer_json())
+  del described["model"]["vocab"]["\u0104"]  # byte 4 in GPT-2's table
+  vocab = HuggingFaceVocabulary(
+    tiny_tokenizer.write(tmp_path, "chatml", tokenizer=json.dumps(described))
+  )
+  said = lambda role, text: ({"role": role, "content": text},)  # noqa: E731
+  chat = Example(
+    said("user", "the \x04cat sat"), said("assistant", "Hello" * 30),
+    said("assistant", "\x04Go"), "",
+  )  # fmt: skip
+  limits = {"prompt_length": 40, "response_length": 40}
+  dataset, statistics = tokenize([chat], vocab, **limits)
+  assert statistics.unknown_in_prompts == 1 / len(dataset.prompts[0])
+  sizes = [len(vocab.response("", text)) - 1 for text in ("Hello" * 30, "Go")]
+  assert statistics.unknown_in_responses == pytest.approx(1 / sum(sizes))
+
+
+def test_it_is_told_how_many_chats_lost_messages_and_how_many_a_part_of_one(tmp_path):
+  vocab = HuggingFaceVocabulary(tiny_tokenizer.write(tmp_path, "chatml"))
+  user = {"role": "user", "content": "one"}
+  turn = (user, {"role": "assistant", "content": "two"})
+  system = {"role": "system", "content": "Be kind."}
+  long = {"role": "user", "content": "word " * 50}
+  prompts = [(system, user), (system, *turn * 6, user), (system, *turn, long)]
+  prompts.append((system, long))
+  answers = ({"role": "assistant", "content": c} for c in ("yes", "no"))
+  yes, no = ((answer,) for answer in answers)
+  limits = {"prompt_length": 64, "response_length": 8}
+  dataset, statistics = tokenize(
+    [Example(prompt, yes, no, "") for prompt in prompts], vocab, **limits
+  )
+  marks = vocab.decode_prompt(vocab.prompt(Conversation((system, user)))).split("one")
+  for i in range(4):
+    text = vocab.decode_prompt(dataset.prompts[i])
+    assert text.startswith(marks[0]) and text.endswith(marks[1])
+  assert statistics.truncated_prompts == 0.75
+  line = "50.0% of prompts lost whole messages to fit, 50.0% a part of their text"
+  assert line in statistics.lines()
 
 
 def test_messages_are_tokenised_as_transcripts():

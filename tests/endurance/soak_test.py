@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -12,9 +13,9 @@ from alignment.runtime import checkpoint
 from tests.endurance import soak
 
 
-def test_a_study_survives_its_kills(tmp_path):
-  """4 of `make soak`'s 50, in a study with one run."""
-  config = soak.ROOT / "tests" / "studies.py:short"
+def test_a_study_of_two_families_survives_its_kills(tmp_path):
+  """4 of `make soak`'s 50, in a study with an online run of each, and its replay."""
+  config = soak.ROOT / "tests" / "studies.py:families"
   kills = [
     soak.Kill(3, "after"),
     soak.Kill(12, "clock", 0.3),
@@ -23,6 +24,16 @@ def test_a_study_survives_its_kills(tmp_path):
   ]
   hits, studies = soak.Study(config, tmp_path).survives(kills)
   assert len(hits) == 4 and studies >= 1
+  saved = {
+    re.sub("-[^/]*", "", name): digest
+    for name, digest in soak.snapshot(tmp_path / "undisturbed").items()
+  }
+  for size in ("nano", "llama_nano"):
+    online, replay = (
+      saved[f"artefacts/world0_{run}_size{size}/params/8"]
+      for run in ("online_ipo", "replay_ipo_window0")
+    )
+    assert online == replay
 
 
 def test_the_plan_is_seeded_and_half_by_the_clock():

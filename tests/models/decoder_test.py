@@ -356,7 +356,11 @@ def shapes_of(cfg):
 
 
 def test_sizes():
-  small_ones = {f"{name}_{size}" for name in NANO.values() for size in ("nano", "tiny")}
+  small_ones = {
+    f"{name}_{size}"
+    for name in NANO.values()
+    for size in ("nano", "micro", "milli", "tiny")
+  }
   assert set(sizes.DECODERS) == set(COUNTS) | small_ones
   for name, count in COUNTS.items():
     cfg = registry.config(name)

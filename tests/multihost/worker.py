@@ -5,6 +5,7 @@ A plan is a list of [what, arguments by name]. `train` trains a tiny model on a 
 number of processes has written.
 """
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -20,20 +21,27 @@ import numpy as np
 from alignment.core import optim, rollout, train_step
 from alignment.core.loop import Learner, Schedule, train
 from alignment.data import sources
-from alignment.models import t5
+from alignment.models import registry, t5
 from alignment.runtime import checkpoint, exits, hosts, sharding, supervise
 from alignment.runtime.files import write_json
 from alignment.types import UserError
 from tests import quickly, tiny
 from tests.core import loop_test
 
-MODEL = t5.T5(tiny.CFG)
+MODELS = {
+  "t5": t5.T5(tiny.CFG),
+  "llama": registry.model(dataclasses.replace(tiny.DECODERS["llama"], num_layers=1)),
+}
 OPTIMIZER = optim.Optimizer("adamw")
-RULES = t5.RULES
 
 
 def run(
-  directory: str | Path, steps: int, signal: int = 0, at: int = -1, process: int = -1
+  directory: str | Path,
+  steps: int,
+  signal: int = 0,
+  at: int = -1,
+  process: int = -1,
+  family: str = "t5",
 ) -> None:
   """Trains up to `steps`; saves the first batches' ids, and the final parameters.
 
@@ -55,15 +63,17 @@ def run(
       return batch
 
   source = Source(loop_test.dataset(), 8, tiny.S, tiny.T, mesh, seed=1)
-  objective = train_step.PolicyObjective(MODEL, "ipo")
-  layout = train_step.abstract_state(MODEL, OPTIMIZER, mesh, RULES)
+  model = MODELS[family]
+  rules = model.layout_rules(mesh.shape["tensor"])
+  objective = train_step.PolicyObjective(model, "ipo")
+  layout = train_step.abstract_state(model, OPTIMIZER, mesh, rules)
   learner = Learner(
     abstract_state=layout,
     init_state=jax.jit(
-      lambda: train_step.init_state(MODEL.init(jax.random.key(3)), OPTIMIZER),
+      lambda: train_step.init_state(model.init(jax.random.key(3)), OPTIMIZER),
       out_shardings=jax.tree.map(lambda leaf: leaf.sharding, layout),
     ),
-    step=train_step.compiled(objective, OPTIMIZER, 1, mesh, RULES, MODEL),
+    step=train_step.compiled(objective, OPTIMIZER, 1, mesh, rules, model),
     hyper=train_step.hyper(1e-2, warmup_steps=3, beta=0.1),
   )
   schedule = Schedule(steps, keep_params_at=(steps,), log_every=3, save_every=10)
@@ -77,7 +87,7 @@ def read(directory: str | Path, step: int) -> None:
   """Restores parameters under this number of processes: they are what was written."""
   directory = Path(directory)
   mesh = sharding.make_mesh(2, 2) if jax.device_count() == 4 else sharding.make_mesh()
-  layout = train_step.abstract_state(MODEL, OPTIMIZER, mesh, RULES)
+  layout = train_step.abstract_state(MODELS["t5"], OPTIMIZER, mesh, t5.RULES)
   restored = checkpoint.restore_params(directory, step, layout.params)
   with np.load(directory / "final-0.npz") as written:
     for name, leaf in zip(
@@ -99,7 +109,7 @@ def roll(directory: str | Path) -> None:
       judged.append(len(batch.ids_B))
       return super().scores(params, batch)
 
-  roller = rollout.Roller(tiny.SAMPLER, MODEL, Judge(), 4, "best_worst")
+  roller = rollout.Roller(tiny.SAMPLER, MODELS["t5"], Judge(), 4, "best_worst")
   params = jax.device_put(tiny.params(), sharding.replicated(mesh))
   prompts = sharding.put_batch(tiny.batch(8), mesh)
   rolled = rollout.compiled(roller, mesh)(

@@ -46,11 +46,11 @@ def test_real_templates(tmp_path, name):
 
 
 @pytest.mark.skipif(
-  "ALIGNMENT_SMOLLM2" not in os.environ,
-  reason="ALIGNMENT_SMOLLM2 does not name SmolLM2's directory",
+  not os.environ.get("SMOLLM2_DIR"),
+  reason="SMOLLM2_DIR does not name SmolLM2's directory",
 )
 def test_smollm2():
-  assert_agrees(Path(os.environ["ALIGNMENT_SMOLLM2"]), tiny_tokenizer.conversations())
+  assert_agrees(Path(os.environ["SMOLLM2_DIR"]), tiny_tokenizer.conversations())
 
 
 TEXT = "the cat sat on the mat and Response A: beat Response B: today"

@@ -89,6 +89,7 @@ def runs(tmp_path_factory):
   """All launches: what they wrote, and how their processes ended, by name."""
   directory = tmp_path_factory.mktemp("hosts")
   four, two, stopped = (directory / name for name in ("four", "two", "stopped"))
+  llama = train(directory / "llama", family="llama")
   term, kill = signal.SIGTERM, signal.SIGKILL
   ends = {
     "four": launch(
@@ -96,7 +97,7 @@ def runs(tmp_path_factory):
     ),
     "killed": launch(
       2,
-      [read(four), train(two), train(stopped, signal=kill, at=13, process=1)],
+      [read(four), train(two), llama, train(stopped, signal=kill, at=13, process=1)],
       heartbeat=10,
     ),
     "stopped": launch(2, [train(stopped, signal=term, at=17, process=1)]),
@@ -132,13 +133,16 @@ def logged(directory: Path) -> dict[str, list[float]]:
   return {key: [row[key] for row in rows] for key in rows[0]}
 
 
-def test_two_and_four_processes_train_as_one(runs, tmp_path):
+@pytest.mark.parametrize(
+  "family, names", [("t5", ("two", "four")), ("llama", ("llama",))]
+)
+def test_two_and_four_processes_train_as_one(runs, tmp_path, family, names):
   directory, _ = runs
-  worker.run(tmp_path, STEPS)
+  worker.run(tmp_path, STEPS, family=family)
   expected = logged(tmp_path)
   ids = json.loads((tmp_path / "ids.json").read_text())
   assert len(ids) == 8 and len(set(map(tuple, ids))) == 8
-  for name in "two", "four":
+  for name in names:
     assert json.loads((directory / name / "ids.json").read_text()) == ids
     found = logged(directory / name)
     assert found["step"] == expected["step"]
@@ -191,6 +195,19 @@ def test_killed_and_preempted_it_ends_the_same(runs):
     np.testing.assert_array_equal(final(directory / "stopped")[key], array)
   written = [(directory / n / "metrics.jsonl").read_bytes() for n in ("two", "stopped")]
   assert written[0] == written[1] and written[0].count(b"\n") == STEPS // 3
+
+
+@pytest.mark.slow
+def test_so_does_a_decoder(tmp_path):
+  whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+  killed = train(stopped, family="llama", signal=signal.SIGKILL, at=13, process=1)
+  launch(2, [train(whole, family="llama"), killed], heartbeat=10)
+  assert not (stopped / "final-0.npz").exists()
+  preempted = train(stopped, family="llama", signal=signal.SIGTERM, at=17, process=1)
+  ends = launch(2, [preempted]) + launch(2, [train(stopped, family="llama")])
+  assert [status for status, _ in ends] == [PREEMPTED_STATUS] * 2 + [0, 0], ends
+  for key, array in final(whole).items():
+    np.testing.assert_array_equal(final(stopped)[key], array)
 
 
 def test_what_the_first_refuses_all_refuse():
@@ -277,19 +294,22 @@ def test_a_signal_to_the_first_worker_stops_both(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-def test_a_study_of_several_processes_is_that_of_one(count, tmp_path):
+@pytest.mark.parametrize("count, size", [(2, "nano"), (4, "nano"), (2, "llama_nano")])
+def test_a_study_of_several_processes_is_that_of_one(count, size, tmp_path):
   """All stages, with evaluations as close as 8 training steps keep rounding.
 
   And what the processes recorded together replays, on them, bit for bit.
   """
-  alone = start(*command(tmp_path / "one"))
+  roles = ("golden_pm", "proxy_pm", "policy", "golden_policy")
+  sizes = [f"--config.{role}.size={size}" for role in roles]
+  alone = start(*command(tmp_path / "one", *sizes))
   assert finish([alone])[0][0] == 0
   port = free_port()
   together = [
     start(
       *command(
         tmp_path / "several",
+        *sizes,
         f"--coordinator=127.0.0.1:{port}",
         f"--num_processes={count}",
         f"--process_id={i}",

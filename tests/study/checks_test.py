@@ -200,6 +200,20 @@ def test_one_checkpoint_is_not_of_two_sizes(tmp_path):
   studies.graph(studies.nano(**sizes, **{"sft.init": f"{tmp_path}/{{size}}"}))
 
 
+def test_what_sft_starts_from_for_one_size_is_what_its_policies_are(tmp_path):
+  cfg = t5.config("nano", vocab_rows=128, d_ff=80)
+  huggingface.write(tmp_path / "own", cfg, tiny.params(0, cfg))
+  config = studies.nano(**{"runs": {"online": {"size": ("nano", "micro")}}})
+  config.sft.by_size = {"nano": {"init": str(tmp_path / "own")}}
+  study = studies.graph(config)
+  for size, d_ff in (("nano", 80), ("micro", 128)):
+    policy = study.policies()[f"world0_online_ipo_size{size}"]
+    assert policy.model().cfg.d_ff == study.sft(size).model().cfg.d_ff == d_ff
+  config.sft.by_size = {"nano": {"init": ""}}
+  with pytest.raises(UserError, match="sft.init is '': give a checkpoint's directory"):
+    studies.graph(config)
+
+
 def test_the_toy_language_is_not_pooled():
   with pytest.raises(UserError, match="sft.data pools files and TFDS data sets, not"):
     studies.graph(studies.nano(**{"sft.data": ({"num_pairs": 9},)}))

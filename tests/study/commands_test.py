@@ -41,9 +41,30 @@ def test_show_batch(capsys, nano):
   out = capsys.readouterr().out
   for name in ("prompt (", "preferred (", "other (", "judge reads ("):
     assert out.count(name) == 3
-  prompt = re.search(r"prompt \((\d+) of 9 positions\)\n  text    (.*)\n", out)
-  assert len(prompt[2].split()) == int(prompt[1])  # every token is shown
-  assert re.search(r"  mask    1 x 9, 0 x 0\n", out)
+  first = out[out.index("--- pair 0") : out.index("--- pair 1")]
+  assert first.startswith("--- pair 0, toy:")
+  read = {
+    name.split(" (")[0]: rows
+    for name, *rows in (part.split("\n") for part in re.split(r"\n(?=\w)", first)[1:])
+  }
+  origins = {name: [row[2:18].strip() for row in rows] for name, rows in read.items()}
+  assert origins["prompt"] == ["prompt", "", "ending", ""]
+  for name in ("preferred", "other"):
+    assert origins[name][:4] == ["response", "", "ending", ""]
+  judged = [name for name in origins["judge reads"] if name]
+  assert judged == [
+    "prompt", "ending", "marker", "first response", "first ending", "marker",
+    "second response", "second ending", "marker", "padding",
+  ]  # fmt: skip
+  # Every token is shown, by its text and by its id.
+  dataset = nano.data("data")
+  shown = [int(i) for row in read["prompt"][1::2] for i in row.split()]
+  assert shown == dataset.prompts[0].tolist()
+  words = read["prompt"][0].removeprefix("  prompt").split()
+  assert len(words) == len(shown) - 1
+  end = out.rindex("padding")
+  whole = 30 - int(re.search(r"padding +(\d+) x", out[end:])[1])
+  assert f"judge reads ({whole} of 30 positions)" in out
 
 
 def test_sample_from_any_model(capsys, nano):

@@ -1,7 +1,7 @@
 """What a vocabulary is: text to token ids and back, prompts, and a judge's marks."""
 
 import abc
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 
 from alignment.data import chats
@@ -32,7 +32,10 @@ class FittedPrompt:
   """A prompt's ids, and what it lost to fit."""
 
   ids: list[int]
-  tokens: int  # before anything was cut
+  whole: list[int]  # the ids before anything was cut
+  prompt: (
+    str | Conversation
+  )  # what of it is in `ids`; a text that was cut is whole here
   messages_cut: int = 0  # whole ones, from the oldest on
   text_cut: bool = False  # a part of the text, or of the last message, is gone
 
@@ -103,14 +106,14 @@ class Vocabulary(abc.ABC):
     del ids
     return None
 
-  def unknown(self, ids: Iterable[int]) -> int:
-    """How many of the ids stand for text that the vocabulary lacks."""
-    return sum(i == self.unk_id for i in ids)
+  def unknown(self, ids: Sequence[int], text: str = "") -> int:
+    """How much of a text the vocabulary lacks.
 
-  def lost(self, text: str) -> int:
-    """How many bytes of the text leave no id at all, not even an unknown one."""
+    That is how many of its ids stand for what is unknown, and how many of its bytes
+    leave no id at all.
+    """
     del text
-    return 0
+    return 0 if self.unk_id is None else ids.count(self.unk_id)
 
   def prompt(self, prompt: str | Conversation) -> list[int]:
     """All ids of a prompt.
@@ -118,8 +121,27 @@ class Vocabulary(abc.ABC):
     Raises:
       UserError: a text or a conversation that this vocabulary cannot write.
     """
-    text = prompt if isinstance(prompt, str) else chats.transcript(prompt)
-    return [*self.before_prompt, *self.encode(text), *self.after_prompt]
+    before, after = self.around(prompt)
+    return [*before, *self.encode_rendered(self.rendered(prompt)), *after]
+
+  def rendered(self, prompt: str | Conversation) -> str:
+    """A prompt as the text that becomes its ids.
+
+    Raises:
+      UserError: as `prompt`.
+    """
+    return prompt if isinstance(prompt, str) else chats.transcript(prompt)
+
+  def encode_rendered(self, text: str) -> list[int]:
+    """The ids of what is `rendered`."""
+    return self.encode(text)
+
+  def around(
+    self, prompt: str | Conversation
+  ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that stand before and after what is rendered."""
+    del prompt
+    return self.before_prompt, self.after_prompt
 
   def response(self, prompt: str | Conversation, reply: Reply) -> list[int]:
     """The ids of a reply to `prompt`, with `eos_id` at the end.
@@ -150,12 +172,12 @@ class Vocabulary(abc.ABC):
     start, end = len(self.before_prompt), len(ids) - len(self.after_prompt)
     excess = len(ids) - limit
     if excess <= 0:
-      return FittedPrompt(ids, len(ids))
+      return FittedPrompt(ids, ids, prompt)
     if excess > end - start:
       raise UserError(f"prompt_length {limit} is shorter than a prompt's marks")
     kept = ids[start + excess : end] if side == "left" else ids[start : end - excess]
     fitted = [*self.before_prompt, *kept, *self.after_prompt]
-    return FittedPrompt(fitted, len(ids), text_cut=True)
+    return FittedPrompt(fitted, ids, prompt, text_cut=True)
 
   def _checked(self, ids: Iterable[int]) -> Iterable[int]:
     for i in map(int, ids):
@@ -170,6 +192,8 @@ def text_of(reply: Reply) -> str:
   Raises:
     UserError: it is not.
   """
+  if isinstance(reply, str):
+    return reply
   message = chats.assistant(reply)
   if fields := chats.hidden_fields(Conversation((message,))):
     raise UserError(

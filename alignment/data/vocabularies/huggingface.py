@@ -75,9 +75,12 @@ class HuggingFaceVocabulary(base.Vocabulary):
   def tokens(self) -> Mapping[str, int]:
     return self._ids
 
-  def lost(self, text: str) -> int:
-    data = text.encode(errors="replace")
-    return len(data) - len(data.translate(None, self._missing_bytes))
+  def unknown(self, ids: Sequence[int], text: str = "") -> int:
+    unknown = super().unknown(ids)
+    if missing := self._missing_bytes:
+      data = text.encode(errors="replace")
+      unknown += len(data) - len(data.translate(None, missing))
+    return unknown
 
   def files(self) -> Mapping[str, bytes]:
     contents = self._files.contents
@@ -107,10 +110,24 @@ class HuggingFaceVocabulary(base.Vocabulary):
 
   def prompt(self, prompt: str | Conversation) -> list[int]:
     prompt = _conversation(prompt)
-    if isinstance(prompt, str) or self._template is None:
-      return super().prompt(prompt)
-    self._check_fields(prompt, as_prompt=True)
-    return self._encode(self._write(prompt, as_prompt=True))
+    if self._template is not None and not isinstance(prompt, str):
+      self._check_fields(prompt, as_prompt=True)
+    return super().prompt(prompt)
+
+  def rendered(self, prompt: str | Conversation) -> str:
+    prompt = _conversation(prompt)
+    if isinstance(prompt, str):
+      return self._as_text(prompt)
+    return self._write(prompt, as_prompt=True)
+
+  def encode_rendered(self, text: str) -> list[int]:
+    return self._encode(text)
+
+  def around(
+    self, prompt: str | Conversation
+  ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    by_template = self._template and not isinstance(_conversation(prompt), str)
+    return ((), ()) if by_template else super().around(prompt)
 
   def response(self, prompt: str | Conversation, reply: Reply) -> list[int]:
     prompt = _conversation(prompt)
@@ -142,18 +159,16 @@ class HuggingFaceVocabulary(base.Vocabulary):
       return super().fit_prompt(prompt, limit, side)
     ids = self.prompt(prompt)
     if len(ids) <= limit:
-      return FittedPrompt(ids, len(ids))
+      return FittedPrompt(ids, ids, prompt)
     shorter = _shorter(prompt)
     at = bisect.bisect_left(shorter, True, key=lambda c: len(self.prompt(c)) <= limit)
     kept = (*shorter, shorter[-1] if shorter else prompt)[at]
-    fitted = FittedPrompt(
-      self.prompt(kept), len(ids), len(prompt.messages) - len(kept.messages)
-    )
+    messages_cut = len(prompt.messages) - len(kept.messages)
+    fitted = FittedPrompt(self.prompt(kept), ids, kept, messages_cut)
     if len(fitted.ids) <= limit:
       return fitted
-    return dataclasses.replace(
-      fitted, ids=self._cut_last(kept, limit, side), text_cut=True
-    )
+    kept = self._cut_last(kept, limit, side)
+    return FittedPrompt(self.prompt(kept), ids, kept, messages_cut, text_cut=True)
 
   @functools.cached_property
   def judge_markers(self) -> JudgeMarkers:  # type: ignore[override]
@@ -350,16 +365,18 @@ class HuggingFaceVocabulary(base.Vocabulary):
       f" eos_token in {tokenizer_files.CONFIG}"
     )
 
-  def _cut_last(self, conversation: Conversation, limit: int, side: str) -> list[int]:
-    """The prompt's ids with so much of its last message as fits."""
+  def _cut_last(
+    self, conversation: Conversation, limit: int, side: str
+  ) -> Conversation:
+    """The prompt with so much of its last message as fits."""
     *before, last = conversation.messages
     content = last.get("content")
 
-    def with_content(text: str) -> list[int]:
+    def with_content(text: str) -> Conversation:
       message = {**last, "content": text}
-      return self.prompt(dataclasses.replace(conversation, messages=(*before, message)))
+      return dataclasses.replace(conversation, messages=(*before, message))
 
-    room = limit - len(with_content(""))
+    room = limit - len(self.prompt(with_content("")))
     if room < 0 or not isinstance(content, str):
       raise UserError(
         f"prompt_length {limit} cannot hold the system message and the marks of a turn,"
@@ -369,10 +386,11 @@ class HuggingFaceVocabulary(base.Vocabulary):
     keep = min(room, len(spans))
     while keep > 0:
       left, right = spans[-keep][0], spans[keep - 1][1]
-      ids = with_content(content[left:] if side == "left" else content[:right])
-      if len(ids) <= limit:
-        return ids
-      keep -= len(ids) - limit
+      shorter = with_content(content[left:] if side == "left" else content[:right])
+      excess = len(self.prompt(shorter)) - limit
+      if excess <= 0:
+        return shorter
+      keep -= excess
     return with_content("")
 
   # --- the judge ----------------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 
 from alignment.core import evaluation
 from alignment.data import pairs, readers, records, tokenizer
-from alignment.data.examples import Reading
+from alignment.data.examples import Example, Reading
 from alignment.runtime import hosts
 from alignment.runtime.files import checksum, write_json
 from alignment.runtime.metrics import progress
@@ -64,24 +64,32 @@ class PairData(Artefact):
         progress(f"data ({split}): {line}")
     write_json(directory / "statistics.json", report)
 
-  def _tokenized(self, reading: Reading) -> dict[str, tokenizer.Tokenized]:
-    """The pairs of both splits; `reading` receives what was dropped and ignored."""
+  def examples(self, reading: Reading) -> Iterator[Example]:
+    """The pairs as text, in their order; `reading` receives what is dropped."""
     c = ConfigDict(self.chosen)
     if c.format == "toy":
       assert self.setting.language is not None
       examples = self.setting.language.examples(c.num_pairs)
     else:
       examples = readers.FORMATS[c.format](c, reading)
-    collected = tokenizer.Tokenizer(
+    return itertools.islice(examples, c.num_pairs or None)
+
+  def new_tokenizer(self, reading: Reading) -> tokenizer.Tokenizer:
+    """With what the configuration says of pairs."""
+    return tokenizer.Tokenizer(
       self.setting.vocabulary,
       reading,
       **self.setting.lengths,
-      truncate_prompt=c.truncate_prompt,
-      long_response=c.long_response,
+      truncate_prompt=self.chosen["truncate_prompt"],
+      long_response=self.chosen["long_response"],
     )
-    for example in itertools.islice(examples, c.num_pairs or None):
+
+  def _tokenized(self, reading: Reading) -> dict[str, tokenizer.Tokenized]:
+    """The pairs of both splits; `reading` receives what was dropped and ignored."""
+    collected = self.new_tokenizer(reading)
+    for example in self.examples(reading):
       collected.add(example)
-    return collected.split(c.validation_fraction)
+    return collected.split(self.chosen["validation_fraction"])
 
   def _check_validation(self, splits: Mapping[str, tokenizer.Tokenized]) -> None:
     train, validation = (splits[split].statistics for split in SPLITS)
