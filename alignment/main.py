@@ -71,6 +71,8 @@ def main(argv: list[str]) -> None:
   if config.keep_compiled:
     compilation.keep(workdir / "compiled")
   is_first = not _WORKER.value
+  if config.check_memory and is_first:
+    commands.check_memory(studies, workdir, _STAGES.value, count)
   with workers.started(count - 1 if is_first else 0) as fellows:
     commands.run(studies, workdir, _STAGES.value, fellows.check)
     fellows.wait()

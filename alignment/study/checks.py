@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from alignment.analysis import figures, runs
 from alignment.core import evaluation, losses
 from alignment.data import layouts, readers, vocabularies
-from alignment.runtime import sharding
+from alignment.runtime import sharding, tracking
 from alignment.study import graph, recipes
 from alignment.study.artefacts import Artefact, closure
 from alignment.study.recipes import PolicyRecipe, PreferenceRecipe, Recipe
@@ -72,6 +72,7 @@ def check_config(config: ConfigDict) -> None:
     given = functools.reduce(getattr, key.split("."), config)
     if not least <= given < math.inf:
       raise UserError(f"{key} is {given}; give at least {least}")
+  tracking.check(config.tracking)
   _check_evaluation(config.evaluation)
   _check_all_data(config)
   for name, recipe in _recipes(config):

@@ -11,8 +11,8 @@ from alignment.core import evaluation
 from alignment.data import pairs, vocabularies
 from alignment.models import huggingface
 from alignment.runtime import hosts, sharding
+from alignment.runtime.activity import progress
 from alignment.runtime.files import directory_option
-from alignment.runtime.metrics import progress
 from alignment.study import artefacts
 from alignment.study.graph import Study
 from alignment.study.setting import Setting

@@ -17,6 +17,7 @@ from alignment.core.rows import map_rows
 from alignment.data import pairs, toy, vocabularies
 from alignment.models.protocol import Model
 from alignment.runtime import sharding
+from alignment.runtime.tracking import Tracking
 from alignment.study.models import Models
 from alignment.study.parameters import Parameters
 from alignment.study.programs import Shapes
@@ -83,6 +84,10 @@ class Setting:
       sharding.Layout(self.mesh, rules),
     )
 
+  def tracking(self, key: str) -> Tracking:
+    """Who is told of the metrics of a run that is known by `key`."""
+    return Tracking(tuple(self.config.tracking), self.config.task, key)
+
   @functools.cached_property
   def shapes(self) -> Shapes:
     return Shapes(self.mesh, **self.lengths)
@@ -105,6 +110,7 @@ class Setting:
     function: Callable[[Any], Any],
     dataset: pairs.PairDataset,
     indices: np.ndarray | None = None,
+    doing: str = "evaluating",
   ) -> Any:
     """`function(batch)` over a data set's rows, by default all, as host arrays."""
     indices = np.arange(len(dataset)) if indices is None else indices
@@ -114,6 +120,7 @@ class Setting:
       indices,
       self.config.evaluation.batch_size,
       self.mesh,
+      doing,
     )
 
   # --- what determines numbers, as artefacts say it ---

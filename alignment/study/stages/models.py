@@ -17,8 +17,8 @@ from alignment.core.optim import Optimizer
 from alignment.data import pairs, sources
 from alignment.models import protocol
 from alignment.runtime import checkpoint
+from alignment.runtime.activity import progress
 from alignment.runtime.files import checksum, write_json
-from alignment.runtime.metrics import progress
 from alignment.study.artefacts import Artefact, Read
 from alignment.study.programs import Pass, Program, Work
 from alignment.study.recipes import PreferenceRecipe, Recipe, Start
@@ -157,6 +157,7 @@ class TrainedModel(Model):
       save_every=self.setting.config.save_every,
       refresh_every=refresh_every,
       show=show,
+      tracking=self.setting.tracking(self.key),
     )
     loop.train(self.name, directory, learner, source, schedule, before_save)
 
