@@ -87,8 +87,8 @@ class Meter:
     if innermost and not self._reports:
       so_far = duration(time.monotonic() - self._start)
       return f"{self._doing}, compiling or loading, {so_far} so far"
-    of = f"/{self._total}" if self._total else ""
-    return f"{self._doing} {self._done}{of} {self._unit}{self.speed()}"
+    total = f"/{self._total}" if self._total else ""
+    return f"{self._doing} {self._done}{total} {self._unit}{self.speed()}"
 
   def speed(self) -> str:
     """`  812.0 pairs/s, 1m08s left`; empty where it cannot be told."""

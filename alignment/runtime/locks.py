@@ -29,7 +29,7 @@ def lock(workdir: Path, key: str) -> Iterator[bool]:
   path = workdir / "locks" / key
   path.parent.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
-    held = None if _is_fuse(path.parent) else _flock(path, stack)
+    held = None if is_fuse(path.parent) else _flock(path, stack)
     yield _lease(path.with_name(f"{key}.lease"), stack) if held is None else held
 
 
@@ -71,7 +71,7 @@ def _flock(path: Path, stack: contextlib.ExitStack) -> bool | None:
   return True
 
 
-def _is_fuse(directory: Path) -> bool:
+def is_fuse(directory: Path) -> bool:
   """Whether the directory's mount is a user-space file system (Linux only)."""
   mounts = Path("/proc/self/mounts")
   if not mounts.exists():

@@ -75,7 +75,6 @@ def _wanted(studies: Sequence[Study], names: Sequence[str]) -> list[list[Artefac
   for name in names:
     if name not in INSPECTIONS and not any(name in world for world in worlds):
       every = dict.fromkeys(n for world in worlds for n in world)
-      raise UserError(
-        f"no stage is called '{name}'; there are {', '.join([*INSPECTIONS, *every])}"
-      )
+      choices = [*INSPECTIONS, "status", *every]
+      raise UserError(f"no stage is called '{name}'; there are {', '.join(choices)}")
   return [[world[name] for name in names or world if name in world] for world in worlds]

@@ -127,9 +127,11 @@ def _of_cgroup() -> int | None:
 
 def _cached(used: Path) -> int:
   """Of what a container uses, files that would make room."""
-  rows = (line.split() for line in used.with_name("memory.stat").read_text().splitlines())
-  of = {row[0]: int(row[1]) for row in rows if len(row) == 2}
-  return of.get("total_inactive_file", of.get("inactive_file", 0))
+  rows = (
+    line.split() for line in used.with_name("memory.stat").read_text().splitlines()
+  )
+  sizes = {row[0]: int(row[1]) for row in rows if len(row) == 2}
+  return sizes.get("total_inactive_file", sizes.get("inactive_file", 0))
 
 
 def gib(size: float) -> str:

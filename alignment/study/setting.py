@@ -59,7 +59,7 @@ class Setting:
       vocabulary=vocabulary,
       mesh=sharding.make_mesh(**config.mesh),
       models=Models.of(config, vocabulary),
-      language=_language(config, world),
+      language=language(config, world),
     )
 
   # --- layout ---
@@ -183,7 +183,12 @@ class Setting:
     return first - second
 
 
-def _language(config: ConfigDict, world: int) -> toy.Language | None:
+def language(config: ConfigDict, world: int) -> toy.Language | None:
+  """A world's generated language; None where the data is real.
+
+  Raises:
+    UserError: for a key that it does not have.
+  """
   c = config.data
   if c.format != "toy":
     return None
