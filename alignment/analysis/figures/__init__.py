@@ -68,6 +68,10 @@ class Drawn(NamedTuple):
   csv: Path
   svg: str
 
+  def _repr_html_(self) -> str:
+    """For notebooks."""
+    return self.svg
+
 
 def draw(
   name: str,
