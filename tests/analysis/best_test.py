@@ -20,7 +20,7 @@ def test_the_best_checkpoint_of_every_series_with_its_interval(study):
   ]
   assert lines[-1].startswith("sft ")
   assert not any("golden_policy" in line for line in lines)
-  online = synthetic.chosen(study, "online")
+  online = [run for run in study if run.series == "online"]
   best = max(run.win_rates_E("golden PM").max() for run in online)
   (row,) = (line for line in lines if line.startswith("online "))
   run = next(run for run in online if run.name == row.split()[1])
