@@ -70,21 +70,23 @@ def main(argv: list[str]) -> None:
   count = config.workers if not (_STAGES.value or _DRY_RUN.value) else 1
   start_processes(count)
   # After the processes have come together.
-  from alignment.study import checks, commands, publish
+  from alignment.study import checks, commands
 
   studies = checks.studies(config, workdir)
   if _DRY_RUN.value:
     commands.dry_run(studies, workdir, _STAGES.value)
     return
-  if config.keep_compiled:
-    compilation.keep(workdir / "compiled")
   is_first = not _WORKER.value
   if config.check_memory and is_first:
     commands.check_memory(studies, workdir, _STAGES.value, count)
+  if config.keep_compiled:
+    compilation.keep(workdir / "compiled")
   with workers.started(count - 1 if is_first else 0) as fellows:
     commands.run(studies, workdir, _STAGES.value, fellows.check)
     fellows.wait()
     if is_first and not _STAGES.value:
+      from alignment.study import publish  # imports Matplotlib: seconds
+
       publish.finish(config, studies, workdir)
   hosts.end()
 

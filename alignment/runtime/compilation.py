@@ -14,6 +14,7 @@ from pathlib import Path
 import platform
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from alignment.runtime import hosts
 from alignment.runtime.locks import is_fuse
@@ -29,6 +30,7 @@ def keep(directory: Path) -> None:
   locked = not is_fuse(directory)
   if hosts.is_first():
     _mend(directory) if locked else _trim(directory)
+  compilation_cache.reset_cache()  # what was compiled before has settled for none
   jax.config.update("jax_compilation_cache_dir", str(directory))
   jax.config.update("jax_compilation_cache_max_size", MAX_BYTES if locked else -1)
   # Small programs are most of a small study: what takes long to trace is not cached.

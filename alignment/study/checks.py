@@ -14,7 +14,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from alignment.analysis import figures, runs
+from alignment.analysis import runs
+from alignment.analysis.captions import FIGURES
 from alignment.core import evaluation, losses
 from alignment.data import layouts, readers, vocabularies
 from alignment.runtime import sharding, tracking
@@ -65,8 +66,8 @@ def check_config(config: ConfigDict) -> None:
   if not 1 <= config.worlds <= 1000:
     raise UserError(f"worlds is {config.worlds}; give 1 to 1000")
   for name in config.figures:
-    if name not in figures.FIGURES:
-      names = ", ".join(figures.FIGURES)
+    if name not in FIGURES:
+      names = ", ".join(FIGURES)
       raise UserError(f"figures: no figure '{name}'; there are {names}")
   for key, least in _LEAST.items():
     given = functools.reduce(getattr, key.split("."), config)

@@ -102,6 +102,16 @@ def test_programs_are_found_where_the_directory_is_another(cache, tmp_path):
   assert compiled == {p.name for p in tmp_path.glob("moved/*/*-cache")}
 
 
+def test_a_program_that_was_compiled_before_does_not_switch_it_off(cache, tmp_path):
+  jax.config.update("jax_compilation_cache_dir", None)
+  compilation_cache.reset_cache()
+  small(5)
+  compilation.keep(tmp_path / "later")
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  small(6)
+  assert list(tmp_path.glob("later/*/*-cache"))
+
+
 def test_an_entry_that_a_killed_process_left_without_its_time_is_mended(cache):
   directory, _ = cache
   small(3)

@@ -137,6 +137,6 @@ def test_the_real_package_writes_a_run_offline(monkeypatch, tmp_path):
   run.write(4, {"loss": 0.4}, ())
   run.write(6, {"loss": 0.6}, ())
   run.close()
-  files = list(tmp_path.glob("wandb/offline-run-*/run-0123abcd.wandb"))
-  assert len(files) == 2 and (tmp_path / "wandb/sent").read_text() == "6"
+  (file,) = tmp_path.glob("wandb/offline-run-*/run-0123abcd.wandb")
+  assert file.stat().st_size and (tmp_path / "wandb/sent").read_text() == "6"
   assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
