@@ -57,6 +57,7 @@ EXTRAS_REQUIRE = {
     "sphinx-book-theme>=1.4,<2",
     "sphinx-copybutton>=0.5.2,<0.6",
   ],
+  "wandb": ["wandb>=0.31,<1"],  # tracking = ("tensorboard", "wandb")
   "cuda": ["jax[cuda12]"],
   "tpu": ["jax[tpu]"],
 }

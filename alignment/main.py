@@ -3,6 +3,7 @@
   python -m alignment.main --config=configs/quickstart.py --workdir=/tmp/quickstart
   python -m alignment.main --config=... --workdir=... --config.policy.beta=0.5
   python -m alignment.main --config=... --workdir=... --stages=show_batch
+  python -m alignment.main --config=... --workdir=... --stages=status
 
 Finished stages are skipped; a killed one resumes. On several hosts the same command
 runs on each (alignment/runtime/hosts.py). SIGTERM saves and exits with status 75.
@@ -14,7 +15,11 @@ if __name__ == "__main__":  # before imports that take a second
   interrupts.end_at_once()
   allocator.keep_memory()
 
+from pathlib import Path
+
 from absl import app, flags
+import jax
+from ml_collections import ConfigDict
 
 from alignment.flags import configuration, parse_flags
 from alignment.runtime import compilation, hosts, output, supervise, workers
@@ -59,24 +64,45 @@ def main(argv: list[str]) -> None:
   if not _WORKDIR.value:
     raise UserError("--workdir is required")
   workdir = directory_option(_WORKDIR.value, "--workdir")
+  if "status" in _STAGES.value:
+    show_status(config, workdir)
+    return
   count = config.workers if not (_STAGES.value or _DRY_RUN.value) else 1
   start_processes(count)
   # After the processes have come together.
-  from alignment.study import checks, commands, publish
+  from alignment.study import checks, commands
 
   studies = checks.studies(config, workdir)
   if _DRY_RUN.value:
     commands.dry_run(studies, workdir, _STAGES.value)
     return
+  is_first = not _WORKER.value
+  if config.check_memory and is_first:
+    commands.check_memory(studies, workdir, _STAGES.value, count)
   if config.keep_compiled:
     compilation.keep(workdir / "compiled")
-  is_first = not _WORKER.value
   with workers.started(count - 1 if is_first else 0) as fellows:
     commands.run(studies, workdir, _STAGES.value, fellows.check)
     fellows.wait()
     if is_first and not _STAGES.value:
+      from alignment.study import publish  # imports Matplotlib: seconds
+
       publish.finish(config, studies, workdir)
   hosts.end()
+
+
+def show_status(config: ConfigDict, workdir: Path) -> None:
+  """What runs meanwhile, here or elsewhere: beside it, so without its devices.
+
+  Raises:
+    UserError: if other stages are asked for, too.
+  """
+  if _STAGES.value != ["status"]:
+    raise UserError("--stages=status looks at a study that runs, and stands alone")
+  jax.config.update("jax_platforms", "cpu")
+  from alignment.study import status
+
+  status.status(config, workdir)
 
 
 def start_processes(count: int) -> None:

@@ -1,9 +1,9 @@
-"""The site of `make docs`: pages in Markdown, the reference from docstrings."""
+"""The site of `make docs`: pages in Markdown, a notebook, docstrings as reference."""
 
 from pathlib import Path
 import sys
 
-sys.path.insert(0, str(Path(__file__).parent))  # docstrings.py
+sys.path.insert(0, str(Path(__file__).parent))  # docstrings.py, notebooks.py
 
 project = "Online and offline alignment"
 author = "the authors of online-offline-alignment"
@@ -14,6 +14,7 @@ extensions = [
   "sphinx.ext.viewcode",
   "sphinx_copybutton",
   "docstrings",
+  "notebooks",
 ]
 exclude_patterns = ["_templates", "_static"]
 templates_path = ["_templates"]

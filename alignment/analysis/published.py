@@ -22,7 +22,7 @@ from pathlib import Path
 import re
 from typing import Any
 
-from alignment.analysis.figures import FIGURES
+from alignment.analysis.captions import FIGURES
 from alignment.analysis.records import (
   FILE_NAME,
   FINITE,

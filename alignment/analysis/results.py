@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.analysis import figures, published
+from alignment.analysis.best import best_checkpoints
 from alignment.analysis.claims import claims, format_claims, table
 from alignment.analysis.figures import Drawn
 from alignment.analysis.published import Published
@@ -22,7 +23,8 @@ from alignment.types import UserError
 
 
 def redraw(workdir: Path) -> None:
-  """Writes `figures/`, `claims.csv` and `report.html`; prints claims and what it wrote.
+  """Writes `figures/`, `claims.csv` and `report.html`; prints claims, the best
+  checkpoints and what it wrote.
 
   From the files of the working directory alone: `study.json`, and those it names.
 
@@ -47,6 +49,7 @@ def redraw(workdir: Path) -> None:
   )
   write_atomically(csv_path, figures.csv_bytes(table(measured)))
   print(format_claims(measured))
+  print(best_checkpoints(runs))
   for path in (
     *(path for figure in drawn.values() for path in (figure.png, figure.csv)),
     csv_path,

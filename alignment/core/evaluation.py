@@ -184,16 +184,16 @@ class Contest:
     both = self.prompts.replace(
       responses_BxNxT=np.stack([a[0], b[0]], 1), lengths_BxN=np.stack([a[1], b[1]], 1)
     )
-    return self.map(lambda x: margins(judge, params, x), both)
+    return self.map(lambda x: margins(judge, params, x), both, doing="judging")
 
-  def map(self, function: Callable[..., Any], *trees: Any) -> Any:
+  def map(self, function: Callable[..., Any], *trees: Any, doing: str) -> Any:
     """`function` over the rows of trees of host arrays."""
 
     def take(indices: np.ndarray) -> tuple[Any, ...]:
       return jax.tree.map(lambda x: x[indices], trees)
 
     count = len(jax.tree.leaves(trees)[0])
-    return map_rows(function, take, np.arange(count), self.batch_size, self.mesh)
+    return map_rows(function, take, np.arange(count), self.batch_size, self.mesh, doing)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,6 +242,7 @@ class PolicyEvaluation:
     return self.contest.map(
       lambda batch: sample(self.sampler, params, batch, self.key, num_samples, T),
       prompts,
+      doing="sampling",
     )
 
   def _divergence(
@@ -255,6 +256,7 @@ class PolicyEvaluation:
         self.model, params, self.model, self.reference_params, batch, logps
       ),
       *jax.tree.map(lambda x: x[: self.kl_prompts], (sampled, samples.logps_BxNxT)),
+      doing="scoring",
     )
     return {
       "kl": per_prompt["kl"].mean(),
@@ -268,7 +270,7 @@ class PolicyEvaluation:
 
   def _classification(self, params: Params) -> dict[str, float]:
     ratios_Qx2 = self.contest.map(
-      lambda batch: log_ratios(self.model, params, batch), self.pairs
+      lambda batch: log_ratios(self.model, params, batch), self.pairs, doing="scoring"
     )
     return {
       "classification_accuracy": outcome(ratios_Qx2[:, 0] - ratios_Qx2[:, 1]).mean(),

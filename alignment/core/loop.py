@@ -14,8 +14,10 @@ from alignment.core.train_step import Hyper, TrainState
 from alignment.data.sources import Source
 from alignment.runtime import hosts, sharding
 from alignment.runtime import metrics as metrics_lib
+from alignment.runtime.activity import Meter
 from alignment.runtime.checkpoint import Checkpoints
 from alignment.runtime.files import write_npz
+from alignment.runtime.tracking import Tracking
 from alignment.types import Batch, Preempted, SumWeight, UserError
 
 WATCHED = ("loss", "grad_norm")  # metrics that must stay finite
@@ -52,6 +54,7 @@ class Schedule:
     refresh_every: steps between renewals of the parameters that the source is handed:
       1 hands it the newest; with more, the copy belongs to the saved state.
     show: metrics named in the progress line.
+    tracking: who is told of metrics besides the run's own log.
   """
 
   steps: int
@@ -60,6 +63,7 @@ class Schedule:
   save_every: int
   refresh_every: int = 1
   show: tuple[str, ...] = ("loss",)
+  tracking: Tracking = Tracking()
 
   def logs(self, step: int) -> bool:
     return step % self.log_every == 0 or step == self.steps
@@ -102,26 +106,29 @@ def train(
   )
   if step == 0 and 0 in schedule.keep_params_at:
     checkpoints.save_params(0, state.params)
-  while step < schedule.steps and not stopping:
-    if schedule.refresh_every == 1:
-      behaviour = state.params
-    elif step % schedule.refresh_every == 0:  # a copy, since the step donates the state
-      behaviour = None  # gone before the next one is there
-      behaviour = jax.tree.map(jnp.copy, state.params)
-    batch = source.batch(step, behaviour)
-    state, step_metrics = learner.step(state, batch, learner.hyper)
-    step += 1
-    unlogged.add(_Step(step, step_metrics, batch))
-    stopping = hosts.preempted()
-    saving = stopping or schedule.saves(step)
-    unlogged.write(at_once=saving)  # before the state that follows it is saved
-    if step in schedule.keep_params_at:
-      checkpoints.save_params(step, state.params)
-    if saving:
-      if before_save is not None:
-        before_save(step)
-      saved = _items(schedule, state, behaviour)
-      checkpoints.save_state(step, saved, unlogged.fetch())
+  with unlogged.meter():
+    while step < schedule.steps and not stopping:
+      if schedule.refresh_every == 1:
+        behaviour = state.params
+      elif (
+        step % schedule.refresh_every == 0
+      ):  # a copy, since the step donates the state
+        behaviour = None  # gone before the next one is there
+        behaviour = jax.tree.map(jnp.copy, state.params)
+      batch = source.batch(step, behaviour)
+      state, step_metrics = learner.step(state, batch, learner.hyper)
+      step += 1
+      unlogged.add(_Step(step, step_metrics, batch))
+      stopping = hosts.preempted()
+      saving = stopping or schedule.saves(step)
+      unlogged.write(at_once=saving)  # before the state that follows it is saved
+      if step in schedule.keep_params_at:
+        checkpoints.save_params(step, state.params)
+      if saving:
+        if before_save is not None:
+          before_save(step)
+        saved = _items(schedule, state, behaviour)
+        checkpoints.save_state(step, saved, unlogged.fetch())
   checkpoints.close()
   unlogged.close()
   if step < schedule.steps:
@@ -165,15 +172,22 @@ class _Unlogged:
     self._name, self._directory, self._schedule = name, directory, schedule
     self._before_error = before_error
     logged = step - len(metrics)
-    self._log = metrics_lib.MetricLog(directory, name, schedule.steps, step, logged)
+    self._log = metrics_lib.MetricLog(
+      directory, name, schedule.steps, step, logged, schedule.tracking
+    )
     self._steps = [_Step(n, m, None) for n, m in enumerate(metrics, logged + 1)]
     self._due: list[_Step] = []  # those of one line, which the next step will write
+
+  def meter(self) -> Meter:
+    """Of the steps that were added."""
+    return self._log.meter
 
   def add(self, step: _Step) -> None:
     """Waits for the step before it, too."""
     if self._steps:
       jax.block_until_ready(self._steps[-1].metrics)
     self._steps.append(step)
+    self._log.meter.reach(step.number)
 
   def write(self, at_once: bool) -> None:
     """Logs what was due a step ago; what is due now, if it has to be at once."""

@@ -29,7 +29,7 @@ from alignment.types import UserError
 
 DONE = "done.json"
 _PARTIAL = ".partial"  # ends the names of files that are not whole yet
-_NOT_SEALED = ("params", "state", "tensorboard")  # directories at the top
+_NOT_SEALED = ("params", "state", "tensorboard", "wandb")  # directories at the top
 _MISREAD = {  # in paths, by what writes the arrays: they would be elsewhere, or nowhere
   r"[\[\]]": "Orbax reads brackets as a pattern",
   r"\\": "TensorStore reads it as a slash",

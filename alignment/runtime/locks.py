@@ -29,8 +29,32 @@ def lock(workdir: Path, key: str) -> Iterator[bool]:
   path = workdir / "locks" / key
   path.parent.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
-    held = None if _is_fuse(path.parent) else _flock(path, stack)
+    held = None if is_fuse(path.parent) else _flock(path, stack)
     yield _lease(path.with_name(f"{key}.lease"), stack) if held is None else held
+
+
+def said_file(workdir: Path, key: str) -> Path:
+  """Where the holder of an artefact's lock says what it does (activity.py)."""
+  return workdir / "locks" / f"{key}.json"
+
+
+def is_held(workdir: Path, key: str) -> bool | None:
+  """Whether somebody holds an artefact's lock; None for a lease, which may be dead.
+
+  Writes nothing. Who reaches for the lock at this very moment misses it, and tries
+  again.
+  """
+  path = workdir / "locks" / key
+  if path.with_name(f"{key}.lease").exists():
+    return None
+  try:
+    with open(path) as f:
+      fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return True
+  except OSError:  # there is no such file, or there are no locks here
+    pass
+  return False
 
 
 def _flock(path: Path, stack: contextlib.ExitStack) -> bool | None:
@@ -47,7 +71,7 @@ def _flock(path: Path, stack: contextlib.ExitStack) -> bool | None:
   return True
 
 
-def _is_fuse(directory: Path) -> bool:
+def is_fuse(directory: Path) -> bool:
   """Whether the directory's mount is a user-space file system (Linux only)."""
   mounts = Path("/proc/self/mounts")
   if not mounts.exists():

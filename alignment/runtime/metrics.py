@@ -1,7 +1,6 @@
 """Metrics: (sum, weight) pairs on the device, one number when they are logged."""
 
-from collections.abc import Iterable, Iterator, Mapping
-import contextlib
+from collections.abc import Iterable, Mapping
 import json
 from pathlib import Path
 import time
@@ -10,7 +9,9 @@ from typing import Any
 import jax
 
 from alignment.runtime import hosts
+from alignment.runtime.activity import Meter, progress
 from alignment.runtime.files import write_atomically
+from alignment.runtime.tracking import Tracking, Writer, writers
 from alignment.types import SumWeight, UserError
 
 
@@ -34,83 +35,59 @@ def reduce(metrics: Iterable[Mapping[str, SumWeight]]) -> dict[str, float]:
 
 
 class MetricLog:
-  """One run's metrics: `metrics.jsonl`, TensorBoard events (clu), a progress line.
+  """One run's metrics: `metrics.jsonl`, trackers (tracking.py), a progress line.
 
   `metrics.jsonl` holds no times, so that a resumed run's file equals an undisturbed
   one's; lines past the step that a run resumes from are dropped. It warns if those up
   to `logged` are not there any more.
+
+  Attributes:
+    meter: of the steps; the progress line has its rate.
   """
 
   def __init__(
-    self, directory: Path, name: str, total_steps: int, first_step: int, logged: int
+    self,
+    directory: Path,
+    name: str,
+    total_steps: int,
+    first_step: int,
+    logged: int,
+    tracking: Tracking | None = None,
   ):
     self._path = directory / "metrics.jsonl"
-    self._name, self._total, self._first = name, total_steps, first_step
-    self._start = self._printed = time.monotonic()
+    self._name, self._total = name, total_steps
+    self.meter = Meter("training", total_steps, "steps", first_step)
+    self._printed = time.monotonic()
     rows = [r for r in read_jsonl(self._path) if r["step"] <= first_step]
     if (rows[-1]["step"] if rows else 0) < logged:
       progress(f"warning: {self._path} has lost rows up to step {logged}")
     text = "".join(json.dumps(row) + "\n" for row in rows)
     write_atomically(self._path, text.encode())
-    self._writer: Any = None
+    self._writers: list[Writer] = []
     if hosts.is_first():
-      from clu import metric_writers  # imports TensorFlow: seconds
-
-      with self._tensorboard():
-        self._writer = metric_writers.SummaryWriter(str(directory / "tensorboard"))
+      self._writers = writers(tracking or Tracking(), directory, name)
     hosts.wait_for_first()  # some collectives wait for 30 s only
 
   def write(
     self, step: int, values: Mapping[str, float], show: tuple[str, ...]
   ) -> None:
     """Logs values at `step`, and prints those named in `show`, at most every 2 s."""
-    if self._writer is None:
+    if not hosts.is_first():
       return
-    with self._tensorboard():
-      self._writer.write_scalars(step, dict(values))
+    for writer in self._writers:
+      writer.write(step, values)
     with open(self._path, "a", encoding="utf-8") as f:
       f.write(json.dumps({"step": step, **values}) + "\n")
     now = time.monotonic()
     if now - self._printed > 2 or step == self._total:
       self._printed = now
-      rate = (step - self._first) / (now - self._start)
-      left = (self._total - step) / rate
       shown = "  ".join(f"{k} {values[k]:.4g}" for k in show if k in values)
-      progress(
-        f"{self._name}: step {step}/{self._total}  {shown}  {rate:.1f} steps/s, "
-        f"{duration(left)} left"
-      )
+      speed = self.meter.speed()
+      progress(f"{self._name}: step {step}/{self._total}  {shown}{speed}")
 
   def close(self) -> None:
-    if self._writer is not None:
-      with self._tensorboard():
-        self._writer.close()
-
-  @contextlib.contextmanager
-  def _tensorboard(self) -> Iterator[None]:
-    """A full disk is one line here too, though TensorFlow's errors are its own."""
-    try:
-      yield
-    except Exception as error:
-      reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-      raise UserError(
-        f"{self._path.parent / 'tensorboard'}: cannot be written ({reason[-150:]}); "
-        "mend this, then the same command resumes"
-      ) from error
-
-
-def progress(line: str) -> None:
-  """Prints a line at once, on the first process only."""
-  if hosts.is_first():
-    print(line, flush=True)
-
-
-def duration(seconds: float) -> str:
-  """`3h05m`, `4m10s` or `12s`."""
-  s = round(seconds)
-  if s >= 3600:
-    return f"{s // 3600}h{s % 3600 // 60:02d}m"
-  return f"{s // 60}m{s % 60:02d}s" if s >= 60 else f"{s}s"
+    for writer in self._writers:
+      writer.close()
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -23,9 +23,9 @@ import time
 from typing import Any, ClassVar
 
 from alignment.runtime import hosts
+from alignment.runtime.activity import duration, progress, telling
 from alignment.runtime.files import DONE, seal, sweep, verify, write_json
-from alignment.runtime.locks import lock
-from alignment.runtime.metrics import duration, progress
+from alignment.runtime.locks import lock, said_file
 from alignment.study.programs import Program
 from alignment.study.setting import Setting
 
@@ -157,7 +157,8 @@ def _try_to_make(artefact: Artefact, workdir: Path) -> bool:
     at = dict(zip(keys, paths, strict=True))
     start = time.monotonic()
     progress(f"{artefact.name}: started")
-    artefact.make(directory, lambda needed: at[needed.key])
+    with telling(artefact.name, said_file(workdir, artefact.key)):
+      artefact.make(directory, lambda needed: at[needed.key])
     hosts.on_first(
       lambda: write_json(
         directory / DONE, {"key": artefact.key, "files": seal(directory)}

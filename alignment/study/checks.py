@@ -14,10 +14,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from alignment.analysis import figures, runs
+from alignment.analysis import runs
+from alignment.analysis.captions import FIGURES
 from alignment.core import evaluation, losses, rollout
 from alignment.data import layouts, readers, vocabularies
-from alignment.runtime import sharding
+from alignment.runtime import sharding, tracking
 from alignment.study import graph, recipes
 from alignment.study.artefacts import Artefact, closure
 from alignment.study.recipes import PolicyRecipe, PreferenceRecipe, Recipe
@@ -65,13 +66,14 @@ def check_config(config: ConfigDict) -> None:
   if not 1 <= config.worlds <= 1000:
     raise UserError(f"worlds is {config.worlds}; give 1 to 1000")
   for name in config.figures:
-    if name not in figures.FIGURES:
-      names = ", ".join(figures.FIGURES)
+    if name not in FIGURES:
+      names = ", ".join(FIGURES)
       raise UserError(f"figures: no figure '{name}'; there are {names}")
   for key, least in _LEAST.items():
     given = functools.reduce(getattr, key.split("."), config)
     if not least <= given < math.inf:
       raise UserError(f"{key} is {given}; give at least {least}")
+  tracking.check(config.tracking)
   _check_evaluation(config.evaluation)
   _check_all_data(config)
   for name, recipe in _recipes(config):

@@ -1,10 +1,11 @@
 """What the command line does with studies: list their stages, and make them."""
 
 from collections.abc import Callable, Sequence
+import itertools
 from pathlib import Path
 
 from alignment.runtime import hosts
-from alignment.study import artefacts
+from alignment.study import artefacts, memory
 from alignment.study.artefacts import Artefact
 from alignment.study.graph import Study
 from alignment.study.inspect import INSPECTIONS
@@ -25,6 +26,24 @@ def dry_run(studies: Sequence[Study], workdir: Path, names: Sequence[str] = ()) 
       state = "done" if artefact.is_done(workdir) else "to do"
       needs = ", ".join(dict.fromkeys(a.name for a in artefact.inputs.values()))
       print(f"{state:5}  {artefact.name}" + (f"  <- {needs}" if needs else ""))
+
+
+def check_memory(
+  studies: Sequence[Study], workdir: Path, names: Sequence[str], workers: int
+) -> None:
+  """Refuses stages that are still to be made, and cannot fit this machine.
+
+  Of as many worlds as there are workers: the others need as much.
+
+  Raises:
+    UserError: as `memory.check` and `run`.
+  """
+  left = (
+    [a for a in artefacts.closure(targets) if not a.is_done(workdir)]
+    for targets in _wanted(studies, names)
+  )
+  worlds = itertools.islice(filter(None, left), workers)
+  memory.check([stage for world in worlds for stage in world], workers)
 
 
 def run(
@@ -56,7 +75,6 @@ def _wanted(studies: Sequence[Study], names: Sequence[str]) -> list[list[Artefac
   for name in names:
     if name not in INSPECTIONS and not any(name in world for world in worlds):
       every = dict.fromkeys(n for world in worlds for n in world)
-      raise UserError(
-        f"no stage is called '{name}'; there are {', '.join([*INSPECTIONS, *every])}"
-      )
+      choices = [*INSPECTIONS, "status", *every]
+      raise UserError(f"no stage is called '{name}'; there are {', '.join(choices)}")
   return [[world[name] for name in names or world if name in world] for world in worlds]

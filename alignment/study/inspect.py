@@ -11,8 +11,8 @@ from alignment.core import evaluation
 from alignment.data import pairs, vocabularies
 from alignment.models import huggingface, protocol
 from alignment.runtime import hosts, sharding
+from alignment.runtime.activity import progress
 from alignment.runtime.files import directory_option
-from alignment.runtime.metrics import progress
 from alignment.study.graph import Study
 from alignment.study.show_batch import show_batch
 from alignment.study.stages.models import Model

@@ -21,7 +21,7 @@ import numpy as np
 from alignment.analysis import runs as runs_lib
 from alignment.analysis.results import redraw
 from alignment.data import pairs
-from alignment.runtime import environment, hosts
+from alignment.runtime import environment, hosts, tracking
 from alignment.runtime.files import read_json, read_npz, write_atomically, write_json
 from alignment.study import recipes
 from alignment.study.artefacts import closure
@@ -42,6 +42,7 @@ def finish(config: ConfigDict, studies: Sequence[Study], workdir: Path) -> None:
   """
   publish(config, studies, workdir)
   redraw(workdir)
+  tracking.send_results(studies[0].setting.tracking(""), workdir)
 
 
 def publish(config: ConfigDict, studies: Sequence[Study], workdir: Path) -> None:

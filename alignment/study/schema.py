@@ -34,7 +34,7 @@ _KINDS = {  # what errors call the types of values; a bool is an int, too
   ConfigDict: "a dict of names and values",
 }
 _ELEMENTS: dict[str, Any] = {  # what those of tuples are like
-  "vocab.words": "", "figures": "", "notes": "", "sample.prompts": "",
+  "vocab.words": "", "figures": "", "tracking": "", "notes": "", "sample.prompts": "",
   "policy.evaluate_at": 0.0, "golden_policy.evaluate_at": 0.0, "evaluation.best_of": 0,
   "sft.data": ConfigDict(),
 }  # fmt: skip
@@ -252,6 +252,10 @@ def get_config() -> ConfigDict:
   c.notes = ()  # sentences for the report: what a reader must know about this study
   # Compiled programs are kept in WORKDIR/compiled, for restarts, workers and studies.
   c.keep_compiled = True
+  # Who is told of metrics besides metrics.jsonl: "tensorboard", "wandb".
+  c.tracking = ("tensorboard",)
+  # Refuse what cannot fit this machine's memory, by estimate (study/memory.py).
+  c.check_memory = True
   c.log_every = 50
   c.save_every = 1000
   _lock(c)

@@ -17,6 +17,7 @@ from alignment.core.rows import map_rows
 from alignment.data import pairs, toy, vocabularies
 from alignment.models.protocol import Model
 from alignment.runtime import sharding
+from alignment.runtime.tracking import Tracking
 from alignment.study import schema
 from alignment.study.models import Models, TrainableJudge
 from alignment.study.parameters import Parameters
@@ -59,7 +60,7 @@ class Setting:
       vocabulary=vocabulary,
       mesh=sharding.make_mesh(**config.mesh),
       models=Models.of(config, vocabulary),
-      language=_language(config, world),
+      language=language(config, world),
     )
 
   def with_vocabulary(self, name: str, own: Mapping[str, Any]) -> "Setting":
@@ -121,6 +122,10 @@ class Setting:
       sharding.Layout(self.mesh, rules),
     )
 
+  def tracking(self, key: str) -> Tracking:
+    """Who is told of the metrics of a run that is known by `key`."""
+    return Tracking(tuple(self.config.tracking), self.config.task, key)
+
   @functools.cached_property
   def shapes(self) -> Shapes:
     return Shapes(self.mesh, **self.lengths)
@@ -143,6 +148,7 @@ class Setting:
     function: Callable[[Any], Any],
     dataset: pairs.PairDataset,
     indices: np.ndarray | None = None,
+    doing: str = "evaluating",
   ) -> Any:
     """`function(batch)` over a data set's rows, by default all, as host arrays."""
     indices = np.arange(len(dataset)) if indices is None else indices
@@ -152,6 +158,7 @@ class Setting:
       indices,
       self.config.evaluation.batch_size,
       self.mesh,
+      doing,
     )
 
   # --- what determines numbers, as artefacts say it ---
@@ -214,7 +221,12 @@ class Setting:
     return first - second
 
 
-def _language(config: ConfigDict, world: int) -> toy.Language | None:
+def language(config: ConfigDict, world: int) -> toy.Language | None:
+  """A world's generated language; None where the data is real.
+
+  Raises:
+    UserError: for a key that it does not have.
+  """
   c = config.data
   if c.format != "toy":
     return None

@@ -1,5 +1,7 @@
 """The cache of compiled programs: same bits, kept per processor, safe when damaged."""
 
+import os
+
 import jax
 from jax._src import compilation_cache, monitoring
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ OPTIONS = (
   "jax_compilation_cache_dir",
   "jax_compilation_cache_max_size",
   "jax_persistent_cache_min_compile_time_secs",
+  "jax_persistent_cache_enable_xla_caches",
 )
 
 
@@ -30,9 +33,9 @@ def cache(tmp_path):
 
   monitoring.register_event_listener(listen)
   compilation_cache.reset_cache()
-  compilation.keep(tmp_path)
+  compilation.keep(tmp_path / "kept")
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  yield tmp_path, hits
+  yield tmp_path / "kept", hits
   monitoring.unregister_event_listener(listen)
   for name, value in before.items():
     jax.config.update(name, value)
@@ -79,6 +82,61 @@ def test_damaged_entries_are_compiled_anew(cache):
   for path in entries:
     path.write_bytes(path.read_bytes()[:100])
   jax.tree.map(np.testing.assert_array_equal, compiled, trained())
+
+
+def small(size: int) -> None:
+  """Compiles a program that is another one for every size."""
+  jax.jit(lambda x: x + 1)(jnp.ones(size))
+
+
+def test_programs_are_found_where_the_directory_is_another(cache, tmp_path):
+  directory, hits = cache
+  small(3)
+  compiled, count = {p.name for p in directory.glob("*/*-cache")}, len(hits)
+  directory.rename(tmp_path / "moved")
+  jax.clear_caches()
+  compilation_cache.reset_cache()
+  compilation.keep(tmp_path / "moved")
+  small(3)
+  assert compiled and len(hits) > count
+  assert compiled == {p.name for p in tmp_path.glob("moved/*/*-cache")}
+
+
+def test_a_program_that_was_compiled_before_does_not_switch_it_off(cache, tmp_path):
+  jax.config.update("jax_compilation_cache_dir", None)
+  compilation_cache.reset_cache()
+  small(5)
+  compilation.keep(tmp_path / "later")
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  small(6)
+  assert list(tmp_path.glob("later/*/*-cache"))
+
+
+def test_an_entry_that_a_killed_process_left_without_its_time_is_mended(cache):
+  directory, _ = cache
+  small(3)
+  (entry, *_) = directory.glob("*/*-atime")
+  entry.unlink()
+  compilation.keep(directory)
+  assert entry.exists()
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  count = len(list(directory.glob("*/*-cache")))
+  small(4)  # JAX warns otherwise, and keeps nothing any more
+  assert len(list(directory.glob("*/*-cache"))) > count
+
+
+def test_on_a_mounted_bucket_the_oldest_entries_go_at_a_start(cache, monkeypatch):
+  directory, _ = cache
+  monkeypatch.setattr(compilation, "is_fuse", lambda _: True)
+  monkeypatch.setattr(compilation, "MAX_BYTES", 250)
+  for age, name in enumerate(("new", "old", "oldest")):
+    path = directory / compilation.machine() / f"{name}-cache"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(100))
+    os.utime(path, (1000 - age, 1000 - age))
+  compilation.keep(directory)
+  assert jax.config.jax_compilation_cache_max_size == -1
+  assert {path.name for path in directory.glob("*/*")} == {"new-cache", "old-cache"}
 
 
 def test_another_processors_programs_lie_elsewhere(tmp_path, monkeypatch):

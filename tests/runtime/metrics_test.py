@@ -6,7 +6,7 @@ import math
 import jax.numpy as jnp
 import pytest
 
-from alignment.runtime import metrics
+from alignment.runtime import activity, metrics
 from alignment.types import UserError
 
 
@@ -28,7 +28,7 @@ def test_reduce_without_weight_is_nan():
   [(0.4, "0s"), (59.4, "59s"), (59.6, "1m00s"), (250, "4m10s"), (11100, "3h05m")],
 )
 def test_duration(seconds, text):
-  assert metrics.duration(seconds) == text
+  assert activity.duration(seconds) == text
 
 
 def test_log_drops_lines_past_the_step_it_resumes_from(tmp_path, capsys):

@@ -191,7 +191,7 @@ def lease_holder(workdir: Path, and_then: str):
   """A process that holds the lease of "key", beating every 0.1 s."""
   code = (
     "import sys, time\nfrom pathlib import Path\nfrom alignment.runtime import locks\n"
-    "locks._is_fuse = lambda directory: True\n"
+    "locks.is_fuse = lambda directory: True\n"
     "locks.LEASE_SECONDS, locks.SETTLE_SECONDS = 0.6, 0.1\n"
     "with locks.lock(Path(sys.argv[1]), 'key') as got:\n"
     f"  print(got, flush=True)\n  {and_then}\n  time.sleep(100)"
@@ -250,8 +250,8 @@ def test_a_bucket_is_known_by_its_mount(tmp_path, monkeypatch):
   monkeypatch.setattr(
     locks, "Path", lambda p: mounts if p == "/proc/self/mounts" else real(p)
   )
-  assert locks._is_fuse(tmp_path / "b" / "locks")
-  assert not locks._is_fuse(tmp_path / "c")
+  assert locks.is_fuse(tmp_path / "b" / "locks")
+  assert not locks.is_fuse(tmp_path / "c")
 
 
 def test_damaged_input_is_named_before_anything_is_made(tmp_path):

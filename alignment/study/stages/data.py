@@ -13,8 +13,8 @@ from alignment.core import evaluation
 from alignment.data import pairs, readers, records, tokenizer
 from alignment.data.examples import Example, Reading
 from alignment.runtime import hosts
+from alignment.runtime.activity import Meter, progress
 from alignment.runtime.files import checksum, write_json
-from alignment.runtime.metrics import progress
 from alignment.study.artefacts import Artefact, Read
 from alignment.study.programs import Program
 from alignment.study.recipes import PolicyRecipe
@@ -87,8 +87,10 @@ class PairData(Artefact):
   def _tokenized(self, reading: Reading) -> dict[str, tokenizer.Tokenized]:
     """The pairs of both splits; `reading` receives what was dropped and ignored."""
     collected = self.new_tokenizer(reading)
-    for example in self.examples(reading):
-      collected.add(example)
+    with Meter("reading", self.chosen["num_pairs"], "pairs") as meter:
+      for i, example in enumerate(self.examples(reading), 1):
+        collected.add(example)
+        meter.reach(i)
     return collected.split(self.chosen["validation_fraction"])
 
   def _check_validation(self, splits: Mapping[str, tokenizer.Tokenized]) -> None:
@@ -185,7 +187,9 @@ class SampledPairs(Artefact):
     params = setting.parameters.load_fixed(model_dir, sampler.model, step)
     T = setting.config.response_length
     samples = setting.map_pairs(
-      lambda batch: evaluation.sample(sampler, params, batch, key, 1, T), dataset
+      lambda batch: evaluation.sample(sampler, params, batch, key, 1, T),
+      dataset,
+      doing="sampling",
     )
     return pairs.Ragged.from_padded(
       samples.tokens_BxNxT[:, 0], samples.lengths_BxN[:, 0]
@@ -211,6 +215,7 @@ class ScoredPairs(Artefact):
     ref_logps = self.setting.map_pairs(
       lambda batch: evaluation.log_ratios(model, params, batch),
       dataset.with_columns(ref_logps=zero),
+      doing="scoring",
     )
     dataset.with_columns(ref_logps=ref_logps).save(directory)
 

@@ -14,8 +14,8 @@ import numpy as np
 from alignment.core import evaluation
 from alignment.data import pairs
 from alignment.runtime import hosts
+from alignment.runtime.activity import Meter, progress
 from alignment.runtime.files import read_npz, write_atomically, write_npz
-from alignment.runtime.metrics import progress
 from alignment.study.artefacts import Artefact, Read
 from alignment.study.programs import Program, Work
 from alignment.study.recipes import PolicyRecipe
@@ -46,7 +46,10 @@ class Responses(Artefact):
     rows, key = prompt_rows(setting, dataset), setting.key("opponent")
     T = setting.config.response_length
     samples = setting.map_pairs(
-      lambda batch: evaluation.sample(sampler, params, batch, key, 1, T), dataset, rows
+      lambda batch: evaluation.sample(sampler, params, batch, key, 1, T),
+      dataset,
+      rows,
+      "sampling",
     )
     write_npz(
       directory / "responses.npz",
@@ -235,6 +238,7 @@ class BestOfN(Contested):
             sampler, params, batch, k, SAMPLED_TOGETHER, T
           ),
           contest.prompts,
+          doing="sampling",
         )
       drawn = tuple(
         x[:, index]
@@ -291,14 +295,17 @@ def write_evaluations(
   """Writes what `evaluate` says of every step, each as soon as it is there."""
   labels = {**labels, "task": setting.config.task, "world": setting.world}
   records, outcomes = [], []
-  for step in steps:
+  meter = Meter("evaluating", len(steps), "checkpoints")
+  for i, step in enumerate(steps):
     path = directory / f"step-{step}.npz"
     if not hosts.on_first(path.exists):
-      measured, arrays = evaluate(step)
+      with meter:
+        measured, arrays = evaluate(step)
       record = _checked(labels["run"], step, measured)
       text = json.dumps({**labels, "step": step, **record}, allow_nan=False)
       write_npz(path, record=np.frombuffer(text.encode(), np.uint8), **arrays)
       hosts.wait_for_first()
+      meter.reach(i + 1)
     arrays = read_npz(path, "record")
     records.append(json.loads(arrays.pop("record").tobytes()))
     outcomes.append(arrays)

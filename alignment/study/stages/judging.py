@@ -85,7 +85,7 @@ def margins_of(
 ) -> np.ndarray:
   """A judge's order-free margins of pairs, by default all: float32 P."""
   return setting.map_pairs(
-    lambda batch: evaluation.margins(judge, params, batch), dataset, rows
+    lambda batch: evaluation.margins(judge, params, batch), dataset, rows, "judging"
   )
 
 

@@ -21,8 +21,8 @@ from alignment.data import pairs, sources
 from alignment.data.translation import Translation
 from alignment.models import protocol
 from alignment.runtime import checkpoint
+from alignment.runtime.activity import progress
 from alignment.runtime.files import checksum, read_json, write_json
-from alignment.runtime.metrics import progress
 from alignment.study.artefacts import Artefact, Read
 from alignment.study.models import TrainableJudge
 from alignment.study.programs import Pass, Program, Work
@@ -180,6 +180,7 @@ class TrainedModel(Model):
       save_every=self.setting.config.save_every,
       refresh_every=self.refresh_every,
       show=show,
+      tracking=self.setting.tracking(self.key),
     )
     loop.train(self.name, directory, learner, source, schedule, before_save)
 
