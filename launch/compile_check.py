@@ -8,18 +8,16 @@ and without libtpu. The second compiles every distinct program of the study, a m
 two each, as training would run it on that slice, and says what it needs; the exit
 status is 1 if one does not fit. The mesh is the config's: --config.mesh.tensor=4.
 
-No data or checkpoint is needed: where none is named, models have the sizes that the
-config names, and T5's vocabulary. A vocabulary of kind huggingface must be at hand.
+No data, vocabulary or checkpoint is needed: without them models have the shape and the
+rows that are published for the sizes that the config names, such as qwen3_8b.
 """
 
 import re
 import sys
-import time
 from typing import Any
 
 from absl import app, flags
 import jax
-from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from alignment.flags import configuration, parse_flags
@@ -27,8 +25,9 @@ from alignment.runtime import output, sharding
 from alignment.study import checks, estimate
 from alignment.study.programs import Program
 from alignment.types import UserError
-from launch.fit import hlo, propose, topology
-from launch.fit.placed import placed
+from launch.fit import propose, topology
+from launch.fit.compiled import TooLargeError, compile_program
+from launch.fit.placed import placed, vocabulary_is_elsewhere
 
 flags.declare_key_flag("config")  # for --help
 _TOPOLOGY = flags.DEFINE_string(
@@ -43,6 +42,11 @@ def main(argv: list[str]) -> int:
     raise UserError(f"unexpected argument '{argv[1]}': options start with --")
   config = configuration()
   checks.check_config(config)
+  if config.vocab.path and vocabulary_is_elsewhere(config):
+    print(
+      f"there is no vocabulary at {config.vocab.path}: models have the rows that their "
+      "sizes are published with"
+    )
   if not _TOPOLOGY.value:
     for generation in topology.GENERATIONS:
       print(proposal(config, generation), flush=True)
@@ -67,7 +71,7 @@ def check(config: ConfigDict, where: topology.Topology) -> int:
   """Prints what each program needs; the exit status."""
   if _ESTIMATE.value:
     shape = sharding.mesh_shape(**config.mesh, devices=where.chips)
-    mesh: Any = AbstractMesh(shape, sharding.AXES)
+    mesh: Any = propose.abstract_mesh(dict(zip(sharding.AXES, shape, strict=True)))
   else:
     devices = where.devices()
     mesh = sharding.make_mesh(**config.mesh, devices=devices)
@@ -79,6 +83,7 @@ def check(config: ConfigDict, where: topology.Topology) -> int:
     sizes = propose.mesh_for(config, where.chips)
     better = " ".join(f"--config.mesh.{axis}={n}" for axis, n in sizes.items())
     raise UserError(f"{error}; on {where} batches allow {better}") from None
+  checks.check_attention(study)
   programs = [p for p in programs if re.search(_ONLY.value, p.name)]
   if not programs:
     raise UserError(f"--only='{_ONLY.value}' is found in no program's name")
@@ -106,27 +111,17 @@ def show(program: Program, limit: int) -> bool:
   print(f"  estimate: {memory_line(guess, limit)}")
   if _ESTIMATE.value:
     return guess.total <= limit
-  start = time.monotonic()
   try:
-    compiled = program.lower().compile()
-  except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    print(f"  does not compile: {str(error).splitlines()[0]}")
+    compiled = compile_program(program)
+  except TooLargeError as error:
+    print(f"  does not compile: {error}")
     return False
-  seconds = time.monotonic() - start
-  analysis = compiled.memory_analysis()
-  needed = estimate.Memory(
-    analysis.argument_size_in_bytes,
-    analysis.temp_size_in_bytes
-    + analysis.output_size_in_bytes
-    - analysis.alias_size_in_bytes,
-    program.held_bytes,
+  print(
+    f"  compiled: {memory_line(compiled.memory, limit)}; in {compiled.seconds:.0f} s"
   )
-  print(f"  compiled: {memory_line(needed, limit)}; in {seconds:.0f} s")
-  for kind, traffic in hlo.collectives(compiled.as_text()).items():
+  for kind, traffic in compiled.traffic.items():
     print(f"  {kind}: {traffic.count} of together {gib(traffic.bytes)} GiB")
-  return needed.total <= limit
+  return compiled.memory.total <= limit
 
 
 def memory_line(memory: estimate.Memory, limit: int) -> str:

@@ -14,6 +14,7 @@ import pytest
 from alignment.core import evaluation, rules
 from alignment.core.losses import registry
 from alignment.data import datasets, readers
+from alignment.models import decoder_config, sizes
 from launch import sweep, tpu
 from tests import synthetic
 
@@ -61,6 +62,8 @@ def reader(tmp_path, monkeypatch):
   monkeypatch.setattr(readers, "FORMATS", dict(readers.FORMATS))
   monkeypatch.setattr(evaluation, "COLUMNS", dict(evaluation.COLUMNS))
   monkeypatch.setattr(rules, "RULES", dict(rules.RULES))
+  monkeypatch.setattr(sizes, "DECODERS", dict(sizes.DECODERS))
+  monkeypatch.setitem(decoder_config.FAMILIES, "mistral", {})  # and not for good
   return tmp_path
 
 

@@ -12,8 +12,8 @@ from alignment.core import host_judges, rules
 from alignment.data import pairs
 from alignment.data.translation import Translation, read_prompt
 from alignment.runtime import hosts
+from alignment.runtime.activity import progress
 from alignment.runtime.files import write_json
-from alignment.runtime.metrics import progress
 from alignment.study.artefacts import Artefact, Read
 from alignment.study.programs import Program
 from alignment.study.setting import Setting
@@ -142,7 +142,7 @@ class TranslatedPairs(Artefact):
       for writer, ids in zip(writers, both, strict=True):
         writer.append(ids[:limit])
       prompts.append(fitted.ids)
-      cut_prompts += fitted.tokens > len(fitted.ids)
+      cut_prompts += len(fitted.whole) > len(fitted.ids)
       cut_responses += sum(len(ids) > limit for ids in both)
       same += both[0][:limit] == both[1][:limit]
     responses = writers[0].finish(), writers[1].finish()
