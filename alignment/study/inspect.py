@@ -17,7 +17,8 @@ from alignment.runtime.metrics import progress
 from alignment.study import artefacts
 from alignment.study.graph import Study
 from alignment.study.setting import Setting
-from alignment.study.stages.models import Model, TrainedJudge
+from alignment.study.stages.models import Model
+from alignment.study.stages.trained_judges import TrainedJudge
 from alignment.types import Batch, UserError
 
 

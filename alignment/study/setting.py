@@ -59,7 +59,7 @@ class Setting:
       vocabulary=vocabulary,
       mesh=sharding.make_mesh(**config.mesh),
       models=Models.of(config, vocabulary),
-      language=_language(config, world),
+      language=language_of(config, world),
     )
 
   def with_vocabulary(self, name: str, own: Mapping[str, Any]) -> "Setting":
@@ -214,7 +214,12 @@ class Setting:
     return first - second
 
 
-def _language(config: ConfigDict, world: int) -> toy.Language | None:
+def language_of(config: ConfigDict, world: int) -> toy.Language | None:
+  """A world's language, if its data are generated.
+
+  Raises:
+    UserError: for a key of `data.language` that it does not have.
+  """
   c = config.data
   if c.format != "toy":
     return None

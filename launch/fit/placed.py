@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from alignment.data import vocabularies
 from alignment.study.graph import Study
 from alignment.study.models import Models
-from alignment.study.setting import Setting
+from alignment.study.setting import Setting, language_of
 
 T5_LIVE_IDS = 32_100
 
@@ -25,7 +25,8 @@ def placed(config: ConfigDict, mesh: Any) -> Study:
     vocabulary = vocabularies.from_config(config.vocab)
   models = Models.of(config, vocabulary, at_hand=False)
   world = config.first_world
-  return Study(Setting(config, world, vocabulary, mesh, models, language=None))
+  language = language_of(config, world)
+  return Study(Setting(config, world, vocabulary, mesh, models, language))
 
 
 @functools.cache

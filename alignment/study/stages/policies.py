@@ -21,10 +21,10 @@ from alignment.study.stages.data import ScoredPairs
 from alignment.study.stages.judging import Judge
 from alignment.study.stages.models import (
   Model,
-  TrainedJudge,
   TrainedModel,
   offline_source,
 )
+from alignment.study.stages.trained_judges import TrainedJudge
 from alignment.types import Array, Batch, Params, UserError
 
 Record = Callable[[int, rollout.Rollout], None]
@@ -240,10 +240,11 @@ class OnlinePolicy(TrainedPolicy):
     return held
 
   def programs(self) -> Iterator[Program]:
-    if isinstance(self.judge, TrainedJudge) and self.judge.translation is None:
-      yield self._rollout_program(self.judge)
-    else:
+    if self.judge.judge().on_host:
       yield from self._half_programs()
+    else:
+      assert isinstance(self.judge, TrainedJudge)
+      yield self._rollout_program(self.judge)
     yield from super().programs()
 
   def _rollout_program(self, labeller: TrainedJudge) -> Program:
