@@ -279,8 +279,9 @@ class OnlinePolicy(TrainedPolicy):
     with sharding.on(mesh):
       samples = jax.eval_shape(generate, behaviour, prompts, shapes.key)
     layout = sharding.batch_sharding(mesh)
-    held["judge"] = judge
     two = self.recipe.refresh_every > 0  # or it is the reference that samples
+    beside = held | {"reference": reference} | ({"behaviour": behaviour} if two else {})
+    held["judge"] = judge
     samples = sharding.with_layout(samples, jax.tree.map(lambda _: layout, samples))
     yield Program(
       f"samples of a rollout{_of(N)}, {self.recipe.size}",
@@ -292,8 +293,7 @@ class OnlinePolicy(TrainedPolicy):
       (self.name,),
       roller,
     )
-    beside = {"reference": reference, "behaviour": behaviour}
-    yield from self.judge.scores_programs(rows, N, (self.name,), held | beside)
+    yield from self.judge.scores_programs(rows, N, (self.name,), beside)
     yield Program(
       f"selection of a rollout{_of(N)}, {self.recipe.size}",
       lambda: finish,
