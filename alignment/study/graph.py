@@ -46,7 +46,6 @@ from alignment.study.stages.models import (
   ImportedModel,
   Model,
   SupervisedModel,
-  TrainedJudge,
 )
 from alignment.study.stages.policies import (
   OfflinePolicy,
@@ -54,6 +53,7 @@ from alignment.study.stages.policies import (
   ReplayPolicy,
   TrainedPolicy,
 )
+from alignment.study.stages.trained_judges import TrainedJudge
 
 Node = TypeVar("Node")
 

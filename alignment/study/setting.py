@@ -60,7 +60,7 @@ class Setting:
       vocabulary=vocabulary,
       mesh=sharding.make_mesh(**config.mesh),
       models=Models.of(config, vocabulary),
-      language=language(config, world),
+      language=language_of(config, world),
     )
 
   def with_vocabulary(self, name: str, own: Mapping[str, Any]) -> "Setting":
@@ -221,11 +221,11 @@ class Setting:
     return first - second
 
 
-def language(config: ConfigDict, world: int) -> toy.Language | None:
-  """A world's generated language; None where the data is real.
+def language_of(config: ConfigDict, world: int) -> toy.Language | None:
+  """A world's language, if its data are generated.
 
   Raises:
-    UserError: for a key that it does not have.
+    UserError: for a key of `data.language` that it does not have.
   """
   c = config.data
   if c.format != "toy":

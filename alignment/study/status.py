@@ -23,7 +23,7 @@ from alignment.runtime.metrics import read_jsonl
 from alignment.study import checks, graph
 from alignment.study.artefacts import Artefact, closure
 from alignment.study.models import Models
-from alignment.study.setting import Setting, language
+from alignment.study.setting import Setting, language_of
 from alignment.study.stages.models import TrainedModel
 from alignment.types import UserError
 
@@ -67,7 +67,7 @@ def _studies(config: ConfigDict) -> list[graph.Study]:
   models = Models.of(config, vocabulary)
   return [
     graph.Study(
-      Setting(config, world, vocabulary, shape, models, language(config, world))
+      Setting(config, world, vocabulary, shape, models, language_of(config, world))
     )
     for world in graph.worlds(config)
   ]

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from alignment.data import vocabularies
 from alignment.study.graph import Study
 from alignment.study.models import Models
-from alignment.study.setting import Setting
+from alignment.study.setting import Setting, language_of
 
 _STAND_IN = vocabularies.WordVocabulary(("w",))
 
@@ -23,7 +23,8 @@ def placed(config: ConfigDict, mesh: Any) -> Study:
   vocabulary = _STAND_IN if elsewhere else vocabularies.from_config(config.vocab)
   models = Models.of(config, vocabulary, at_hand=False, stand_in=elsewhere)
   world = config.first_world
-  return Study(Setting(config, world, vocabulary, mesh, models, language=None))
+  language = language_of(config, world)
+  return Study(Setting(config, world, vocabulary, mesh, models, language))
 
 
 def vocabulary_is_elsewhere(config: ConfigDict) -> bool:

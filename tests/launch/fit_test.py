@@ -37,7 +37,7 @@ def test_lists_every_program_once_with_all_its_stages(nano):
   assert set(nano) == {
     "SFT step, nano", "golden_pm step, nano", "proxy_pm step, nano", "margins, nano",
     "rollout, nano judged by nano", "policy step, ipo, nano", "sample 1, nano",
-    "sample 2, nano", "divergence, nano", "log_ratios, nano",
+    "sample 2, nano", "divergence, nano", "log_ratios, nano", "both orders, nano",
   }  # fmt: skip
   assert {"golden_pm", "golden_data", "proxy_pm"} < set(nano["margins, nano"].stages)
 
@@ -90,6 +90,23 @@ def test_a_judge_on_the_host_divides_the_rollout(monkeypatch):
     jnp.shape, second.arguments[3]
   )
   second.lower()
+
+
+def test_judges_on_the_host_compile_what_they_have_on_devices():
+  """The truth nothing, a model of another vocabulary itself, at its own lengths."""
+  config = studies.nano()
+  config.golden_pm.kind = "truth"
+  lengths = {"prompt_length": 27, "response_length": 28, "context_length": 96}
+  config.proxy_pm.update({"init": "scratch", "vocab": {"kind": "bytes", **lengths}})
+  listed = {p.name: p for p in placed(config, sharding.make_mesh()).programs()}
+  assert not any(name.startswith(("golden_pm", "rollout")) for name in listed)
+  assert listed["samples of a rollout, nano"].stages[0] == "golden_policy"
+  scores, step = listed["scores of 2, nano"], listed["proxy_pm step, nano"]
+  for batch in (scores.arguments[2], step.arguments[1]):
+    assert batch.prompts_BxS.shape == (8, 27)
+    assert batch.responses_BxNxT.shape == (8, 2, 28)
+  assert set(scores.held) == {"moments", "reference", "behaviour"}
+  scores.lower()
 
 
 def test_a_loss_of_groups_has_the_reference_in_its_step():

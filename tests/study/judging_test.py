@@ -46,7 +46,7 @@ def test_the_truth_labels_as_the_language_values(tmp_path):
   np.testing.assert_allclose(dataset.columns["margin"], gap_P, atol=1e-5)
   report = read_json(judge / "model.json")
   assert report["truth_accuracy"] == 1
-  assert 0.7 < report["validation_accuracy"] < 1  # the raters' noise
+  assert 0.6 < report["validation_accuracy"] < 1  # the raters' noise
 
 
 def test_noisy_truth_labels_otherwise_and_alike_when_made_again(tmp_path):

@@ -1,4 +1,4 @@
-"""Artefacts that are models: SFT, imported checkpoints, preference models.
+"""Artefacts that are models: SFT, and imported checkpoints.
 
 What trains shares one base: an objective, a source of batches and a start make a
 `loop.Learner`, which `make` runs and `programs` puts on shapes.
@@ -7,34 +7,19 @@ What trains shares one base: an objective, a source of batches and a start make 
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
-from alignment.core import audits, evaluation, host_judges, judges, loop, train_step
-from alignment.core.judges import PreferenceModel
+from alignment.core import evaluation, loop, train_step
 from alignment.core.optim import Optimizer
-from alignment.core.pointwise import PointwiseJudge
 from alignment.data import pairs, sources
-from alignment.data.translation import Translation
 from alignment.models import protocol
 from alignment.runtime import checkpoint
-from alignment.runtime.activity import progress
-from alignment.runtime.files import checksum, read_json, write_json
+from alignment.runtime.files import checksum, write_json
 from alignment.study.artefacts import Artefact, Read
-from alignment.study.models import TrainableJudge
 from alignment.study.programs import Pass, Program, Work
-from alignment.study.recipes import PreferenceRecipe, Recipe, Start
+from alignment.study.recipes import Recipe, Start
 from alignment.study.setting import Setting
-from alignment.study.stages.judging import (
-  REPORT,
-  Judge,
-  accuracies,
-  check_judge,
-  margins_of,
-)
 from alignment.types import Batch, Params
 
 
@@ -275,169 +260,6 @@ class SupervisedModel(TrainedModel):
     T, S = self.setting.shapes.response_length, self.setting.shapes.prompt_length
     passes = ((self.model(), self.microbatch, S, 2, T),)
     yield self.step_program("SFT step", passes, {})
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TrainedJudge(TrainedModel, Judge):
-  """A judge that is a model, kept where its accuracy on validation pairs is best.
-
-  Half of the validation prompts choose the step, the other half report the accuracy. A
-  reward model that judges as it is imported has no step to choose: all of them report.
-  Where it has a vocabulary of its own, so has its `setting`, and so have its `data`.
-  """
-
-  kind: ClassVar[str] = "preference_model"
-  recipe: PreferenceRecipe
-  data: Artefact
-  sft: Model | None  # where it starts, if that is the study's own
-  translation: Translation | None = None  # to its own vocabulary, if it has one
-
-  def judge(self) -> judges.Judge:
-    own = self.own_judge()
-    if self.translation is None:
-      return own
-    return host_judges.TranslatedJudge(own, self.translation, self.setting.mesh)
-
-  def own_judge(self) -> TrainableJudge:
-    """What reads batches in its own vocabulary."""
-    return self.setting.judge(self.recipe)
-
-  def model(self) -> Any:
-    """A language model, or a reward model, which is none."""
-    return self.own_judge().model
-
-  def params(self, directory: Path) -> Params:
-    return self.setting.parameters.load_fixed(directory, self.model())
-
-  def abstract_params(self) -> Params:
-    return self.abstract_fixed()
-
-  def check_usable(self, directory: Path) -> None:
-    check_judge(self.setting.world, read_json(directory / REPORT))
-
-  @property
-  def objective(self) -> train_step.Objective:
-    judge = self.own_judge()
-    if isinstance(judge, PointwiseJudge):
-      return train_step.RewardObjective(judge)
-    return train_step.PreferenceObjective(judge)
-
-  def settings(self) -> dict[str, Any]:
-    pairwise = self.recipe.kind == "pairwise"
-    what_it_reads = self.setting.judging if pairwise else self.setting.numerics
-    return what_it_reads | self.trained() | {"name": self.name}
-
-  def make(self, directory: Path, read: Read) -> None:
-    setting, recipe = self.setting, self.recipe
-    seed, parts = setting.seed(self.name), recipe.evaluations
-    sft = read(self.sft) if self.sft else None
-    keep = sorted({recipe.steps * (i + 1) // parts for i in range(parts)})
-    if recipe.imported:
-      save(directory, setting.parameters.initial_judge(recipe, sft, seed))
-    else:
-      self.train(
-        directory,
-        params=lambda: setting.parameters.initial_judge(recipe, sft, seed),
-        source=offline_source(setting, recipe, [read(self.data) / "train"], seed),
-        keep=keep,
-        show=("loss", "accuracy"),
-      )
-    report = self._report(directory, read(self.data), keep)
-    if self.translation is not None:
-      report |= read_json(read(self.data) / "translation.json")["validation"]
-    write_json(directory / REPORT, report)
-    progress(
-      f"{self.name}: best at step {report['step']}; accuracy "
-      f"{report['validation_accuracy']:.3f} on held-out pairs, "
-      f"{report['train_accuracy']:.3f} on training pairs"
-    )
-
-  def _report(
-    self, directory: Path, data: Path, steps: Sequence[int]
-  ) -> dict[str, Any]:
-    """The step that judges best, and how well it judges."""
-    setting, judge = self.setting, self.own_judge()
-    train_set = pairs.PairDataset.load(data / "train")
-    validation = pairs.PairDataset.load(data / "validation")
-    prompts = validation.prompt_numbers()
-    choosing = prompts < len(np.unique(prompts)) // 2
-    if self.recipe.imported:
-      choosing[:] = False
-
-    def accuracy(step: int) -> float:  # one set of parameters at a time
-      params = setting.parameters.load_fixed(directory, judge.model, step)
-      rows = np.flatnonzero(choosing)
-      return evaluation.outcome(
-        margins_of(setting, judge, params, validation, rows)
-      ).mean()
-
-    # Of equals, the earliest.
-    step = 0 if self.recipe.imported else max(steps, key=accuracy)
-    params = setting.parameters.load_fixed(directory, judge.model, step)
-    margins = functools.partial(margins_of, setting, judge, params)
-    reporting = np.flatnonzero(~choosing)
-    report = accuracies(setting, margins, train_set, validation, reporting)
-    if isinstance(judge, PreferenceModel):
-      orders = setting.map_pairs(
-        lambda batch: evaluation.both_orders(judge, params, batch),
-        validation,
-        reporting,
-      )
-      report["orders_agree"] = audits.orders_agree(*orders)
-    return {"step": step, **report}
-
-  def programs(self) -> Iterator[Program]:
-    judge, shapes = self.own_judge(), self.setting.shapes
-    S, T = shapes.prompt_length, shapes.response_length
-    if not self.recipe.imported:
-      passes = judge.passes(self.microbatch, S, 2, T)
-      yield self.step_program(f"{self.name} step", passes, {})
-    yield from self.margins_programs((self.name,), {})
-    if isinstance(judge, PreferenceModel):
-      yield self._judging_program("both orders", evaluation.both_orders, (self.name,))
-
-  def margins_programs(
-    self, stages: tuple[str, ...], held: Mapping[str, Params]
-  ) -> Iterator[Program]:
-    yield self._judging_program("margins", evaluation.margins_on_device, stages, held)
-
-  def _judging_program(
-    self,
-    label: str,
-    function: Any,
-    stages: tuple[str, ...],
-    held: Mapping[str, Params] | None = None,
-  ) -> Program:
-    """A jitted function of (judge, parameters, a batch of evaluated pairs)."""
-    setting, judge, shapes = self.setting, self.own_judge(), self.setting.shapes
-    rows = setting.config.evaluation.batch_size
-    passes = judge.passes(rows, shapes.prompt_length, 2, shapes.response_length)
-    return Program(
-      f"{label}, {self.recipe.size}",
-      lambda: function,
-      (judge, self.abstract_fixed(), shapes.batch(rows)),
-      held or {},
-      Work("forward", passes),
-      setting.mesh,
-      stages,
-    )
-
-  def scores_programs(
-    self, rows: int, count: int, stages: tuple[str, ...], held: Mapping[str, Params]
-  ) -> Iterator[Program]:
-    setting, judge = self.setting, self.own_judge()
-    if self.translation is None:  # a part of the rollout
-      return
-    lengths = setting.shapes.prompt_length, count, setting.shapes.response_length
-    yield Program(
-      f"scores of {count}, {self.recipe.size}",
-      lambda: host_judges.scores_on_device,
-      (judge, self.abstract_fixed(), setting.shapes.batch(rows, count)),
-      held,
-      Work("forward", judge.passes(rows, *lengths)),
-      setting.mesh,
-      stages,
-    )
 
 
 def offline_source(

@@ -21,10 +21,10 @@ from alignment.study.stages.data import ScoredPairs
 from alignment.study.stages.judging import Judge
 from alignment.study.stages.models import (
   Model,
-  TrainedJudge,
   TrainedModel,
   offline_source,
 )
+from alignment.study.stages.trained_judges import TrainedJudge
 from alignment.types import Array, Batch, Params, UserError
 
 Record = Callable[[int, rollout.Rollout], None]
@@ -240,10 +240,11 @@ class OnlinePolicy(TrainedPolicy):
     return held
 
   def programs(self) -> Iterator[Program]:
-    if isinstance(self.judge, TrainedJudge) and self.judge.translation is None:
-      yield self._rollout_program(self.judge)
-    else:
+    if self.judge.judge().on_host:
       yield from self._half_programs()
+    else:
+      assert isinstance(self.judge, TrainedJudge)
+      yield self._rollout_program(self.judge)
     yield from super().programs()
 
   def _rollout_program(self, labeller: TrainedJudge) -> Program:
@@ -278,8 +279,9 @@ class OnlinePolicy(TrainedPolicy):
     with sharding.on(mesh):
       samples = jax.eval_shape(generate, behaviour, prompts, shapes.key)
     layout = sharding.batch_sharding(mesh)
-    held["judge"] = judge
     two = self.recipe.refresh_every > 0  # or it is the reference that samples
+    beside = held | {"reference": reference} | ({"behaviour": behaviour} if two else {})
+    held["judge"] = judge
     samples = sharding.with_layout(samples, jax.tree.map(lambda _: layout, samples))
     yield Program(
       f"samples of a rollout{_of(N)}, {self.recipe.size}",
@@ -291,8 +293,7 @@ class OnlinePolicy(TrainedPolicy):
       (self.name,),
       roller,
     )
-    beside = {"reference": reference, "behaviour": behaviour}
-    yield from self.judge.scores_programs(rows, N, (self.name,), held | beside)
+    yield from self.judge.scores_programs(rows, N, (self.name,), beside)
     yield Program(
       f"selection of a rollout{_of(N)}, {self.recipe.size}",
       lambda: finish,
