@@ -62,7 +62,7 @@ def status(config: ConfigDict, workdir: Path) -> None:
 
 def _studies(config: ConfigDict) -> list[graph.Study]:
   """The graph of every world, on devices that need not be here."""
-  mesh = AbstractMesh((1,) * len(sharding.AXES), sharding.AXES)
+  mesh: Any = AbstractMesh((1,) * len(sharding.AXES), sharding.AXES)
   vocabulary = vocabularies.from_config(config.vocab)
   models = Models.of(config, vocabulary)
   return [
