@@ -56,7 +56,7 @@ def _shown(printed: str, value: Any) -> list[str]:
 
 
 def setup(app) -> dict[str, bool]:
-  from myst_parser.sphinx_ import MystParser
+  from myst_parser.parsers.sphinx_ import MystParser
 
   class NotebookParser(MystParser):
     supported = ("notebook",)

@@ -55,7 +55,7 @@ def test_the_whole_tutorial_runs(notebooks, monkeypatch):
   page = notebooks.markdown(TUTORIAL.read_text(encoding="utf-8"))
   assert "--- pair 0" in page  # the batch
   assert page.count("<svg") == 1  # the figure
-  assert "world0_online_bent: step 120" in page  # the loss of one's own
+  assert "world0_offline_bent: step 80" in page  # the loss of one's own
   assert "sft: done" not in page.partition("def bent")[2]  # shared
 
 

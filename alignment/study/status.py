@@ -62,12 +62,12 @@ def status(config: ConfigDict, workdir: Path) -> None:
 
 def _studies(config: ConfigDict) -> list[graph.Study]:
   """The graph of every world, on devices that need not be here."""
-  shape: Any = AbstractMesh((1,) * len(sharding.AXES), sharding.AXES)
+  mesh: Any = AbstractMesh((1,) * len(sharding.AXES), sharding.AXES)
   vocabulary = vocabularies.from_config(config.vocab)
   models = Models.of(config, vocabulary)
   return [
     graph.Study(
-      Setting(config, world, vocabulary, shape, models, language_of(config, world))
+      Setting(config, world, vocabulary, mesh, models, language_of(config, world))
     )
     for world in graph.worlds(config)
   ]
