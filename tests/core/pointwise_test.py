@@ -55,7 +55,7 @@ def test_identical_responses_are_equal_whatever_the_rounding():
 
   scores_BxN = pointwise.PointwiseJudge(Noise()).scores({}, repeated(16, 3))
   np.testing.assert_array_equal(scores_BxN[:, 0], scores_BxN[:, 2])
-  assert np.all(scores_BxN[:, 0] != scores_BxN[:, 1])
+  assert np.mean(scores_BxN[:, 0] != scores_BxN[:, 1]) > 0.5
 
 
 def test_preference_is_the_difference_of_the_first_two_scores(params):
