@@ -46,6 +46,18 @@ def test_scores_are_the_rewards_and_equal_for_identical_responses(params):
   np.testing.assert_allclose(scores_BxN, rewards_BxN, atol=1e-5)
 
 
+def test_identical_responses_are_equal_whatever_the_rounding():
+  """Of a model whose rewards are but noise."""
+
+  class Noise:
+    def rewards(self, params, prompts, prompt_lengths, responses, lengths_BxN):
+      return np.random.default_rng(0).normal(size=lengths_BxN.shape)
+
+  scores_BxN = pointwise.PointwiseJudge(Noise()).scores({}, repeated(16, 3))
+  np.testing.assert_array_equal(scores_BxN[:, 0], scores_BxN[:, 2])
+  assert np.mean(scores_BxN[:, 0] != scores_BxN[:, 1]) > 0.5
+
+
 def test_preference_is_the_difference_of_the_first_two_scores(params):
   """A third response, the supervised target of some losses, changes nothing."""
   batch = tiny.batch(16, responses=3)

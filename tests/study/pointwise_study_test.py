@@ -33,9 +33,10 @@ def read(workdir: Path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[Study, Path]:
-  """Both judges pointwise, and an online policy that the proxy labels for."""
+  """Both judges pointwise, and an online policy: the proxy labels 4 samples each."""
   workdir = tmp_path_factory.mktemp("pointwise")
   config = studies.nano(**POINTWISE, runs={"online": {}})
+  config.policy.update({"samples": 4, "select": "best_worst"})
   built = studies.graph(config, workdir)
   commands.run([built], workdir, ["proxy_pm", "world0_online_ipo"])
   return built, workdir
