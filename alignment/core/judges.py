@@ -41,6 +41,13 @@ class Judge(Protocol):
   def check(self, prompt_length: int, response_length: int) -> None:
     """Raises UserError unless it can read prompts and responses of these lengths."""
 
+  def passes(self, B: int, S: int, N: int, T: int) -> tuple[tuple[Any, ...], ...]:  # noqa: N803
+    """What scores of N responses of T tokens cost within a compiled rollout.
+
+    (model, B, S, N, T) of every forward pass; none for a judge on the host.
+    """
+    ...
+
   def scores(self, params: Params, batch: Batch) -> Array:
     """Of every response, float32 BxN: higher is better."""
     ...
@@ -61,7 +68,7 @@ class PreferenceModel:
   truncate_prompt: str  # the side it loses: "left" (HH) or "right" (TL;DR)
 
   def passes(self, B: int, S: int, N: int, T: int) -> tuple[tuple[Any, ...], ...]:  # noqa: N803
-    """What it costs to score N responses of T tokens: (model, B, S, N, T) per pass."""
+    """Both orders of every pair."""
     del S, T
     return ((self.model, B, self.context_length, 1, 1),) * (N * (N - 1))
 
