@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import numbers
 import traceback
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -35,6 +35,10 @@ class RuleJudge:
   vocabulary: Vocabulary  # that prompts and responses are written in
 
   on_host: ClassVar[bool] = True
+
+  def passes(self, B: int, S: int, N: int, T: int) -> tuple[tuple[Any, ...], ...]:  # noqa: N803
+    """Within a compiled rollout none."""
+    return ()
 
   def check(self, prompt_length: int, response_length: int) -> None:
     """Any length will do."""
@@ -90,6 +94,10 @@ class TranslatedJudge:
   mesh: Mesh  # of its parameters
 
   on_host: ClassVar[bool] = True
+
+  def passes(self, B: int, S: int, N: int, T: int) -> tuple[tuple[Any, ...], ...]:  # noqa: N803
+    """Within a compiled rollout none."""
+    return ()
 
   def check(self, prompt_length: int, response_length: int) -> None:
     """Of the study's lengths any will do: the judge has its own."""
