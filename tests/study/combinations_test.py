@@ -11,7 +11,13 @@ from alignment.types import UserError
 from tests import studies
 
 PAGE = Path(__file__).parents[2] / "docs" / "rollouts.md"
-JUDGES: dict[str, dict[str, Any]] = {"pairwise": {}}  # kind -> keys of the study
+JUDGES: dict[str, dict[str, Any]] = {  # kind -> keys of the study
+  "pairwise": {},
+  **{
+    kind: {"golden_pm.kind": kind, "proxy_pm.kind": kind}
+    for kind in ("pointwise", "truth")
+  },
+}
 SAMPLES = {"two": 2, "best_worst": 4, "all": 3}
 LOSSES = {"pairs": "ipo", "groups": "rloo"}
 METHODS = {
@@ -66,7 +72,13 @@ def table(workdir: Path, judge: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("compile_quickly")
-@pytest.mark.parametrize("judge", JUDGES)
+@pytest.mark.parametrize(
+  "judge",
+  [
+    "pairwise",
+    *(pytest.param(j, marks=pytest.mark.slow) for j in JUDGES if j != "pairwise"),
+  ],
+)
 def test_every_combination_runs_or_is_refused_as_the_page_says(nano, judge):
   """Those that run are trained, in the nano study: most are there already."""
   lines = "\n".join(table(nano.workdir, judge))
