@@ -7,11 +7,13 @@ matrices as they lie: with N and T, or G and T, as one dimension.
 
 from collections.abc import Callable
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from alignment.models import flash
 from alignment.models import layers as lib
 from alignment.models.decoder_config import DecoderConfig
 from alignment.models.rope import rotate
@@ -47,6 +49,11 @@ class Positions:
       tuple(x[:, None, :, None, :] for x in rope.angles(query_BxT, width))
       for rope in ropes
     ]
+
+  @property
+  def first_B(self) -> Array:  # noqa: N802
+    """Positions of the first queries: as many keys of their prompts are seen."""
+    return self._query_BxT[:, 0]
 
   def rotation(self, kind: Any) -> tuple[Array, Array]:
     """Cosines and sines in a layer of this kind, Bx1xTx1xK/2."""
@@ -102,11 +109,20 @@ def forward(
   query, keys, values = _heads(cfg, params["attention"], y, positions.rotation(kind))
   own = (keys, values) if write is None else write(keys, values)
   blocks = [own] if prompt is None else [prompt, own]
-  mixed = _attend(cfg, query, blocks, positions.biases(kind))
+  if write is None and flash.is_used(cfg, *_lengths(blocks)):
+    mixed = flash.attend(cfg, query, own, prompt, positions.first_B, kind)
+  else:
+    mixed = _attend(cfg, query, blocks, positions.biases(kind))
   y = _dense(cfg, params["attention"]["out"], mixed)
   attended = x + after("attention_post_norm", y)
   y = norm(cfg, params["mlp_norm"], x if cfg.parallel else attended)
   return attended + after("mlp_post_norm", _mlp(cfg, params["mlp"], y)), own
+
+
+def _lengths(blocks) -> tuple[int, int]:
+  """Positions of the new tokens, and of all that their queries may see."""
+  *prompt, new = (math.prod(values.shape[2:-1]) for _, values in blocks)
+  return new, new + sum(prompt)
 
 
 def _heads(cfg: DecoderConfig, params, x_BxNxTxD, rotation):

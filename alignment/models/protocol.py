@@ -19,7 +19,7 @@ from alignment.types import Array, Params, UserError
 CHOICES = {
   "dtype": ("float32", "bfloat16"),
   "remat": REMAT,
-  "attention": ("auto", "plain"),
+  "attention": ("auto", "plain", "flash"),
 }
 
 
@@ -56,7 +56,7 @@ class Config(Protocol):
 
   @property
   def attention(self) -> str:
-    """Whose kernel computes it: auto or plain."""
+    """How it is computed: plain, flash (flash.py), or auto: as suits the platform."""
 
 
 def check_choices(cfg: Config) -> None:

@@ -181,6 +181,15 @@ def on(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
   return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
+def platform() -> str:
+  """What a function that is being traced will run on: tpu, gpu or cpu.
+
+  The mesh's (`on`), which may be of devices that are only compiled for.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device else jax.default_backend()
+
+
 def by_rows(x: Array) -> Array:
   """Keeps activations [B, ...] where their rows are: over the data and fsdp axes.
 
