@@ -8,8 +8,8 @@ and without libtpu. The second compiles every distinct program of the study, a m
 two each, as training would run it on that slice, and says what it needs; the exit
 status is 1 if one does not fit. The mesh is the config's: --config.mesh.tensor=4.
 
-No data or checkpoint is needed: where none is named, models have the sizes that the
-config names, and T5's vocabulary. A vocabulary of kind huggingface must be at hand.
+No data, vocabulary or checkpoint is needed: without them models have the shape and the
+rows that are published for the sizes that the config names, such as qwen3_8b.
 """
 
 import re
@@ -19,7 +19,6 @@ from typing import Any
 
 from absl import app, flags
 import jax
-from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from alignment.flags import configuration, parse_flags
@@ -67,7 +66,7 @@ def check(config: ConfigDict, where: topology.Topology) -> int:
   """Prints what each program needs; the exit status."""
   if _ESTIMATE.value:
     shape = sharding.mesh_shape(**config.mesh, devices=where.chips)
-    mesh: Any = AbstractMesh(shape, sharding.AXES)
+    mesh: Any = propose.abstract_mesh(dict(zip(sharding.AXES, shape, strict=True)))
   else:
     devices = where.devices()
     mesh = sharding.make_mesh(**config.mesh, devices=devices)

@@ -13,7 +13,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from alignment.models import decoder_layer, stacks
+from alignment.models import decoder_layer, flash, stacks
 from alignment.models import layers as lib
 from alignment.models.decoder_config import DecoderConfig
 from alignment.models.protocol import Costs
@@ -175,18 +175,22 @@ class Decoder:
     width = jnp.dtype(cfg.dtype).itemsize
     heads, shared = (n * cfg.head_dim for n in (cfg.num_heads, cfg.num_kv_heads))
     kernels = 2 * D * (heads + shared) + (3 if cfg.gated else 2) * D * F
-    scores = cfg.num_heads * max(S * S, NT * (S + T))
+    scores = [S * S, NT * (S + T)]
+    if flash.is_used(cfg, S, S):  # which holds a row of tiles
+      scores[0] = S * flash.TILE
+    if flash.is_used(cfg, NT, S + NT):
+      scores[1] = NT * flash.TILE
     attention = 4 * heads * (S * S + NT * (S + T))
     kept = S * shared * 2  # the prompt's keys and values, whatever is recomputed
     full = cfg.remat == "full"
     each = D if full else 6 * D + 3 * F / tensor
     saved = width * ((S + NT) * each + kept / tensor)
     if cfg.remat == "none":
-      saved += cfg.num_heads / tensor * (S * S + NT * (S + T)) * (4 + width)
+      saved += cfg.num_heads / tensor * sum(scores) * (4 + width)
     return Costs(
       flops=L * (2 * kernels * (S + NT) + attention) + 2 * NT * D * cfg.vocab_rows,
       saved=L * saved,
-      scores=scores / tensor,
+      scores=cfg.num_heads * max(scores) / tensor,
       layer=max(S, NT) * (4 * D + 3 * F / tensor) * width,
       logits=NT * cfg.vocab_rows / tensor,
       cache=L * (S + NT) * shared / tensor * 2 * width,

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from alignment.core import scoring
+from alignment.runtime import sharding
 from alignment.runtime.sharding import path_name
 from alignment.study.programs import Pass, Program, device_bytes
 
@@ -35,6 +36,11 @@ class Memory:
 
 def estimate(program: Program) -> Memory:
   """What a program is likely to need on each device of its mesh."""
+  with sharding.on(program.mesh):  # attention may have a kernel there
+    return _estimate(program)
+
+
+def _estimate(program: Program) -> Memory:
   passes = program.work.passes
   saved = sum(_saved(program, one) for one in passes)
   working = max(_working_set(program, one) for one in passes)

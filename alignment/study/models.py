@@ -24,11 +24,16 @@ class Models:
   judging: dict[str, Any]  # a judge's context length, and where it cuts prompts
   lengths: tuple[int, int]  # of prompts and responses
   at_hand: bool = True  # False: a checkpoint that is elsewhere is of the named size
+  stand_in: bool = False  # the vocabulary is elsewhere, this one is in its place
   _models: dict[tuple[str, str], Model] = dataclasses.field(default_factory=dict)
 
   @classmethod
   def of(
-    cls, config: ConfigDict, vocabulary: vocabularies.Vocabulary, at_hand: bool = True
+    cls,
+    config: ConfigDict,
+    vocabulary: vocabularies.Vocabulary,
+    at_hand: bool = True,
+    stand_in: bool = False,
   ) -> "Models":
     return cls(
       vocabulary=vocabulary,
@@ -40,6 +45,7 @@ class Models:
       },
       lengths=(config.prompt_length, config.response_length),
       at_hand=at_hand,
+      stand_in=stand_in,
     )
 
   def model(self, start: Start) -> Model:
@@ -55,6 +61,8 @@ class Models:
     return self._models[key]
 
   def _model(self, start: Start) -> Model:
+    if self.stand_in:
+      return self._model_of_any_vocabulary(start)
     vocabulary = self.vocabulary
     chosen = self.numerics | {
       "live_ids": vocabulary.size, "dead_ids": vocabulary.dead_ids
@@ -65,6 +73,16 @@ class Models:
       return registry.model(huggingface.read_config(origin, **chosen))
     rows = -(-vocabulary.size // 128) * 128  # as T5 rounds 32,100 ids up to 32,128
     return registry.model(registry.config(start.size, vocab_rows=rows, **chosen))
+
+  def _model_of_any_vocabulary(self, start: Start) -> Model:
+    """With the rows of the checkpoint, or of the published ones of its size."""
+    origin = self.origin(start)
+    if origin is not None:
+      cfg = huggingface.read_config(origin, **self.numerics)
+    else:
+      cfg = registry.config(start.size, **self.numerics)
+    # As usual, the last rows have no token.
+    return registry.model(dataclasses.replace(cfg, live_ids=cfg.vocab_rows - 1))
 
   def origin(self, start: Start) -> Path | None:
     """The Hugging Face checkpoint a model goes back to, through the SFT or not.

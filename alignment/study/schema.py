@@ -182,7 +182,12 @@ def get_config() -> ConfigDict:
   c.response_length = 128
   c.judge_context_length = 1024 + 2 * 128 + 32
 
-  c.model = {"dtype": "bfloat16", "scan_layers": True, "remat": "full"}
+  c.model = {
+    "dtype": "bfloat16",
+    "scan_layers": True,
+    "remat": "full",
+    "attention": "auto",  # plain, or flash: a kernel (alignment/models/flash.py)
+  }
   c.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
   # Rules put before the model family's own (runtime/sharding.py): for training and
   # scoring, and for sampling, which lays parameters out anew once per rollout.

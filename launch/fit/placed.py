@@ -1,6 +1,6 @@
 """A study on a mesh of devices that are elsewhere, as are its data and checkpoints."""
 
-import functools
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,26 +10,24 @@ from alignment.study.graph import Study
 from alignment.study.models import Models
 from alignment.study.setting import Setting
 
-T5_LIVE_IDS = 32_100
+_STAND_IN = vocabularies.WordVocabulary(("w",))
 
 
 def placed(config: ConfigDict, mesh: Any) -> Study:
   """The first world's graph, of which only programs are asked.
 
-  Its vocabulary is one of the size of T5's where no file is named, its checkpoints are
-  models of the sizes that are named. The mesh may be abstract.
+  A vocabulary or checkpoint that is elsewhere is not needed: models then have the rows
+  and the shape that is published for the sizes that are named. The mesh may be abstract.
   """
-  if config.vocab.kind == "sentencepiece" and not config.vocab.path:
-    vocabulary = _stand_in()
-  else:
-    vocabulary = vocabularies.from_config(config.vocab)
-  models = Models.of(config, vocabulary, at_hand=False)
+  elsewhere = vocabulary_is_elsewhere(config)
+  vocabulary = _STAND_IN if elsewhere else vocabularies.from_config(config.vocab)
+  models = Models.of(config, vocabulary, at_hand=False, stand_in=elsewhere)
   world = config.first_world
   return Study(Setting(config, world, vocabulary, mesh, models, language=None))
 
 
-@functools.cache
-def _stand_in() -> vocabularies.Vocabulary:
-  others = vocabularies.WordVocabulary(("w",)).size - 1
-  words = tuple(f"w{i}" for i in range(T5_LIVE_IDS - others))
-  return vocabularies.WordVocabulary(words)
+def vocabulary_is_elsewhere(config: ConfigDict) -> bool:
+  """Whether it is kept in files, and they are not on this machine."""
+  kind, path = config.vocab.kind, config.vocab.path
+  in_files = kind in ("sentencepiece", "huggingface")
+  return in_files and not (path and Path(path).exists())

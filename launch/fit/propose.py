@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import dataclasses
 import math
 
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractDevice, AbstractMesh
 from ml_collections import ConfigDict
 
 from alignment.models import registry
@@ -39,7 +39,10 @@ def mesh_for(config: ConfigDict, chips: int) -> dict[str, int]:
 
 
 def abstract_mesh(sizes: dict[str, int]) -> AbstractMesh:
-  return AbstractMesh(tuple(sizes[axis] for axis in sharding.AXES), sharding.AXES)
+  """Of TPUs: a model may have a kernel there."""
+  shape = tuple(sizes[axis] for axis in sharding.AXES)
+  tpu = AbstractDevice(device_kind="TPU", num_cores=None, platform="tpu")
+  return AbstractMesh(shape, sharding.AXES, abstract_device=tpu)
 
 
 @dataclasses.dataclass(frozen=True)
