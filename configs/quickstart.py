@@ -24,7 +24,7 @@ def get_config():
   c.prompt_length = 9  # 8 words and EOS
   c.response_length = 9
   c.judge_context_length = 30  # prompt, two responses and three marks
-  c.model = {"dtype": "float32", "scan_layers": False, "remat": "none"}
+  c.model.update({"dtype": "float32", "scan_layers": False, "remat": "none"})
 
   adamw = schema.optimizer(name="adamw", b2=0.99)
   small = {"optimizer": adamw, "batch_size": 32, "warmup_steps": 50}

@@ -27,7 +27,7 @@ from alignment.study import checks, estimate
 from alignment.study.programs import Program
 from alignment.types import UserError
 from launch.fit import hlo, propose, topology
-from launch.fit.placed import placed
+from launch.fit.placed import placed, vocabulary_is_elsewhere
 
 flags.declare_key_flag("config")  # for --help
 _TOPOLOGY = flags.DEFINE_string(
@@ -42,6 +42,11 @@ def main(argv: list[str]) -> int:
     raise UserError(f"unexpected argument '{argv[1]}': options start with --")
   config = configuration()
   checks.check_config(config)
+  if config.vocab.path and vocabulary_is_elsewhere(config):
+    print(
+      f"there is no vocabulary at {config.vocab.path}: models have the rows that their "
+      "sizes are published with"
+    )
   if not _TOPOLOGY.value:
     for generation in topology.GENERATIONS:
       print(proposal(config, generation), flush=True)
@@ -78,6 +83,7 @@ def check(config: ConfigDict, where: topology.Topology) -> int:
     sizes = propose.mesh_for(config, where.chips)
     better = " ".join(f"--config.mesh.{axis}={n}" for axis, n in sizes.items())
     raise UserError(f"{error}; on {where} batches allow {better}") from None
+  checks.check_attention(study)
   programs = [p for p in programs if re.search(_ONLY.value, p.name)]
   if not programs:
     raise UserError(f"--only='{_ONLY.value}' is found in no program's name")

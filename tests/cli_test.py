@@ -115,7 +115,7 @@ def test_bad_configurations_leave_nothing(fails, pairs, pattern, arguments):
     ("c.workers = 0", "workers is 0; give at least 1"),
     ("c.evaluation = {'prompts': 48, 'kl_promts': 16}",
      "'evaluation.kl_promts' is no key of the configuration"),
-    ("c.model = {'dtype': 'float32'}", "the configuration has no 'model.[rs]"),
+    ("c.model = {'dtype': 'float32'}", "the configuration has no 'model.[ars]"),
   ],
 )  # fmt: skip
 def test_mistakes_in_a_configuration_file_are_named(fails, tmp_path, lines, pattern):

@@ -154,8 +154,7 @@ def _one_layer(
     first_Bx1, seen_Bx1 = first_B[:, None], seen_B[:, None]
     seen_BxS = (index_1xS >= first_Bx1) & (index_1xS < first_Bx1 + seen_Bx1)
     keys, values = (
-      jnp.concatenate(both, axis=2)
-      for both in zip(prompt, (keys, values), strict=True)
+      jnp.concatenate(both, axis=2) for both in zip(prompt, (keys, values), strict=True)
     )
   kernel = _cudnn if sharding.platform() == "gpu" else _splash
   mask = _Mask(*shape, S, query.shape[2], window)

@@ -6,7 +6,7 @@ entry here, and one in `huggingface.FORMATS` if it has checkpoints.
 
 from typing import Any
 
-from alignment.models import sizes, t5
+from alignment.models import flash, sizes, t5
 from alignment.models.decoder import Decoder
 from alignment.models.decoder_config import FAMILIES, DecoderConfig
 from alignment.models.protocol import Config, Model
@@ -28,6 +28,15 @@ def config(size: str, **overrides: Any) -> Config:
     named = sizes.DECODERS[size]
     return DecoderConfig(**FAMILIES[named["model_type"]] | named | overrides)
   raise UserError(f"model.size '{size}' is unknown; choose from {', '.join(SIZES)}")
+
+
+def check_attention(cfg: Config, platform: str) -> None:
+  """Raises UserError if a kernel is asked for that the platform does not have.
+
+  T5's configuration itself refuses one.
+  """
+  if isinstance(cfg, DecoderConfig):
+    flash.check(cfg, platform)
 
 
 def model(cfg: Config) -> Model:

@@ -73,10 +73,15 @@ class T5Config:
   dtype: str = "float32"
   scan_layers: bool = False
   remat: str = "none"  # none, dots (keep products without a batch axis) or full
-  attention: str = "auto"  # plain: no kernel of flash attention has T5's biases
+  attention: str = "auto"  # which is plain here
 
   def __post_init__(self):
     check_choices(self)
+    if self.attention == "flash":
+      raise UserError(
+        "model.attention is 'flash', but no kernel has T5's position biases; use auto "
+        "or plain"
+      )
 
 
 def config(size: str, **overrides) -> T5Config:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from alignment.analysis import figures, runs
 from alignment.core import evaluation, losses
 from alignment.data import layouts, readers, vocabularies
+from alignment.models import registry
 from alignment.runtime import sharding
 from alignment.study import graph, recipes
 from alignment.study.artefacts import Artefact, closure
@@ -248,6 +249,7 @@ def check_study(study: graph.Study) -> None:
     UserError: for the first of them.
   """
   check_batches(study)
+  check_attention(study)
   size_of: dict[Path, str] = {}
   for artefact in _every(study):
     if isinstance(artefact, PairData):
@@ -268,6 +270,15 @@ def check_study(study: graph.Study) -> None:
         )
   for artefact in _every(study):
     _ = artefact.key  # reads what of the data and checkpoints determines numbers
+
+
+def check_attention(study: graph.Study) -> None:
+  """Raises UserError if a model is to use a kernel that the mesh's devices lack."""
+  with sharding.on(study.setting.mesh):
+    platform = sharding.platform()
+  for artefact in _every(study):
+    if isinstance(artefact, Model):
+      registry.check_attention(artefact.model().cfg, platform)
 
 
 def check_batches(study: graph.Study) -> None:

@@ -16,8 +16,8 @@ _STAND_IN = vocabularies.WordVocabulary(("w",))
 def placed(config: ConfigDict, mesh: Any) -> Study:
   """The first world's graph, of which only programs are asked.
 
-  A vocabulary or checkpoint that is elsewhere is not needed: models then have the rows
-  and the shape that is published for the sizes that are named. The mesh may be abstract.
+  A vocabulary or checkpoint that is elsewhere is not needed: models then have the shape
+  and rows that are published for the sizes that are named. The mesh may be abstract.
   """
   elsewhere = vocabulary_is_elsewhere(config)
   vocabulary = _STAND_IN if elsewhere else vocabularies.from_config(config.vocab)

@@ -9,9 +9,13 @@ import sys
 from absl.testing import flagsaver
 import pytest
 
+from alignment.runtime import sharding
+from alignment.study import recipes
 from alignment.types import UserError
 from launch import compile_check
-from launch.fit import topology
+from launch.fit import propose, topology
+from launch.fit.placed import placed
+from tests import studies
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,6 +62,30 @@ def test_without_a_topology_it_proposes_one_per_generation(check):
   assert names == ["v4-8", "v5e-1", "v5p-8", "v6e-1"]
 
 
+DPO = f"--config={ROOT}/launch/fit/online_dpo.py"
+
+
+def test_a_decoder_needs_neither_vocabulary_nor_checkpoint(check):
+  status, out, _ = check(
+    f"{DPO}:qwen3_0_6b", "--topology=v5e:2x2", "--estimate", "--config.mesh.fsdp=4",
+    "--config.mesh.data=1", "--config.sft.init=/nowhere/{size}",
+    "--config.vocab.path=/nowhere", "--only=policy step|rollout",
+  )  # fmt: skip
+  assert status == 0
+  assert "policy step, dpo, qwen3_0_6b" in out
+  assert "rollout, qwen3_0_6b judged by qwen3_0_6b" in out
+  assert "there is no vocabulary at /nowhere: models have the rows that their" in out
+
+
+def test_rows_are_those_of_the_size():
+  config = studies.document("study").get_config("figure_01,tldr")
+  for size, rows in {"gemma3_1b": 262144, "t5_1_1_large": 32128}.items():
+    config.policy.size = config.golden_policy.size = size
+    study = placed(config, propose.abstract_mesh(dict.fromkeys(sharding.AXES, 1)))
+    model = study.setting.model(recipes.PolicyRecipe.of(config.policy))
+    assert model.cfg.vocab_rows == rows and 0 < model.cfg.live_ids < rows
+
+
 @pytest.mark.parametrize(
   "arguments, message",
   [
@@ -69,6 +97,13 @@ def test_without_a_topology_it_proposes_one_per_generation(check):
      "--config.mesh.fsdp=16 --config.mesh.tensor=2"),
     (("--config=configs/quickstart.py", "--topology=v5e:1x1", "--estimate",
       "--only=reward"), "--only='reward' is found in no program's name"),
+    ((DPO,), "name a size: online_dpo.py:qwen3_0_6b"),
+    ((f"{DPO}:qwen3_9b",), "model.size 'qwen3_9b' is unknown; choose from "),
+    ((f"{DPO}:smollm2_135m", "--topology=v5e:1x1", "--estimate",
+      "--config.model.attention=flash", "--config.model.dtype=float32"),
+     "its kernels multiply bfloat16"),
+    ((f"{DPO}:smollm2_135m", "--topology=v5e:2x2", "--estimate",
+      "--config.mesh.data=1", "--config.mesh.tensor=4"), "9 attention heads are not"),
   ],
 )  # fmt: skip
 def test_errors_are_one_line(check, arguments, message):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from alignment.core import evaluation, optim, rollout, sampling, train_step
-from alignment.models import t5
+from alignment.models import flash, registry, t5
 from alignment.runtime import sharding
 from alignment.types import UserError
 from tests import tiny
@@ -331,3 +331,29 @@ def test_rows_lie_over_data_and_fsdp():
   assert {s.data.shape for s in x.addressable_shards} == {(2, 3)}
   np.testing.assert_array_equal(sharding.fetch(x), np.arange(24).reshape(8, 3))
   assert jnp.sum(x) == 276
+
+
+@pytest.mark.parametrize("mesh", [(2, 1, 4)], ids=str, indirect=True)
+def test_a_kernel_of_attention_has_its_rows_and_heads_on_each_device(mesh):
+  """Also where two heads of keys are fewer than devices that share them."""
+  cfg = registry.config("gemma2_nano", score_cap=3.0, window=3)
+  rng = np.random.default_rng(0)
+  B, H, G, K, S, N, T = 4, 2, 2, 16, 5, 2, 4  # noqa: N806
+  shapes = (B, H, N, G, T, K), (B, H, N, K, T), (B, H, N, T, K), (B, H, K, S)
+  arrays = [
+    rng.normal(size=shape).astype(np.float32) for shape in (*shapes, (B, H, S, K))
+  ]
+  seen_B = np.array([0, 2, 5, 3], np.int32)
+
+  def attend(query, keys, values, prompt_keys, prompt_values, seen_B):
+    own, prompt = (keys, values), (prompt_keys, prompt_values)
+    mixed = flash.attend(cfg, query, own, prompt, seen_B, kind=1)
+    return (mixed**2).sum(), mixed
+
+  outputs = []
+  for where in (ONE, mesh):
+    inputs = sharding.put_batch((*arrays, seen_B), where)
+    with sharding.on(where):
+      both = jax.grad(attend, argnums=range(5), has_aux=True)
+      outputs.append(sharding.fetch(jax.jit(both)(*inputs)))
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), *outputs)
