@@ -14,7 +14,6 @@ rows that are published for the sizes that the config names, such as qwen3_8b.
 
 import re
 import sys
-import time
 from typing import Any
 
 from absl import app, flags
@@ -26,7 +25,8 @@ from alignment.runtime import output, sharding
 from alignment.study import checks, estimate
 from alignment.study.programs import Program
 from alignment.types import UserError
-from launch.fit import hlo, propose, topology
+from launch.fit import propose, topology
+from launch.fit.compiled import TooLargeError, compile_program
 from launch.fit.placed import placed, vocabulary_is_elsewhere
 
 flags.declare_key_flag("config")  # for --help
@@ -111,27 +111,17 @@ def show(program: Program, limit: int) -> bool:
   print(f"  estimate: {memory_line(guess, limit)}")
   if _ESTIMATE.value:
     return guess.total <= limit
-  start = time.monotonic()
   try:
-    compiled = program.lower().compile()
-  except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    print(f"  does not compile: {str(error).splitlines()[0]}")
+    compiled = compile_program(program)
+  except TooLargeError as error:
+    print(f"  does not compile: {error}")
     return False
-  seconds = time.monotonic() - start
-  analysis = compiled.memory_analysis()
-  needed = estimate.Memory(
-    analysis.argument_size_in_bytes,
-    analysis.temp_size_in_bytes
-    + analysis.output_size_in_bytes
-    - analysis.alias_size_in_bytes,
-    program.held_bytes,
+  print(
+    f"  compiled: {memory_line(compiled.memory, limit)}; in {compiled.seconds:.0f} s"
   )
-  print(f"  compiled: {memory_line(needed, limit)}; in {seconds:.0f} s")
-  for kind, traffic in hlo.collectives(compiled.as_text()).items():
+  for kind, traffic in compiled.traffic.items():
     print(f"  {kind}: {traffic.count} of together {gib(traffic.bytes)} GiB")
-  return needed.total <= limit
+  return compiled.memory.total <= limit
 
 
 def memory_line(memory: estimate.Memory, limit: int) -> str:

@@ -14,6 +14,7 @@ import pytest
 from alignment.core import evaluation
 from alignment.core.losses import registry
 from alignment.data import datasets, readers
+from alignment.models import decoder_config, sizes
 from launch import sweep, tpu
 from tests import synthetic
 
@@ -60,6 +61,8 @@ def reader(tmp_path, monkeypatch):
   monkeypatch.setattr(registry, "LOSSES", dict(registry.LOSSES))
   monkeypatch.setattr(readers, "FORMATS", dict(readers.FORMATS))
   monkeypatch.setattr(evaluation, "COLUMNS", dict(evaluation.COLUMNS))
+  monkeypatch.setattr(sizes, "DECODERS", dict(sizes.DECODERS))
+  monkeypatch.setitem(decoder_config.FAMILIES, "mistral", {})  # and not for good
   return tmp_path
 
 

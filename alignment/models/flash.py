@@ -13,7 +13,7 @@ GPU cuDNN's by `jax.nn.dot_product_attention`. T5's position biases fit neither.
 
 import functools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import (
@@ -232,7 +232,13 @@ def _splash_kernel(mask: _Mask, heads: int, cap: float, interpret: bool) -> Any:
 
 
 def _cudnn(
-  cfg: DecoderConfig, mask: _Mask, query, keys, values, seen_BxS, how: str = "cudnn"
+  cfg: DecoderConfig,
+  mask: _Mask,
+  query,
+  keys,
+  values,
+  seen_BxS,
+  how: Literal["cudnn", "xla"] = "cudnn",
 ) -> Array:
   """`how` is what `jax.nn.dot_product_attention` calls an implementation."""
   del cfg
@@ -244,6 +250,6 @@ def _cudnn(
     *(x.swapaxes(1, 2) for x in (query, keys, values)),
     mask=whole,
     scale=1.0,
-    implementation=how,  # type: ignore[arg-type]
+    implementation=how,
   )
   return mixed.swapaxes(1, 2)
