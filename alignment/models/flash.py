@@ -247,7 +247,9 @@ def _cudnn(
     own = jnp.ones((seen_BxS.shape[0], query.shape[2]), bool)
     whole = whole & jnp.append(seen_BxS, own, axis=1)[:, None, None]
   mixed = jax.nn.dot_product_attention(
-    *(x.swapaxes(1, 2) for x in (query, keys, values)),
+    query.swapaxes(1, 2),
+    keys.swapaxes(1, 2),
+    values.swapaxes(1, 2),
     mask=whole,
     scale=1.0,
     implementation=how,

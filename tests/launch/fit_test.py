@@ -1,12 +1,14 @@
 """What is on the devices, and the estimates made of it, from shapes alone."""
 
+from absl import flags
+from absl.testing import flagsaver
 import jax
 from jax.sharding import AbstractMesh
 import pytest
 
 from alignment.runtime import sharding
 from alignment.study import estimate, programs
-from launch.fit import propose, topology
+from launch.fit import propose, table, topology
 from launch.fit.placed import placed
 from tests import studies
 
@@ -126,6 +128,16 @@ def test_proposals_for_the_paper_are_what_was_compiled(size, batch_size, v5e):
   assert {name: p.topology.accelerator for name, p in proposals.items()} == {
     "v4": "v4-16", "v5e": v5e, "v5p": "v5p-8", "v6e": "v6e-8"
   }  # fmt: skip
+
+
+def test_the_table_of_decoders_names_the_next_smaller_slice_too():
+  arguments = ["table", "--sizes=gemma3_1b", "--generations=v5e,v6e"]
+  with flagsaver.flagsaver():
+    flags.FLAGS(arguments)
+    head, _, row = table.rows()
+  assert head == "| policy and judge | trained | v5e | v6e |"
+  assert row.startswith("| gemma3_1b | full | v5e-4: ")
+  assert "; v5e-1 refused: " in row and row.endswith("; there is none smaller |")
 
 
 def test_the_proposed_slice_is_the_smallest_that_should_do():
