@@ -163,6 +163,8 @@ def check_command(words: list[str], cli, tmp_path: Path) -> None:
       check_study(rest, module, cli, tmp_path)
     case ["python", "-m", module, *_]:
       importlib.import_module(module)
+    case ["python", path, *_]:
+      assert (ROOT / path).exists(), path
     case [program, *_]:
       assert program == "gcloud", words
 

@@ -43,10 +43,6 @@ class RuleJudge:
   def check(self, prompt_length: int, response_length: int) -> None:
     """Any length will do."""
 
-  def passes(self, B: int, S: int, N: int, T: int) -> tuple[()]:  # noqa: N803
-    """None on a device."""
-    return ()
-
   def scores(self, params: Params, batch: Batch) -> np.ndarray:
     """What the rule says of every response, float32 BxN; equal texts are equal.
 
@@ -104,10 +100,6 @@ class TranslatedJudge:
     del prompt_length, response_length
     lengths = self.translation.prompt_length, self.translation.response_length
     self.judge.check(*lengths)
-
-  def passes(self, B: int, S: int, N: int, T: int) -> tuple[()]:  # noqa: N803
-    """None within a compiled rollout: its scorer is a program of its own."""
-    return ()
 
   def scores(self, params: Params, batch: Batch) -> np.ndarray:
     return self._asked(scores_on_device, params, batch)

@@ -81,12 +81,9 @@ def seconds(run) -> tuple[float, float]:
 def main() -> int:
   parser = argparse.ArgumentParser()
   for name, default in {
-    "layers": 30,
-    "prompts": 2,
-    "prompt_length": 1024,
-    "response_length": 64,
+    "layers": 30, "prompts": 2, "prompt_length": 1024, "response_length": 64,
     "turns": 5,
-  }.items():
+  }.items():  # fmt: skip
     parser.add_argument(f"--{name}", type=int, default=default)
   parser.add_argument("--size", default="smollm2_135m")
   parser.add_argument("--dtype", default="float32")
