@@ -18,9 +18,9 @@ like care, and with mistakes (strangers, repeats) at like rates, so that few pai
 obvious; over pairs both differ, so that judges see nearly everything that a policy may
 come to write, and can learn what it is worth.
 
-`EASY` has one topic and no kinds: a judge learns it in a minute. In `RICH` neither a sum
-over words nor anything else that ignores topic and neighbours represents the utility.
-`toy_audit.py` measures what a world can be won with.
+`EASY` has one topic and no kinds: a judge learns it in a minute. In `RICH` neither a
+sum over words nor anything else that ignores topic and neighbours represents the
+utility. `toy_audit.py` measures what a world can be won with.
 """
 
 from collections.abc import Iterator, Sequence
@@ -123,9 +123,8 @@ class Values:
     same_PxTxT = responses_PxT[:, :, None] == responses_PxT[:, None, :]
     first_PxT = inside_PxT & ~xp.tril(same_PxTxT, -1).any(axis=2)
     length_P, distinct_P = inside_PxT.sum(axis=1), first_PxT.sum(axis=1)
-    total_P = (
-      weights[self.topics(prompts_PxS)[:, None], prompts_PxS] * named_PxS
-    ).sum(axis=1)
+    worth_PxS = weights[self.topics(prompts_PxS)[:, None], prompts_PxS]
+    total_P = (worth_PxS * named_PxS).sum(axis=1)
     total_P = total_P - self.repeat_cost * (length_P - distinct_P)
     total_P = total_P - self.off_prompt_cost * (distinct_P - named_PxS.sum(axis=1))
     total_P = total_P - self.length_cost * xp.maximum(0, length_P - self.free_words)
@@ -136,8 +135,8 @@ class Values:
     adjacent_PxU = said_PxT[:, :-1] & said_PxT[:, 1:]
     total_P = total_P + self.order_bonus * (adjacent_PxU & (a < b)).sum(axis=1)
     kind_PxS = kinds[prompts_PxS]
-    k, l = (xp.take_along_axis(kind_PxS, x, axis=1) for x in (a, b))
-    total_P = total_P + (bonus[k, l] * (adjacent_PxU & (a != b))).sum(axis=1)
+    of_a, of_b = (xp.take_along_axis(kind_PxS, x, axis=1) for x in (a, b))
+    total_P = total_P + (bonus[of_a, of_b] * (adjacent_PxU & (a != b))).sum(axis=1)
     return xp.round(total_P, 5)
 
 
@@ -152,10 +151,10 @@ class Language:
   # What raters value.
   weights: tuple[float, float] = (0.0, 1.5)  # of words: evenly between these
   topics: int = 1
-  topic_weight: float = 0.0  # a topic adds up to so much to a word's weight, or takes it
+  topic_weight: float = 0.0  # that a topic adds to a word's weight, or takes, at most
   kinds: int = 1
-  kind_bonus: float = 0.0  # two kinds of neighbours are worth up to so much, or cost it
-  order_bonus: float = 0.3
+  kind_bonus: float = 0.0  # that neighbours of two kinds are worth, or cost, at most
+  order_bonus: float = 0.2
   repeat_cost: float = 0.7
   off_prompt_cost: float = 1.0
   length_cost: float = 0.9
@@ -196,21 +195,22 @@ class Language:
 
   @functools.cached_property
   def values(self) -> Values:
-    rng = self.rng(0)
-    weights_W = rng.permutation(np.linspace(*self.weights, self.num_words))
-    shift = np.linspace(-self.topic_weight, self.topic_weight, self.num_words)
-    weights_ZxW = np.stack([weights_W + rng.permutation(shift) for _ in range(self.topics)])
-    pairs = np.linspace(-self.kind_bonus, self.kind_bonus, self.kinds**2)
-    factors = rng.uniform(1 - self.spread, 1 + self.spread, 4)
+    rng, W, K = self.rng(0), self.num_words, self.kinds
+    weights_W = rng.permutation(np.linspace(*self.weights, W))
+    shift_W = np.linspace(-self.topic_weight, self.topic_weight, W)
+    bonuses = np.linspace(-self.kind_bonus, self.kind_bonus, K * K) if K > 1 else [0.0]
+    shifts = [rng.permutation(shift_W) for _ in range(self.topics)]
+    factors = rng.uniform(1 - self.spread, 1 + self.spread, 4).tolist()
     return Values(
-      weights_ZxW,
-      rng.permutation(np.arange(self.num_words) % self.kinds),
-      rng.permutation(pairs).reshape(self.kinds, self.kinds) if self.kinds > 1
-      else np.zeros((1, 1)),
-      *(np.array([self.order_bonus, self.repeat_cost, self.off_prompt_cost,
-                  self.length_cost]) * factors).tolist(),
+      weights_ZxW=weights_W + np.stack(shifts),
+      kinds_W=rng.permutation(np.arange(W) % K),
+      kind_bonus_KxK=rng.permutation(bonuses).reshape(K, K),
+      order_bonus=self.order_bonus * factors[0],
+      repeat_cost=self.repeat_cost * factors[1],
+      off_prompt_cost=self.off_prompt_cost * factors[2],
+      length_cost=self.length_cost * factors[3],
       free_words=self.free_words,
-    )  # fmt: skip
+    )
 
   # --- the truth ---
 
@@ -241,7 +241,8 @@ class Language:
   def block(self, number: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
     """A block of pairs as numbers of words: posts, the two responses, who is preferred.
 
-    -> (int NxS, two of int NxT, bool N: the first is preferred).
+    Returns:
+      int NxS; two of int NxT; bool N, where the first is preferred.
     """
     rng, values = self.rng(1, number), self.values
     posts = rng.permuted(np.tile(np.arange(self.num_words), (_BLOCK, 1)), axis=1)

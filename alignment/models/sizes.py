@@ -76,7 +76,10 @@ _GEMMA_3 = _GEMMA | {
   "local_rope": Rope(),
 }
 _NANO = (48, 96, 2, 4, 2, 16)
+_MICRO = (64, 128, 3, 4, 2, 16)
+_MILLI = (64, 128, 4, 4, 2, 16)
 _TINY = (128, 256, 4, 4, 2, 32)
+_SMALL_GEMMA = {"window": 16, "query_scalar": 16.0, "local": (True, False)}
 
 # model.size -> the fields of a DecoderConfig in which it differs from its family.
 DECODERS: dict[str, dict[str, Any]] = {
@@ -85,6 +88,8 @@ DECODERS: dict[str, dict[str, Any]] = {
     _COLUMNS,
     (
       ("llama_nano", *_NANO),
+      ("llama_micro", *_MICRO),
+      ("llama_milli", *_MILLI),
       ("llama_tiny", *_TINY),
       ("smollm2_135m", 576, 1536, 30, 9, 3, 64),
       ("smollm2_360m", 960, 2560, 32, 15, 5, 64),
@@ -103,6 +108,8 @@ DECODERS: dict[str, dict[str, Any]] = {
     _COLUMNS,
     (
       ("qwen2_nano", *_NANO, {"tied": True}),
+      ("qwen2_micro", *_MICRO, {"tied": True}),
+      ("qwen2_milli", *_MILLI, {"tied": True}),
       ("qwen2_tiny", *_TINY, {"tied": True}),
       ("qwen2_5_0_5b", 896, 4864, 24, 14, 2, 64, {"tied": True}),
       ("qwen2_5_1_5b", 1536, 8960, 28, 12, 2, 128, {"tied": True}),
@@ -120,6 +127,8 @@ DECODERS: dict[str, dict[str, Any]] = {
     _COLUMNS,
     (
       ("qwen3_nano", *_NANO, {"tied": True}),
+      ("qwen3_micro", *_MICRO, {"tied": True}),
+      ("qwen3_milli", *_MILLI, {"tied": True}),
       ("qwen3_tiny", *_TINY, {"tied": True}),
       ("qwen3_0_6b", 1024, 3072, 28, 16, 8, 128, {"tied": True}),
       ("qwen3_1_7b", 2048, 6144, 28, 16, 8, 128, {"tied": True}),
@@ -135,7 +144,9 @@ DECODERS: dict[str, dict[str, Any]] = {
     "gemma2",
     _COLUMNS,
     (
-      ("gemma2_nano", *_NANO, {"window": 16, "query_scalar": 16.0}),
+      ("gemma2_nano", *_NANO, _SMALL_GEMMA),
+      ("gemma2_micro", *_MICRO, _SMALL_GEMMA),
+      ("gemma2_milli", *_MILLI, _SMALL_GEMMA),
       ("gemma2_tiny", *_TINY, {"window": 32, "query_scalar": 32.0}),
       ("gemma2_2b", 2304, 9216, 26, 8, 4, 256),
       ("gemma2_9b", 3584, 14336, 42, 16, 8, 256),
@@ -148,6 +159,8 @@ DECODERS: dict[str, dict[str, Any]] = {
     _COLUMNS,
     (
       ("gemma3_nano", 48, 96, 6, 4, 1, 16, {"window": 16, "query_scalar": 16.0}),
+      ("gemma3_micro", *_MICRO, _SMALL_GEMMA),
+      ("gemma3_milli", *_MILLI, _SMALL_GEMMA),
       ("gemma3_tiny", 128, 256, 6, 4, 1, 32, {"window": 32, "query_scalar": 32.0}),
       ("gemma3_270m", 640, 2048, 18, 4, 1, 256),
       ("gemma3_1b", 1152, 6912, 26, 4, 1, 256),
@@ -159,6 +172,8 @@ DECODERS: dict[str, dict[str, Any]] = {
     (*_COLUMNS, "rotary_dim"),
     (
       ("pythia_nano", 48, 192, 2, 3, 3, 16, 4),
+      ("pythia_micro", 64, 256, 3, 4, 4, 16, 4),
+      ("pythia_milli", 64, 256, 4, 4, 4, 16, 4),
       ("pythia_tiny", 128, 512, 4, 4, 4, 32, 8),
       ("pythia_70m", 512, 2048, 6, 8, 8, 64, 16),
       ("pythia_160m", 768, 3072, 12, 12, 12, 64, 16),
