@@ -51,6 +51,7 @@ RICH: dict[str, Any] = {
   "num_words": 48,
   "prompt_words": 12,
   "response_words": 12,
+  "fewest_words": 6,
   "weights": (-0.6, 0.6),
   "topics": 4,
   "topic_weight": 0.9,
@@ -60,7 +61,8 @@ RICH: dict[str, Any] = {
   "repeat_cost": 1.5,
   "length_cost": 0.1,
   "spread": 0.3,
-  "temperature": 0.9,
+  "temperature": 1.0,
+  "stranger_rate": 0.05,
 }
 
 
@@ -148,6 +150,7 @@ class Language:
   num_words: int = 48  # of WORDS: the language's vocabulary
   prompt_words: int = 12
   response_words: int = 12  # that writers write at most
+  fewest_words: int = 1  # and at least
   # What raters value.
   weights: tuple[float, float] = (0.0, 1.5)  # of words: evenly between these
   topics: int = 1
@@ -172,6 +175,7 @@ class Language:
       f"2 to {len(WORDS)} num_words": 2 <= self.num_words <= len(WORDS),
       "1 to num_words prompt_words": 1 <= self.prompt_words <= self.num_words,
       "1 to prompt_words response_words": 1 <= self.response_words <= self.prompt_words,
+      "1 to response_words fewest_words": 1 <= self.fewest_words <= self.response_words,
       "at least 1 topics and kinds": self.topics >= 1 and self.kinds >= 1,
       "care from a positive number to one no smaller": 0 < low <= high < np.inf,
       "a stranger_rate in [0, 1]": 0 <= self.stranger_rate <= 1,
@@ -247,7 +251,8 @@ class Language:
     rng, values = self.rng(1, number), self.values
     posts = rng.permuted(np.tile(np.arange(self.num_words), (_BLOCK, 1)), axis=1)
     posts = posts[:, : self.prompt_words]
-    care = np.exp(rng.uniform(*np.log(self.care), (_BLOCK, 1)))
+    least, most = np.log(self.care)
+    care = np.exp(rng.uniform(least, most, (_BLOCK, 1)))
     stranger_rate = rng.uniform(0, self.stranger_rate, (_BLOCK, 1))
     repeat_rate = rng.uniform(0, self.repeat_rate, (_BLOCK, 1))
     first, second = (
@@ -264,7 +269,7 @@ class Language:
     appeal = care * weights[self.values.topics(posts_NxS)[:, None], posts_NxS]
     chosen = np.argsort(-(appeal + rng.gumbel(size=(N, S))), axis=1)
     order = chosen + rng.normal(size=(N, S)) * 6.0 / care
-    length = rng.integers(1, self.response_words + 1, (N, 1))
+    length = rng.integers(self.fewest_words, self.response_words + 1, (N, 1))
     outside = np.arange(S) >= length  # what is not chosen goes to the end
     chosen = np.take_along_axis(
       chosen, np.argsort(np.where(outside, np.inf, order), axis=1), axis=1

@@ -16,7 +16,9 @@ PLAIN = toy.Language(
 )  # fmt: skip
 A, B, C, D, E = toy.WORDS[10:15]
 PROMPT = [word.upper() for word in (A, B, C, D)]
-SMALL = toy.RICH | {"num_words": 12, "prompt_words": 5, "response_words": 5}
+SMALL = toy.RICH | {
+  "num_words": 12, "prompt_words": 5, "response_words": 5, "fewest_words": 1
+}  # fmt: skip
 
 
 def weights():
