@@ -9,7 +9,7 @@ After the colon: a figure, or `all`; then `toy` (miniature, the default) or one 
 paper's tasks at its own scale. The miniature's language is the rich one, in which a
 word's worth depends on the post's topic and on its neighbours (alignment/data/toy.py).
 
-Hardware: two CPU cores for `toy`. Duration: within 90 minutes a world.
+Hardware: two CPU cores for `toy`. Duration: not measured yet on this language.
 """
 
 from alignment.data import toy

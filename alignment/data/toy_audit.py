@@ -8,6 +8,7 @@ offline and in seconds; `check` refuses a world that a trivial policy wins.
 """
 
 import dataclasses
+import functools
 import sys
 
 import numpy as np
@@ -97,6 +98,12 @@ class Audit:
       f"accuracy on the truth: blind to words {self.blind:.3f}, best sum over words "
       f"{self.linear:.3f}; of a perfect judge on raters' labels {self.raters:.3f}",
     ]
+
+
+@functools.cache
+def audit_of(language: Language) -> Audit:
+  """`Audit.of`, once per language and process."""
+  return Audit.of(language)
 
 
 def optima(language: Language, posts_PxS: np.ndarray) -> np.ndarray:

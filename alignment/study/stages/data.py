@@ -12,7 +12,7 @@ import numpy as np
 from alignment.core import evaluation
 from alignment.data import pairs, readers, records, tokenizer
 from alignment.data.examples import Reading
-from alignment.data.toy_audit import Audit
+from alignment.data.toy_audit import audit_of
 from alignment.runtime import hosts
 from alignment.runtime.files import checksum, read_json, write_json
 from alignment.runtime.metrics import progress
@@ -70,7 +70,7 @@ class PairData(Artefact):
   def _audit(self) -> list[str]:
     """What the language can be won with; refused if that takes no learning."""
     assert self.setting.language is not None
-    audit = Audit.of(self.setting.language)
+    audit = audit_of(self.setting.language)
     audit.check()
     return audit.lines()
 
