@@ -6,11 +6,13 @@
   python -m alignment.main --config=configs/study.py:figure_05,tldr --workdir=...
 
 After the colon: a figure, or `all`; then `toy` (miniature, the default) or one of the
-paper's tasks at its own scale. The miniature's models are the quickstart's.
+paper's tasks at its own scale. The miniature's language is the rich one, in which a
+word's worth depends on the post's topic and on its neighbours (alignment/data/toy.py).
 
-Hardware: two CPU cores for `toy`. Duration: within 2 hours a world.
+Hardware: two CPU cores for `toy`. Duration: not measured yet on this language.
 """
 
+from alignment.data import toy
 from alignment.study import schema
 from alignment.types import UserError
 
@@ -45,7 +47,25 @@ SHUFFLED = OFFLINE | {"dataset": ("stream",)}
 def miniature():
   """(config, the axes of each group): sized for two cores."""
   c = quickstart.get_config()
-  grid = {axis: c.runs.online[axis] for axis in ("beta", "learning_rate")}
+  c.data.update({"num_pairs": 60_000, "language": toy.RICH})
+  c.vocab.words = toy.words(toy.RICH["num_words"])
+  c.prompt_length = 13  # 12 words and EOS
+  c.response_length = 17  # longer than any writer's, so that none is cut
+  c.judge_context_length = 50
+  c.sft.steps = 2000
+  # The golden model is larger than policies and proxy, and starts from SFT of its size.
+  c.golden_pm.update({"size": "llama_milli", "steps": 6000, "evaluations": 6})
+  c.proxy_pm.update({"size": "llama_micro", "steps": 2000})
+  policy = {
+    "size": "llama_micro",
+    "learning_rate": 3e-4,
+    "steps": 1000,
+    "evaluate_at": (0.02, 0.04, 0.08, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0),
+  }
+  c.policy.update(policy)
+  c.golden_policy.update(policy)
+  c.evaluation.prompts = 1024
+  grid = {"beta": (0.02, 0.05, 0.1), "learning_rate": (3e-4, 1e-3)}
   rates = {"learning_rate": grid["learning_rate"]}
   return c, {
     "online": grid,
@@ -56,7 +76,7 @@ def miniature():
     "resampled": rates,
     "best_of_2": rates,
     "losses": {"loss": ("dpo", "slic"), "beta": (0.1, 0.3)},
-    "sizes": {"size": ("nano", "tiny")} | rates,  # 0.5 and 4 times the parameters
+    "sizes": {"size": ("llama_nano", "llama_tiny")} | rates,
     # Of 4000 batches the paper shuffles 4 and 500; here they are 1000.
     "replay": (0, 4, 125),
     "semi_online": (3, 10, 30, 100, 300, 0),

@@ -1,7 +1,10 @@
 """README.md, CONTRIBUTING.md and docs/: their Python runs, their commands parse, their
 links and the files that they name exist."""
 
+import csv
 import importlib
+import itertools
+import json
 from pathlib import Path
 import re
 import shlex
@@ -224,6 +227,38 @@ def test_the_contents_list_every_page():
 
 def test_the_readme_is_one_page():
   assert len((ROOT / "README.md").read_text().splitlines()) <= 220
+
+
+# --- Numbers --------------------------------------------------------------------------
+
+
+def test_the_quickstarts_table_is_its_data():
+  """Every row: the golden preference model's accuracy, and four gaps."""
+  data = ROOT / "docs/data/quickstart"
+  models = map(json.loads, (data / "judges.jsonl").read_text().splitlines())
+  truth = {model["name"]: model["truth_accuracy"] for model in models}
+  with (data / "claims.csv").open() as file:
+    gaps = {
+      (row["world"], row["number"], row["judge"]): row
+      for row in csv.DictReader(file)
+      if row["compared"] == "online minus offline"
+    }
+
+  def cell(world: str, number: str, judge: str) -> str:
+    row = gaps[world, number, judge]
+    value, low, high = (f"{float(row[k]):+.3f}" for k in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]".replace("-", "\N{MINUS SIGN}")
+
+  judges = "golden PM", "truth"
+  numbers = [
+    *itertools.product(("peak win rate", "win rate at equal KL"), judges)
+  ]  # fmt: skip
+  page = (ROOT / "docs/quickstart.md").read_text().replace("**", "")
+  for world in ("0", "1", "2", "3", "4", "5", "all"):
+    accuracy = f"{truth[f'world{world}_golden_pm']:.3f}" if world != "all" else ""
+    name = "0–5" if world == "all" else world
+    cells = [name, accuracy, *(cell(world, *number) for number in numbers)]
+    assert f"| {' | '.join(cells)} |" in page
 
 
 # --- The reference --------------------------------------------------------------------

@@ -140,7 +140,7 @@ def test_home_is_expanded_wherever_a_path_is_asked_for(tmp_path, monkeypatch):
     "--config.sft.by_size.nano={'init': '~'}",
   )  # fmt: skip
   assert {config[key] for key in keys.split()} == {f"{tmp_path}/a/{{size}}"}
-  assert config.golden_pm.init == "scratch"
+  assert config.golden_pm.init == "sft"
   assert config.sft.data == ({"path": f"{tmp_path}/b"}, {"name": "~"})
   assert config.runs.online.init == (f"{tmp_path}/c", "./~d")
   assert config.sft.by_size.nano.init == str(tmp_path)

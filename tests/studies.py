@@ -19,17 +19,21 @@ quickstart, study = document("quickstart"), document("study")
 
 
 def nano(**overrides) -> ConfigDict:
-  """The quickstart with tiny models and a handful of steps; dotted keys override."""
+  """The quickstart with tiny T5s and a handful of steps; dotted keys override."""
   c = quickstart.get_config()
   c.workers = 1
   c.keep_compiled = False  # tests that start a command line look at what it leaves
   c.data.num_pairs = 400
   c.data.validation_fraction = 0.1
+  c.sft.learning_rate = 2e-3
   for role in ("sft", "golden_pm", "proxy_pm", "policy", "golden_policy"):
     c[role].update({"steps": 8, "batch_size": 8})
   for role in ("golden_pm", "proxy_pm", "policy", "golden_policy"):
     c[role].size = "nano"
-  c.golden_pm.evaluations = c.proxy_pm.evaluations = 2
+  for judge in (c.golden_pm, c.proxy_pm):
+    judge.update({"evaluations": 2, "learning_rate": 1e-3, "warmup_steps": 200})
+  c.golden_pm.init = "scratch"
+  c.golden_policy.learning_rate = 3e-4
   c.policy.learning_rate = 3e-3  # or no KL would reach the figures' axes
   c.policy.evaluate_at = c.golden_policy.evaluate_at = (0.5, 1.0)
   c.runs = {

@@ -201,11 +201,10 @@ class Setting:
     prompts = [decode(dataset.prompts[int(row)]).split() for row in rows]
 
     def utility(tokens_PxT: np.ndarray, lengths_P: np.ndarray) -> np.ndarray:
-      responses = (
+      responses = [
         decode(t[:n]).split() for t, n in zip(tokens_PxT, lengths_P, strict=True)
-      )
-      both = zip(prompts, responses, strict=True)
-      return np.array([language.utility(p, r) for p, r in both])
+      ]
+      return language.utilities(prompts, responses)
 
     return utility
 

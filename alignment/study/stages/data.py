@@ -12,6 +12,7 @@ import numpy as np
 from alignment.core import evaluation
 from alignment.data import pairs, readers, records, tokenizer
 from alignment.data.examples import Example, Reading
+from alignment.data.toy_audit import audit_of
 from alignment.runtime import hosts
 from alignment.runtime.activity import Meter, progress
 from alignment.runtime.files import checksum, write_json
@@ -54,7 +55,9 @@ class PairData(Artefact):
     splits = self._tokenized(reading)
     self._check_validation(splits)
     report = {"reading": reading.lines()}
-    for line in report["reading"]:
+    if self.chosen["format"] == "toy":
+      report["language"] = self._audit()
+    for line in [*report["reading"], *report.get("language", ())]:
       progress(f"data: {line}")
     for split, (dataset, statistics) in splits.items():
       (directory / split).mkdir(exist_ok=True)
@@ -63,6 +66,13 @@ class PairData(Artefact):
       for line in report[split]:
         progress(f"data ({split}): {line}")
     write_json(directory / "statistics.json", report)
+
+  def _audit(self) -> list[str]:
+    """What the language can be won with; refused if that takes no learning."""
+    assert self.setting.language is not None
+    audit = audit_of(self.setting.language)
+    audit.check()
+    return audit.lines()
 
   def examples(self, reading: Reading) -> Iterator[Example]:
     """The pairs as text, in their order; `reading` receives what is dropped."""
