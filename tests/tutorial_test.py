@@ -56,7 +56,7 @@ def test_the_whole_tutorial_runs(notebooks, monkeypatch):
   assert "--- pair 0" in page  # the batch
   assert page.count("<svg") == 1  # the figure
   assert "world0_offline_bent: step 80" in page  # the loss of one's own
-  assert "sft: done" not in page.partition("def bent")[2]  # shared
+  assert "sft_nano: done" not in page.partition("def bent")[2]  # shared
 
 
 def test_a_page_has_what_cells_print_and_show(notebooks):

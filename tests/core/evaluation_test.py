@@ -222,7 +222,7 @@ def test_the_worst_prompt_decides_how_far_scoring_is_off(monkeypatch):
   e = evaluator()
   errors = np.array([0.1, 0.9, 0.2, 0.0, 0.3, 0.1])
   parts = {"kl": errors, "entropy": errors, "rho": errors, "decode_vs_score": errors}
-  monkeypatch.setattr(evaluation.Contest, "map", lambda *_: parts)
+  monkeypatch.setattr(evaluation.Contest, "map", lambda *_, **__: parts)
   samples = sampling.Samples(*[np.zeros((11, 2, tiny.T))] * 4)
   record = e._divergence(P, samples, np.ones(11))
   assert record["decode_vs_score_max_abs_diff"] == 0.9
@@ -230,7 +230,7 @@ def test_the_worst_prompt_decides_how_far_scoring_is_off(monkeypatch):
 
 def test_equal_log_ratios_classify_nothing(monkeypatch):
   ratios_Qx2 = np.array([[1.0, 1.0], [2.0, 1.0], [0.0, 0.0], [0.0, 5.0]])
-  monkeypatch.setattr(evaluation.Contest, "map", lambda *_: ratios_Qx2)
+  monkeypatch.setattr(evaluation.Contest, "map", lambda *_, **__: ratios_Qx2)
   record = evaluator()._classification(P)
   assert record["classification_accuracy"] == (0.5 + 1 + 0.5 + 0) / 4
 

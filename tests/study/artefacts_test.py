@@ -210,7 +210,7 @@ def test_where_there_are_no_locks_a_lease_expires_with_its_holder(
   tmp_path, monkeypatch
 ):
   clock = [0.0]
-  monkeypatch.setattr(locks, "_is_fuse", lambda directory: True)
+  monkeypatch.setattr(locks, "is_fuse", lambda directory: True)
   monkeypatch.setattr(locks, "SETTLE_SECONDS", 0.0)
   monkeypatch.setattr(locks.time, "monotonic", lambda: clock[0])
 
