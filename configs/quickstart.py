@@ -5,7 +5,7 @@
   python -m alignment.main --config=configs/quickstart.py:qwen3 --workdir=/tmp/qwen3
 
 The models are decoder-only: llama's, or after the colon another family's (qwen2, qwen3,
-gemma2, gemma3, pythia, t5). Judges start from SFT: they can read posts from the start.
+gemma2, gemma3, pythia). Judges start from SFT: they can read posts from the start.
 
 Hardware: two CPU cores. Duration: about 3 minutes (200 seconds of CPU time) once
 installed. docs/quickstart.md says what six worlds show.
@@ -28,7 +28,7 @@ def get_config(family: str = "llama"):
 
   adamw = schema.optimizer(name="adamw", b2=0.99)
   small = {"optimizer": adamw, "batch_size": 32, "warmup_steps": 50}
-  model = small | {"size": "nano" if family == "t5" else f"{family}_nano"}
+  model = small | {"size": f"{family}_nano"}
   judge = model | {
     "learning_rate": 2e-3, "decay": True, "batch_size": 64, "evaluations": 3
   }  # fmt: skip

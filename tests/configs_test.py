@@ -131,10 +131,10 @@ def test_the_quickstart_has_roles_of_any_family(cli, tmp_path, family):
   config = f"--config={CONFIGS}/quickstart.py:{family}"
   status, out, err = cli(config, f"--workdir={tmp_path}", "--dry_run")
   if family == "mamba":
-    assert err.startswith("error: model.size 'mamba_micro' is unknown; choose from ")
+    assert err.startswith("error: model.size 'mamba_nano' is unknown; choose from ")
     return
   assert status == 0, err
-  assert f"to do  sft_{family}_micro" in out
+  assert f"to do  sft_{family}_nano" in out
   study = studies.graph(MODULES["quickstart"].get_config(family))
   models = [study.golden_pm(), study.proxy_pm(), *study.policies().values()]
   kinds = {artefact.model().cfg.model_type for artefact in models}
