@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from alignment.runtime.files import path_option
-from alignment.study import schema
+from alignment.study import documents, schema
 from alignment.types import UserError
 
 _CONFIG = flags.DEFINE_string(
@@ -108,8 +108,8 @@ def load(document: str, values: Sequence[str] = ()) -> ConfigDict:
   """
   file, colon, argument = document.partition(":")
   path = path_option(file, "--config")
-  module = schema.load(path)
-  with schema.mistakes_in(path):
+  module = documents.load(path)
+  with documents.mistakes_in(path):
     config = module.get_config(*[argument] if colon else [])
   if not isinstance(config, ConfigDict):
     raise UserError(f"{path}: get_config() returns no ConfigDict, but {config!r}")

@@ -13,10 +13,10 @@ Hardware: two CPU cores for `toy`. Duration: not measured yet on this language.
 """
 
 from alignment.data import toy
-from alignment.study import schema
+from alignment.study import documents, schema
 from alignment.types import UserError
 
-quickstart = schema.load("quickstart.py", beside=__file__)
+quickstart = documents.load("quickstart.py", beside=__file__)
 
 # What each figure is drawn from: groups of runs, defined below.
 FIGURES = {

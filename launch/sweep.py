@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from alignment import flags
 from alignment.runtime.files import directory_option, path_option, write_atomically
-from alignment.study import recipes, schema
+from alignment.study import documents, recipes
 from alignment.types import PREEMPTED_STATUS, UserError
 from launch import gcloud, tpu, watch
 from launch.gcloud import Cloud, Job
@@ -60,8 +60,8 @@ class Member:
 def load_sweep(file: str) -> Sweep:
   """Raises UserError for a file that is no sweep."""
   path = path_option(file, "--sweep")
-  module = schema.load(path)
-  with schema.mistakes_in(path):
+  module = documents.load(path)
+  with documents.mistakes_in(path):
     return Sweep(**module.get_sweep())
 
 

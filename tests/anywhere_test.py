@@ -13,9 +13,9 @@ from tests import quickly
 
 ROOT = Path(__file__).parents[1]
 OWN = """
-from alignment.study import schema
+from alignment.study import documents
 
-base = schema.load("base.py", beside=__file__)
+base = documents.load("base.py", beside=__file__)
 
 
 def get_config():

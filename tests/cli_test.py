@@ -121,7 +121,7 @@ def test_bad_configurations_leave_nothing(fails, pairs, pattern, arguments):
 def test_mistakes_in_a_configuration_file_are_named(fails, tmp_path, lines, pattern):
   path = tmp_path / "mine.py"
   path.write_text(
-    f"from alignment.study.schema import load\ndef get_config():\n"
+    f"from alignment.study.documents import load\ndef get_config():\n"
     f"  c = load('{ROOT}/configs/quickstart.py').get_config()\n  {lines}\n  return c\n"
   )
   fails(pattern, f"--config={path}")

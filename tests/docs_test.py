@@ -83,8 +83,8 @@ def test_python_blocks_run_page_by_page(page, reader, cli):
 
 def test_the_readme_adds_a_loss_and_a_data_set_from_outside_the_package(reader, cli):
   added = [text for _, text in blocks(ROOT / "README.md", "python")]
-  document = ["from alignment.study import schema", *added]
-  document += [f"quickstart = schema.load({str(ROOT / 'configs/quickstart.py')!r})"]
+  document = ["from alignment.study import documents, schema", *added]
+  document += [f"quickstart = documents.load({str(ROOT / 'configs/quickstart.py')!r})"]
   document += ["def get_config():", "  return quickstart.get_config()"]
   (reader / "mine.py").write_text("\n".join(document))
   study = [

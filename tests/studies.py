@@ -6,13 +6,13 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from alignment.study import checks, commands, publish, schema
+from alignment.study import checks, commands, documents, publish
 from alignment.study.graph import Study
 
 
 def document(name: str) -> ModuleType:
   """One of the documents in configs/."""
-  return schema.load(f"../configs/{name}.py", beside=__file__)
+  return documents.load(f"../configs/{name}.py", beside=__file__)
 
 
 quickstart, study = document("quickstart"), document("study")

@@ -1,19 +1,16 @@
 """Every key of a configuration, with the paper's values where it gives them.
 
 A configuration is what `get_config` of a document returns: a Python file, such as those
-in `configs/`, that starts from `get_config` here or from another document (`load`), and
-sets some of the keys. It is no study by itself: a document sets the task at least.
+in `configs/`, that starts from `get_config` here or from another document
+(`documents.load`), and sets some of the keys. It is no study by itself: a document sets
+the task at least.
 
 An unknown key is an error, in a document as on the command line (`check`). What a
 comment calls ours, the paper does not report.
 """
 
-from collections.abc import Iterator, Mapping
-import contextlib
-from pathlib import Path
+from collections.abc import Mapping
 import sys
-import traceback
-from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -295,63 +292,6 @@ def paper_task(task: str) -> ConfigDict:
   }
   c.mesh.update({"data": 1, "fsdp": -1})  # 11B parameters fit no single chip
   return c
-
-
-# --- documents ------------------------------------------------------------------------
-
-
-def load(path: str | Path, beside: str = "") -> ModuleType:
-  """A Python file as a module, such as a document that another one is built on.
-
-  It is run anew by each call, and leaves nothing in sys.modules or on the disk.
-
-  Args:
-    path: the file.
-    beside: a file (a document's `__file__`) from whose directory `path` leads there;
-      without it, the working directory.
-
-  Raises:
-    UserError: if it cannot be read, and for whatever it raises.
-  """
-  path = Path(beside).parent / path
-  module = ModuleType(path.stem)
-  module.__file__ = str(path)
-  try:
-    source = path.read_bytes()
-  except (OSError, ValueError) as error:  # the latter for a NUL in its name
-    raise UserError(f"{path}: {getattr(error, 'strerror', error)}") from None
-  with mistakes_in(path):
-    exec(compile(source, str(path), "exec"), vars(module))
-  return module
-
-
-@contextlib.contextmanager
-def mistakes_in(path: Path) -> Iterator[None]:
-  """Whatever the code of a user's file raises, as a UserError that names the line."""
-  try:
-    yield
-  except UserError:
-    raise
-  except Exception as error:  # it is a program: there is nothing that it cannot raise
-    lines = [
-      f"{frame.filename}:{frame.lineno}"
-      for frame in traceback.extract_tb(error.__traceback__)
-      if Path(frame.filename).parent == path.parent  # of the file, or what it loads
-    ]
-    where = lines[-1] if lines else path
-    raise UserError(f"{where}: {type(error).__name__}: {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-  """An exception's text as a line."""
-  while error.args and isinstance(error.args[0], KeyError):  # as ConfigDict wraps them
-    error = error.args[0]
-  if not isinstance(error, KeyError):
-    return " ".join(str(error).split())
-  text = str(*error.args[:1])  # of a KeyError itself it is the repr
-  # ConfigDict goes on with all values of the section that lacks the key.
-  text = text.partition(". Other fields present")[0]
-  return f"{' '.join(text.split())}; all keys are in {FILE}"
 
 
 # --- what is wrong with a configuration -----------------------------------------------

@@ -13,7 +13,7 @@ from alignment.data import toy, vocabularies
 from alignment.data.translation import Translation
 from alignment.models import t5
 from alignment.runtime import sharding
-from alignment.study import schema
+from alignment.study import documents
 from alignment.types import UserError
 from tests import tiny
 from tests.data.translation_test import batch as batch_of
@@ -147,7 +147,7 @@ def test_a_rule_is_another_where_its_source_or_what_it_names_is(tmp_path, edit):
     path = tmp_path / f"study{len(digests)}.py"
     path.write_text(source)
     rules.RULES.clear()
-    schema.load(path)
+    documents.load(path)
     digests.append(rules.source_digest(rules.RULES["counts"]))
   assert (digests[0] == digests[1]) == (edit == ("", ""))
 
@@ -155,10 +155,10 @@ def test_a_rule_is_another_where_its_source_or_what_it_names_is(tmp_path, edit):
 def test_two_files_cannot_have_a_rule_of_one_name(tmp_path):
   for name, source in ("a.py", SOURCE), ("b.py", SOURCE.replace("[1]", "[0]")):
     (tmp_path / name).write_text(source)
-  schema.load(tmp_path / "a.py")
-  schema.load(tmp_path / "a.py")  # as a study that is read twice
+  documents.load(tmp_path / "a.py")
+  documents.load(tmp_path / "a.py")  # as a study that is read twice
   with pytest.raises(UserError, match="b.py:9: ValueError: two rules are called 'coun"):
-    schema.load(tmp_path / "b.py")
+    documents.load(tmp_path / "b.py")
 
 
 # --- the truth ------------------------------------------------------------------------

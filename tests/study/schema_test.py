@@ -60,8 +60,8 @@ def test_a_reference_between_keys_stays_one_where_nothing_is_expanded():
 def test_a_mistake_in_a_neighbour_is_named_there(tmp_path):
   (tmp_path / "base.py").write_text("def get_config():\n  return 1 / 0\n")
   (tmp_path / "own.py").write_text(
-    "from alignment.study import schema\n"
-    "base = schema.load('base.py', beside=__file__)\n"
+    "from alignment.study import documents\n"
+    "base = documents.load('base.py', beside=__file__)\n"
     "def get_config():\n  return base.get_config()\n"
   )
   with pytest.raises(UserError, match=r"base.py:2: ZeroDivisionError: division by"):
