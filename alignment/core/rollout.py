@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from alignment.core import sampling, scoring
 from alignment.core.judges import PreferenceModel
-from alignment.models.protocol import Model
+from alignment.models.protocol import Model, with_base
 from alignment.runtime import sharding
 from alignment.types import Array, Batch, Params
 
@@ -36,11 +36,20 @@ class Rollout(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Roller:
-  """What a rollout computes with; hashable, for jit."""
+  """What a rollout computes with; hashable, for jit.
+
+  Attributes:
+    sampler: the policy that samples, and how.
+    reference: pi_ref.
+    judge: labels.
+    on_reference: the reference is the base of the policy, whose parameters are then
+      given without it.
+  """
 
   sampler: sampling.Sampler
   reference: Model
   judge: PreferenceModel
+  on_reference: bool = False
 
 
 @functools.cache
@@ -77,6 +86,8 @@ def rollout(
     key: for this step; rows fold their ids into it.
   """
   T = prompts.responses_BxNxT.shape[2]
+  base = reference_params if roller.on_reference else None
+  policy_params = with_base(policy_params, base)
   samples = sampling.generate(roller.sampler, policy_params, prompts, key, SAMPLES, T)
   sampled = prompts.replace(
     responses_BxNxT=samples.tokens_BxNxT, lengths_BxN=samples.lengths_BxN

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 import optax
 
 from alignment.core import judges, losses, optim, scoring
-from alignment.models.protocol import Model
+from alignment.models.protocol import BASE, Model, with_base, without_base
 from alignment.runtime import sharding
 from alignment.types import Array, Batch, Params, ScoredBatch, SumWeight, UserError
 
@@ -27,7 +27,7 @@ Objective = Callable[[Params, Batch, Array], dict[str, SumWeight]]
 
 class TrainState(struct.PyTreeNode):
   step: Array  # int32
-  params: Params  # float32 masters
+  params: Params  # float32 masters of all that is trained
   opt_state: Any
 
 
@@ -142,7 +142,7 @@ class PreferenceObjective:
 
 
 def init_state(params: Params, optimizer: optim.Optimizer) -> TrainState:
-  """A state at step 0 for given parameters."""
+  """A state at step 0 for given parameters, those that are trained."""
   return TrainState(jnp.int32(0), params, optimizer.transform().init(params))
 
 
@@ -163,7 +163,7 @@ def abstract_state(
 ) -> TrainState:
   """Shapes, dtypes and layout of a model's training state, of which none is made."""
   shapes = jax.eval_shape(
-    lambda key: init_state(model.init(key), optimizer), jax.random.key(0)
+    lambda key: init_state(without_base(model.init(key)), optimizer), jax.random.key(0)
   )
   return sharding.with_layout(shapes, state_shardings(shapes, mesh, rules))
 
@@ -190,22 +190,26 @@ def compiled(
   rules: sharding.Rules,
   model: Model,
   skip_non_finite: bool = False,
-) -> Callable[[TrainState, Batch, Hyper], tuple[TrainState, dict[str, SumWeight]]]:
-  """The jitted step with explicit shardings, the state donated.
+) -> Callable[..., tuple[TrainState, dict[str, SumWeight]]]:
+  """The jitted step (state, batch, hyper) with explicit shardings, the state donated.
 
+  Of a model whose base is fixed, the base is one more argument, which is not donated.
   Cached on what determines the program: every run of a sweep, online or offline, gets
   the same function and so the same compilation.
   """
   abstract = abstract_state(model, optimizer, mesh, rules)
   layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  bases = [sharding.shardings(shapes[BASE], mesh, rules)] if BASE in shapes else []
 
-  def step(state, batch, hyper):
+  def step(state, batch, hyper, base=None):
     with sharding.on(mesh):
       return train_step(
         state,
         batch,
         hyper,
+        base,
         objective=objective,
         optimizer=optimizer,
         microbatches=microbatches,
@@ -214,7 +218,7 @@ def compiled(
 
   return jax.jit(
     step,
-    in_shardings=(layout, rows, everywhere),
+    in_shardings=(layout, rows, everywhere, *bases),
     out_shardings=(layout, everywhere),
     donate_argnums=0,
   )
@@ -224,6 +228,7 @@ def train_step(
   state: TrainState,
   batch: Batch,
   hyper: Hyper,
+  base: Params | None = None,
   *,
   objective: Objective,
   optimizer: optim.Optimizer,
@@ -232,10 +237,16 @@ def train_step(
 ) -> tuple[TrainState, dict[str, SumWeight]]:
   """One update: state in, state and unreduced metrics out.
 
+  `base` are the parameters of the model that are not trained, if there are such.
+
   With `skip_non_finite` a step whose loss or gradient is not finite only counts itself
   (the metric 'skipped'): parameters, moments and other metrics stay as they were.
   """
-  grads, metrics = gradients(objective, state.params, batch, hyper.beta, microbatches)
+
+  def minimised(params: Params, batch: Batch, beta: Array) -> dict[str, SumWeight]:
+    return objective(with_base(params, base), batch, beta)
+
+  grads, metrics = gradients(minimised, state.params, batch, hyper.beta, microbatches)
   metrics["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1.0))
   updates, opt_state = optimizer.transform().update(
     grads, state.opt_state, state.params

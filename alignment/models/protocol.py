@@ -16,6 +16,10 @@ from alignment.models.stacks import REMAT
 from alignment.runtime.sharding import Rules
 from alignment.types import Array, Params, UserError
 
+# A model's parameters under this name are fixed: a base that is the reference, too, and
+# that a checkpoint of the model does not hold. All others are trained (models/lora.py).
+BASE = "base"
+
 CHOICES = {
   "dtype": ("float32", "bfloat16"),
   "remat": REMAT,
@@ -134,3 +138,15 @@ class Model(Protocol):
 
   def costs(self, S: int, N: int, T: int, tensor: int = 1) -> Costs:  # noqa: N803
     """Of a prompt of S tokens with N responses of T, split over a tensor axis."""
+
+
+def without_base(params: Params) -> Params:
+  """What of a model's parameters is trained, and saved."""
+  if isinstance(params, dict) and BASE in params:
+    return {name: below for name, below in params.items() if name != BASE}
+  return params
+
+
+def with_base(params: Params, base: Params | None) -> Params:
+  """All of them again; None is the base of a model that has none."""
+  return params if base is None else {BASE: base, **params}

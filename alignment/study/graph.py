@@ -93,7 +93,8 @@ class Study:
   def sft(self, size: str) -> SupervisedModel:
     """The study's own supervised checkpoint of a size."""
     recipe = recipes.sft(self.config, size)
-    return SupervisedModel(f"sft_{size}", self.setting, recipe, self.sft_data())
+    base = self._start(size, recipe.init) if recipe.lora.rank else None
+    return SupervisedModel(f"sft_{size}", self.setting, recipe, self.sft_data(), base)
 
   # --- judges ---
 
@@ -114,7 +115,8 @@ class Study:
 
   def _judge(self, name: str, data: Artefact) -> TrainedJudge:
     recipe = PreferenceRecipe.of(self.config[name])
-    sft = self.sft(recipe.size) if recipe.init == "sft" else None
+    is_read = recipe.init == "sft" or recipe.lora.rank
+    sft = self.start(recipe) if is_read else None
     return TrainedJudge(name, self.setting, recipe, data, sft)
 
   # --- where policies start ---
@@ -206,7 +208,6 @@ class Study:
     return SampledPairs(
       f"data_{name}",
       self.setting,
-      (first.recipe, second.recipe),
       (first.step, second.step),
       self._sampled(first),
       self._sampled(second),

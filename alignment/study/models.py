@@ -8,9 +8,9 @@ from ml_collections import ConfigDict
 
 from alignment.core import judges
 from alignment.data import vocabularies
-from alignment.models import huggingface, registry
+from alignment.models import huggingface, lora, registry
 from alignment.models.protocol import Model
-from alignment.study.recipes import PreferenceRecipe, Start
+from alignment.study.recipes import PreferenceRecipe, Recipe, Start
 from alignment.types import UserError
 
 
@@ -24,7 +24,9 @@ class Models:
   judging: dict[str, Any]  # a judge's context length, and where it cuts prompts
   lengths: tuple[int, int]  # of prompts and responses
   at_hand: bool = True  # False: a checkpoint that is elsewhere is of the named size
-  _models: dict[tuple[str, str], Model] = dataclasses.field(default_factory=dict)
+  _models: dict[tuple[str, str, lora.LoraSettings], Model] = dataclasses.field(
+    default_factory=dict
+  )
 
   @classmethod
   def of(
@@ -45,13 +47,16 @@ class Models:
   def model(self, start: Start) -> Model:
     """Of a named size, or as the checkpoint it starts from, which is read once.
 
+    A recipe's has its adapters.
+
     Raises:
-      UserError: for an unknown size, a checkpoint that cannot be read, or one that was
-        trained with another vocabulary.
+      UserError: for an unknown size, a checkpoint that cannot be read, one that was
+        trained with another vocabulary, or adapters of what it does not have.
     """
-    key = start.size, start.init
+    adapters = start.lora if isinstance(start, Recipe) else lora.LoraSettings()
+    key = start.size, start.init, adapters
     if key not in self._models:
-      self._models[key] = self._model(start)
+      self._models[key] = lora.wrap(self._model(start), adapters)
     return self._models[key]
 
   def _model(self, start: Start) -> Model:

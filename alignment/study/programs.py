@@ -29,6 +29,7 @@ class Work:
   kind: str  # train, rollout, sample or forward
   passes: tuple[Pass, ...]
   microbatches: int = 1
+  backward: int = 2  # of how many forward passes it has the operations
 
 
 @dataclasses.dataclass(frozen=True)

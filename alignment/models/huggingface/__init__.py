@@ -16,15 +16,14 @@ import math
 import os
 from pathlib import Path
 import re
-import shutil
 from typing import Any
 
 import jax
 import numpy as np
-import safetensors
 from safetensors.numpy import save_file
 
 from alignment.models.huggingface import decoder, gpt_neox, t5, tensors
+from alignment.models.huggingface.directory import appearing_whole
 from alignment.models.huggingface.formats import Format
 from alignment.models.huggingface.settings import (
   MAX_JSON_BYTES,
@@ -142,38 +141,26 @@ def write(
   """
   if dtype not in DTYPES:
     raise UserError(f"dtype '{dtype}' is unknown; choose from {', '.join(DTYPES)}")
-  directory = Path(os.path.abspath(directory))
-  if directory.is_file() or directory.is_dir() and any(directory.iterdir()):
-    raise UserError(f"{directory}: exists already; delete it or name another directory")
   forms = [dataclasses.replace(cfg, scan_layers=scan) for scan in (False, True)]
   if not any(_same_shapes(params, tensors.shapes(form)) for form in forms):
     raise ValueError(f"the parameters are not those of this {type(cfg).__name__}")
-  partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
   described = _described(cfg) | {"dtype": dtype} | dict(about or {})
-  try:
-    partial.mkdir(parents=True)
+  with appearing_whole(directory, like=CONFIG) as partial:
     _write_weights(partial, cfg, params, dtype, max_shard_bytes)
     write_json(partial / CONFIG, described)
-    if dead := _format(cfg).dead(cfg):  # probability 0 here, but logits there
+    if dead := format_of(cfg).dead(cfg):  # probability 0 here, but logits there
       special = {
         key: described[key] for key in SPECIAL if described.get(key) is not None
       }
       write_json(partial / GENERATION, special | {"suppress_tokens": dead})
-    for file in partial.glob("*.safetensors"):  # born with 0600, whatever the umask
-      shutil.copymode(partial / CONFIG, file)
     _write_tokenizer(partial, tokenizer or {})
-    os.replace(partial, directory)
-  except (OSError, safetensors.SafetensorError) as error:
-    raise UserError(f"{directory}: cannot be written ({error})") from error
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_weights(
   directory: Path, cfg: Any, params: Params, dtype: str, max_shard_bytes: int
 ) -> None:
   itemsize = np.dtype(DTYPES[dtype]).itemsize
-  all_tensors = _tensors(cfg)
+  all_tensors = tensors_of(cfg)
   shards = tensors.shards(all_tensors, itemsize, max_shard_bytes)
   weight_map: dict[str, str] = {}
   for i, shard in enumerate(shards, start=1):
@@ -200,17 +187,18 @@ def _write_tokenizer(directory: Path, tokenizer: Any) -> None:
     (directory / name).write_bytes(content)
 
 
-def _format(cfg: Any) -> Format:
+def format_of(cfg: Any) -> Format:
   return FORMATS[getattr(cfg, "model_type", "t5")]
 
 
 def _described(cfg: Any) -> dict[str, Any]:
-  return _format(cfg).describe(cfg)
+  return format_of(cfg).describe(cfg)
 
 
-def _tensors(cfg: Any) -> list[Tensor]:
+def tensors_of(cfg: Any) -> list[Tensor]:
+  """The tensors of a model's files, in their order."""
   listed = dataclasses.replace(cfg, scan_layers=False)
-  return _format(cfg).tensors(listed, tensors.parameters(listed))
+  return format_of(cfg).tensors(listed, tensors.parameters(listed))
 
 
 def _same_shapes(params: Params, shapes: Params) -> bool:
@@ -221,11 +209,11 @@ def _find(
   directory: Path, files: dict[str, File], cfg: Any
 ) -> list[tuple[str, Tensor]]:
   """Every tensor with its name in the files, after checking all of them."""
-  family = _format(cfg)
+  family = format_of(cfg)
   first, *others = family.embedding(cfg)
   names = [name for name in (first, *others) if name in files] or [first]
   chosen = []
-  for tensor in _tensors(cfg):
+  for tensor in tensors_of(cfg):
     for name in names if tensor.name == first else [tensor.name]:
       if name not in files:
         raise UserError(

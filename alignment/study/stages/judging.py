@@ -16,12 +16,11 @@ from alignment.types import Params, UserError
 def label(
   setting: Setting,
   judge: PreferenceModel,
-  judge_dir: Path,
+  params: Params,
   dataset: pairs.PairDataset,
   directory: Path,
 ) -> np.ndarray:
   """Saves pairs in a judge's order, with its margins; bool P: swapped."""
-  params = setting.parameters.load_fixed(judge_dir, judge.model)
   margins = margins_of(setting, judge, params, dataset)
   ids = np.arange(len(dataset), dtype=np.int32)
   swap = np.asarray(rollout.second_first(margins, setting.key("relabel"), ids))

@@ -16,6 +16,7 @@ from alignment.core import evaluation, judges, loop, train_step
 from alignment.core.optim import Optimizer
 from alignment.data import pairs, sources
 from alignment.models import protocol
+from alignment.models.lora import LoraModel
 from alignment.runtime import checkpoint
 from alignment.runtime.files import checksum, write_json
 from alignment.runtime.metrics import progress
@@ -37,7 +38,31 @@ class Model(Artefact):
     """Which model it is."""
 
   def model(self) -> protocol.Model:
+    """As others read it."""
     return self.setting.model(self.start)
+
+  @property
+  def base(self) -> "Model | None":
+    """The fixed model whose adapters it has, or had until they were merged."""
+    return None
+
+  def load(self, read: Read, step: int | None = None) -> Params:
+    """Float32 parameters to start from: those it settled on, or of `step`.
+
+    Adapters are merged.
+    """
+    return self.setting.parameters.load(read(self), self.model(), step)
+
+  def load_fixed(self, read: Read, step: int | None = None) -> Params:
+    """The same where they are only read: a reference, a judge, an opponent.
+
+    One copy is made, however many ask while it is held.
+    """
+    key = read(self), step
+    return self.setting.parameters.shared(key, lambda: self._load_fixed(read, step))
+
+  def _load_fixed(self, read: Read, step: int | None) -> Params:
+    return self.setting.parameters.load_fixed(read(self), self.model(), step)
 
   def abstract_fixed(self) -> Params:
     """Shapes and layout of its parameters where it is only read."""
@@ -97,7 +122,7 @@ class ImportedModel(Model):
   def make(self, directory: Path, read: Read) -> None:
     del read
     checkpoints = checkpoint.Checkpoints(directory)
-    start = self.setting.parameters.initial(self.imported, sft=None, seed=0)
+    start = self.setting.parameters.initial(self.imported, seed=0)
     checkpoints.save_params(0, start)
     checkpoints.close()
     write_json(directory / "model.json", {"step": 0})
@@ -126,6 +151,28 @@ class TrainedModel(Model):
   def optimizer(self) -> Optimizer:
     return self.recipe.optimizer
 
+  def trained_model(self) -> protocol.Model:
+    """With its adapters, if it has any."""
+    return self.setting.model(self.recipe)
+
+  def load_trained(self, read: Read, step: int | None = None) -> Params:
+    """What was trained: all of its parameters, or all but the base."""
+    p, model = self.setting.parameters, self.trained_model()
+    return p.load_trained(read(self), model, step)
+
+  def load(self, read: Read, step: int | None = None) -> Params:
+    if self.base is None:
+      return super().load(read, step)
+    model, base = self.trained_model(), self.base.load(read)
+    assert isinstance(model, LoraModel)
+    return self.setting.parameters.merged(model, base, self.load_trained(read, step))
+
+  def _load_fixed(self, read: Read, step: int | None) -> Params:
+    if self.base is None:
+      return super()._load_fixed(read, step)
+    base = self.base.load_fixed(read)
+    return protocol.with_base(self.load_trained(read, step), base)
+
   def trained(self) -> dict[str, Any]:
     """How it is trained, as JSON: a part of `settings`."""
     return {"role": described_start(self.recipe.described())}
@@ -135,19 +182,30 @@ class TrainedModel(Model):
   def train(
     self,
     directory: Path,
+    read: Read,
     *,
     params: Callable[[], Params],
+    seed: int,
     source: sources.Source,
     keep: Sequence[int],
     show: tuple[str, ...],
     refresh_every: int = 1,
     before_save: Callable[[int], None] | None = None,
   ) -> None:
-    """Runs the loop; `params()` makes the parameters at step 0."""
+    """Runs the loop.
+
+    `params()` are the parameters at step 0, all of which are trained unless there is a
+    base; then `seed` is that of its adapters.
+    """
+    step, start = self.step_function(), params
+    if self.base is not None:
+      base, function, p = self.base.load_fixed(read), step, self.setting.parameters
+      step = lambda *arguments: function(*arguments, base)  # noqa: E731
+      start = lambda: p.new_trained(self.trained_model(), seed)  # noqa: E731
     learner = loop.Learner(
       abstract_state=self.abstract_state(),
-      init_state=lambda: self._init_state()(params()),
-      step=self.step_function(),
+      init_state=lambda: self._init_state()(start()),
+      step=step,
       hyper=self.hyper(),
     )
     schedule = loop.Schedule(
@@ -161,16 +219,16 @@ class TrainedModel(Model):
     loop.train(self.name, directory, learner, source, schedule, before_save)
 
   def abstract_state(self) -> train_step.TrainState:
-    p, model = self.setting.parameters, self.model()
+    p, model = self.setting.parameters, self.trained_model()
     return train_step.abstract_state(model, self.optimizer, p.mesh, p.rules(model))
 
   def _init_state(self) -> Callable[[Params], train_step.TrainState]:
-    p, model = self.setting.parameters, self.model()
+    p, model = self.setting.parameters, self.trained_model()
     return train_step.compiled_init(model, self.optimizer, p.mesh, p.rules(model))
 
   def step_function(self) -> Callable[..., Any]:
     """The compiled train step."""
-    p, model = self.setting.parameters, self.model()
+    p, model = self.setting.parameters, self.trained_model()
     return train_step.compiled(
       self.objective,
       self.optimizer,
@@ -199,12 +257,14 @@ class TrainedModel(Model):
     shapes, k = self.setting.shapes, self.recipe.microbatches
     numbers = shapes.everywhere(train_step.hyper(0.0))
     batch = shapes.batch(self.recipe.batch_size, responses)
+    bases = [] if self.base is None else [self.base.abstract_fixed()]
+    # Without a base gradients of parameters are as much work as those of activations.
     return Program(
       f"{label}, {self.recipe.size}",
       self.step_function,
-      (self.abstract_state(), batch, numbers),
+      (self.abstract_state(), batch, numbers, *bases),
       held,
-      Work("train", passes, k),
+      Work("train", passes, k, backward=1 if bases else 2),
       self.setting.mesh,
       (self.name,),
       (self.objective, self.optimizer, self.recipe.on_non_finite),
@@ -221,10 +281,24 @@ class SupervisedModel(TrainedModel):
 
   kind: ClassVar[str] = "sft"
   data: tuple[Artefact, ...]
+  imported: Model | None = None  # the base of adapters
+
+  @property
+  def start(self) -> Start:
+    return self.recipe.without_lora  # others start from it: adapters are merged
+
+  @property
+  def base(self) -> Model | None:
+    return self.imported
 
   @property
   def objective(self) -> train_step.Objective:
-    return train_step.SupervisedObjective(self.model())
+    return train_step.SupervisedObjective(self.trained_model())
+
+  def _load_fixed(self, read: Read, step: int | None) -> Params:
+    if self.base is None:
+      return super()._load_fixed(read, step)
+    return self.setting.parameters.fixed(self.model(), self.load(read, step))
 
   def settings(self) -> dict[str, Any]:
     return self.setting.numerics | self.trained()
@@ -235,7 +309,9 @@ class SupervisedModel(TrainedModel):
     datasets = [read(data) / "train" for data in self.data]
     self.train(
       directory,
-      params=lambda: setting.parameters.initial(recipe, sft=None, seed=seed),
+      read,
+      params=lambda: setting.parameters.initial(recipe, seed),
+      seed=seed,
       source=offline_source(setting, recipe, datasets, seed),
       keep=[recipe.steps],
       show=("loss",),
@@ -258,7 +334,11 @@ class TrainedJudge(TrainedModel):
   kind: ClassVar[str] = "preference_model"
   recipe: PreferenceRecipe
   data: Artefact
-  sft: Model | None  # where it starts, if that is the study's own
+  sft: Model | None  # where it starts, if that is the study's own or a base
+
+  @property
+  def base(self) -> Model | None:
+    return self.sft if self.recipe.lora.rank else None
 
   def judge(self) -> judges.PreferenceModel:
     return self.setting.judge(self.recipe)
@@ -271,19 +351,23 @@ class TrainedJudge(TrainedModel):
     return self.setting.judging | self.trained() | {"name": self.name}
 
   def make(self, directory: Path, read: Read) -> None:
-    setting, recipe = self.setting, self.recipe
+    setting, recipe, sft = self.setting, self.recipe, self.sft
     seed = setting.seed(self.name)
-    sft = read(self.sft) if self.sft else None
     parts = recipe.evaluations
     keep = sorted({recipe.steps * (i + 1) // parts for i in range(parts)})
     self.train(
       directory,
-      params=lambda: setting.parameters.initial(recipe, sft, seed),
+      read,
+      params=lambda: (
+        sft.load(read) if sft else setting.parameters.initial(recipe, seed)
+      ),
+      seed=seed,
       source=offline_source(setting, recipe, [read(self.data) / "train"], seed),
       keep=keep,
       show=("loss", "accuracy"),
     )
-    report = self._report(directory, read(self.data), keep)
+    with_own = lambda needed: directory if needed is self else read(needed)  # noqa: E731
+    report = self._report(with_own, keep)
     write_json(directory / "model.json", report)
     progress(
       f"{self.name}: best at step {report['step']}; accuracy "
@@ -291,25 +375,23 @@ class TrainedJudge(TrainedModel):
       f"{report['train_accuracy']:.3f} on training pairs"
     )
 
-  def _report(
-    self, directory: Path, data: Path, steps: Sequence[int]
-  ) -> dict[str, Any]:
+  def _report(self, read: Read, steps: Sequence[int]) -> dict[str, Any]:
     """The step that judges best, and how well it judges."""
-    setting, judge = self.setting, self.judge()
+    setting, judge, data = self.setting, self.judge(), read(self.data)
     train_set = pairs.PairDataset.load(data / "train")
     validation = pairs.PairDataset.load(data / "validation")
     prompts = validation.prompt_numbers()
     choosing = prompts < len(np.unique(prompts)) // 2
 
     def accuracy(step: int) -> float:  # one set of parameters at a time
-      params = setting.parameters.load_fixed(directory, judge.model, step)
+      params = self.load_fixed(read, step)
       rows = np.flatnonzero(choosing)
       return evaluation.outcome(
         margins_of(setting, judge, params, validation, rows)
       ).mean()
 
     step = max(steps, key=accuracy)  # of equals, the earliest
-    params = setting.parameters.load_fixed(directory, judge.model, step)
+    params = self.load_fixed(read, step)
     reporting = np.flatnonzero(~choosing)
     margins = margins_of(setting, judge, params, validation, reporting)
     held_out = evaluation.outcome(margins)

@@ -42,6 +42,10 @@ class TrainedPolicy(TrainedModel):
     )
 
   @property
+  def base(self) -> Model | None:
+    return self.sft if self.recipe.lora.rank else None
+
+  @property
   def beta(self) -> float:
     return self.recipe.beta
 
@@ -60,7 +64,9 @@ class TrainedPolicy(TrainedModel):
     recorder = self.recorder(directory)
     self.train(
       directory,
-      params=lambda: self.setting.parameters.load(read(self.sft), self.model()),
+      read,
+      params=lambda: self.sft.load(read),
+      seed=self._seed(),
       source=self.source(read, recorder.add if recorder else None),
       keep=sorted({*self.recipe.evaluated_steps(), self.recipe.steps}),
       show=("loss", "rho", "accuracy", "response_length"),
@@ -154,9 +160,8 @@ class OnlinePolicy(TrainedPolicy):
 
   def _sampler(self, read: Read) -> Callable[[Params, Batch, Array], rollout.Rollout]:
     """Rolls out with reference and judge; from SFT, if who samples never changes."""
-    parameters, judge = self.setting.parameters, self.judge.judge()
-    reference_params = parameters.load_fixed(read(self.sft), self.model())
-    judge_params = parameters.load_fixed(read(self.judge), judge.model)
+    reference_params = self.sft.load_fixed(read)
+    judge_params = self.judge.load_fixed(read)
     roll = rollout.compiled(self._roller(), self.setting.mesh)
 
     def sample(params: Params, prompts: Batch, key: Array) -> rollout.Rollout:
@@ -166,10 +171,11 @@ class OnlinePolicy(TrainedPolicy):
     return sample
 
   def _roller(self) -> rollout.Roller:
-    sampler = self.setting.sampler(
-      self.recipe, self.recipe.temperature, self.recipe.top_p
-    )
-    return rollout.Roller(sampler, self.model(), self.judge.judge())
+    recipe, sft = self.recipe, self.sft
+    start = recipe if recipe.refresh_every else sft.start
+    sampler = self.setting.sampler(start, recipe.temperature, recipe.top_p)
+    on_reference = self.base is not None and recipe.refresh_every > 0
+    return rollout.Roller(sampler, sft.model(), self.judge.judge(), on_reference)
 
   @property
   def refresh_every(self) -> int:
@@ -184,10 +190,9 @@ class OnlinePolicy(TrainedPolicy):
   # --- the same on shapes ---
 
   def held(self) -> dict[str, Params]:
-    held = {
-      "reference": self.sft.abstract_fixed(),
-      "judge": self.judge.abstract_fixed(),
-    }
+    held = {"judge": self.judge.abstract_fixed()}
+    if self.base is None:  # else the reference is an argument of the step
+      held["reference"] = self.sft.abstract_fixed()
     if self.recipe.refresh_every > 1:  # an earlier policy samples
       held["behaviour"] = self.abstract_state().params
     return held
