@@ -219,6 +219,11 @@ def check_judge(name: str, recipe: PreferenceRecipe) -> None:
       f"{name}.options has no meaning for a judge of kind '{recipe.kind}': rules have "
       "options"
     )
+  if recipe.lora.rank and (recipe.imported or not recipe.trained):
+    raise UserError(
+      f"{name}: lora.rank is {recipe.lora.rank}, but nothing of this judge is trained: "
+      "set lora.rank to 0"
+    )
   if recipe.vocab and not recipe.trained:
     raise UserError(
       f"{name}.vocab has no meaning for a judge of kind '{recipe.kind}': it reads text"

@@ -107,7 +107,11 @@ def _export_adapters(artefact: Model, workdir: Path, directory: Path) -> None:
       f"export.merge is False, but '{artefact.name}' has no adapters: leave it True"
     )
   model = artefact.trained_model()
-  assert isinstance(model, LoraModel)
+  if not isinstance(model, LoraModel):  # a reward model
+    raise UserError(
+      f"export.merge is False, but of '{artefact.name}', a reward model, the head is "
+      "trained, too: leave it True"
+    )
   trained = artefact.load_trained(lambda a: a.verified(workdir), c.step or None)
   adapters = sharding.fetch(trained[LORA])
   origin = base.start.init if isinstance(base, ImportedModel) else ""

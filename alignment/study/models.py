@@ -12,7 +12,7 @@ from alignment.core.pointwise import PointwiseJudge
 from alignment.data import vocabularies
 from alignment.models import huggingface, lora, registry
 from alignment.models.protocol import Model
-from alignment.models.reward import RewardModel
+from alignment.models.reward import HEAD, RewardModel
 from alignment.study.recipes import PreferenceRecipe, Recipe, Start
 from alignment.types import UserError
 
@@ -84,14 +84,20 @@ class Models:
     """The same with a scalar head.
 
     Raises:
-      UserError: as `model`; for a reward model's checkpoint with another head, and for
-        one that is none, where it is to judge without any training.
+      UserError: as `model`; for a reward model's checkpoint with another head, for one
+        that is none, where it is to judge without any training, and for adapters of
+        the head that it does not have.
     """
     key = recipe.size, recipe.init, recipe.imported, recipe.lora
     if key not in self._reward_models:
       if self.at_hand:
         self._check_reward_model(recipe)
       body = lora.wrap(self._read(recipe), recipe.lora)
+      if isinstance(body, lora.LoraModel) and (HEAD,) in body.kernels:
+        raise UserError(
+          f"lora.targets is {recipe.lora.targets!r}, which names the head, but a "
+          "reward model has none that predicts tokens: leave it out"
+        )
       self._reward_models[key] = RewardModel(body)
     return self._reward_models[key]
 

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from alignment.core import judges, loop, optim, rollout, sampling, scoring, train_step
@@ -14,6 +15,7 @@ from alignment.models import lora, t5
 from alignment.models.lora import LORA, LoraSettings
 from alignment.models.protocol import BASE, with_base, without_base
 from alignment.runtime import checkpoint, sharding
+from alignment.types import ScoredBatch
 from tests import tiny
 from tests.core.loop_test import assert_same_bits, dataset
 
@@ -125,6 +127,51 @@ def test_a_rollout_takes_the_base_once_for_policy_and_reference():
   logps = scoring.score(MODEL, with_base(trained, fixed), rolled.batch)
   np.testing.assert_allclose(logps, rolled.logps_BxN, atol=2e-5)
   assert np.abs(logps - rolled.batch.ref_logps_BxN).max() > 0.01
+
+
+def test_a_judge_on_the_host_is_asked_between_halves_that_share_the_base():
+  @dataclasses.dataclass(frozen=True)
+  class Length:
+    on_host = True
+
+    def scores(self, params, batch):
+      return np.asarray(batch.lengths_BxN, np.float32)
+
+  sampler = sampling.Sampler(MODEL, (tiny.EOS,))
+  fixed, trained = base(), {LORA: MODEL.init(jax.random.key(1))[LORA]}
+  outcomes = []
+  for shared, params in ((True, trained), (False, with_base(trained, fixed))):
+    roller = rollout.Roller(sampler, t5.T5(CFG), Length(), on_reference=shared)
+    roll = rollout.compiled(roller, MESH)
+    prompts = sharding.put_batch(tiny.batch(4), MESH)
+    outcomes.append(roll(params, fixed, (), prompts, jax.random.key(2)))
+  jax.tree.map(np.testing.assert_array_equal, *outcomes)
+
+
+@pytest.mark.parametrize("loss", ["rloo", pytest.param("grpo", marks=pytest.mark.slow)])
+def test_losses_of_groups_read_the_base_as_the_reference(loss):
+  """Which is given once; the gradient is that of adapters and a reference apart."""
+  plain = tiny.batch(4, responses=3)
+  scores = jax.random.normal(jax.random.key(3), (4, 3))
+  batch = ScoredBatch(**vars(plain), scores_BxN=np.asarray(scores))
+  objective = train_step.PolicyObjective(MODEL, loss)
+  fixed, apart, state = base(), base(), new_state()
+  trained = jax.tree.map(lambda leaf: leaf + 0.1, state.params)
+  state = state.replace(params=trained)
+
+  def loss_of(params):
+    everything = with_base(params, fixed)
+    metrics = objective(everything, batch, 0.1, reference_params=apart)
+    return metrics["loss"][0] / metrics["loss"][1], metrics["kl"][0]
+
+  expected, kl = jax.jit(jax.grad(loss_of, has_aux=True))(trained)
+  norm = optax.tree.norm(expected)
+  _, metrics = step_of(objective)(
+    state, sharding.put_batch(batch, MESH), HYPER, Fixed(fixed)
+  )
+  assert kl > 0.01
+  np.testing.assert_allclose(metrics["kl"][0], kl, rtol=1e-5)
+  np.testing.assert_allclose(metrics["grad_norm"][0], norm, rtol=1e-4)
 
 
 def test_a_preference_model_learns_with_adapters_alone():
