@@ -48,6 +48,7 @@ EXTRAS_REQUIRE = {
   ],
   "peers": [  # the independent implementations of `make peers`
     "torch>=2.13,<3",
+    "peft>=0.21.2,<0.22",  # reads the adapters that we write
     "transformers>=5.23,<6",  # T5 in PyTorch
     "trl>=1.16,<1.17",  # the tests call private methods of its DPOTrainer
   ],

@@ -17,7 +17,7 @@ import numpy as np
 from alignment.core import host_judges, logprobs, sampling, scoring
 from alignment.core.judges import Judge, PreferenceModel
 from alignment.core.rows import map_rows
-from alignment.models.protocol import Model
+from alignment.models.protocol import BASE, Model
 from alignment.types import Array, Batch, Params
 
 Responses = tuple[np.ndarray, np.ndarray]  # tokens_PxT, lengths_P
@@ -56,11 +56,13 @@ def divergence(
   model: Model,
   params: Params,
   reference: Model,
-  reference_params: Params,
+  reference_params: Params | None,
   batch: Batch,
   decoded_logps_BxNxT: Array,
 ) -> dict[str, Array]:
   """The policy against the reference on the policy's own two samples, each B.
+
+  Without parameters of its own the reference is the base of the policy.
 
   At every token of the first sample the exact KL over the vocabulary (App. D), and the
   policy's entropy, summed over the response; rho of the two samples, which is how the
@@ -69,6 +71,8 @@ def divergence(
   that what was sampled is what is scored.
   """
   responses_Bx2xT, lengths_Bx2 = batch.responses_BxNxT, batch.lengths_BxN
+  if reference_params is None:
+    reference_params = params[BASE]
   policy = scoring.Predictions.of(model, params, batch)
   other = scoring.Predictions.of(reference, reference_params, batch)
   logps_Bx2xT, other_Bx2xT = (
@@ -202,6 +206,7 @@ class PolicyEvaluation:
 
   Attributes:
     contest: the prompts of the win rate, and who judges.
+    reference, reference_params: what the KL is measured from.
     pairs: host batch of pairs of D_golden, with reference log-probabilities, on which
       the policy is read as a classifier.
     kl_prompts: how many of the prompts the KL is estimated on.
@@ -210,6 +215,7 @@ class PolicyEvaluation:
 
   contest: Contest
   sampler: sampling.Sampler
+  reference: Model
   reference_params: Params
   pairs: Batch
   kl_prompts: int
@@ -251,10 +257,9 @@ class PolicyEvaluation:
     sampled = self.contest.prompts.replace(
       responses_BxNxT=samples.tokens_BxNxT, lengths_BxN=samples.lengths_BxN
     )
+    reference = self.reference, None if BASE in params else self.reference_params
     per_prompt = self.contest.map(
-      lambda batch, logps: divergence(
-        self.model, params, self.model, self.reference_params, batch, logps
-      ),
+      lambda batch, logps: divergence(self.model, params, *reference, batch, logps),
       *jax.tree.map(lambda x: x[: self.kl_prompts], (sampled, samples.logps_BxNxT)),
       doing="scoring",
     )

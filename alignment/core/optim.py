@@ -93,7 +93,8 @@ def _stacked_or_whole(params: Params) -> Params:
     if "layers" in names:
       at = names.index("layers")
       if not names[at + 1].isdigit():  # not a list of layers
-        return names[at - 1] if at else "decoder"  # a model's only stack
+        # A model's only stack is as good as a decoder.
+        return "encoder" if names[at - 1 : at] == ["encoder"] else "decoder"
     return "whole"
 
   return jax.tree_util.tree_map_with_path(label, params)

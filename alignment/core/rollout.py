@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from alignment.core import sampling, scoring
 from alignment.core.judges import Judge
-from alignment.models.protocol import Model
+from alignment.models.protocol import Model, with_base
 from alignment.runtime import sharding
 from alignment.types import Array, Batch, Params, ScoredBatch
 
@@ -55,13 +55,27 @@ class Rollout(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Roller:
-  """What a rollout computes with; hashable, for jit."""
+  """What a rollout computes with; hashable, for jit.
+
+  Attributes:
+    sampler: the policy that samples, and how.
+    reference: pi_ref.
+    judge: labels.
+    on_reference: the reference is the base of the policy, whose parameters are then
+      given without it.
+  """
 
   sampler: sampling.Sampler
   reference: Model
   judge: Judge
   samples: int = 2  # N
   select: str = "two"
+  on_reference: bool = False
+
+  def behaviour(self, policy_params: Params, reference_params: Params) -> Params:
+    """All parameters of the policy that samples."""
+    base = reference_params if self.on_reference else None
+    return with_base(policy_params, base)
 
 
 # --- compiled -------------------------------------------------------------------------
@@ -85,7 +99,8 @@ def compiled(roller: Roller, mesh: Mesh) -> Callable[..., Rollout]:
     prompts: Batch,
     key: Array,
   ) -> Rollout:
-    samples = first(policy_params, prompts, key)
+    behaviour = roller.behaviour(policy_params, reference_params)
+    samples = first(behaviour, prompts, key)
     rows = sharding.local_rows(sampled(prompts, samples))
     scores_BxN = roller.judge.scores(judge_params, rows)
     scores_BxN = sharding.put_local_rows(scores_BxN, mesh)
@@ -133,7 +148,8 @@ def rollout(
       the first two (the supervised target, where a loss wants one) are kept.
     key: for this step; rows fold their ids into it.
   """
-  samples = generate(roller, policy_params, prompts, key)
+  behaviour = roller.behaviour(policy_params, reference_params)
+  samples = generate(roller, behaviour, prompts, key)
   scores_BxN = roller.judge.scores(judge_params, sampled(prompts, samples))
   return finish(roller, reference_params, prompts, key, samples, scores_BxN)
 

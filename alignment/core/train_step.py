@@ -2,9 +2,9 @@
 
 An objective is a hashable function of (params, batch, beta) that returns metrics as
 (sum, weight) pairs, 'loss' among them. One with `reads_reference` is given the
-reference's parameters, too. Gradients are those of the loss's sum, divided once by its
-total weight: padding, microbatches and hosts then weigh exactly as if the batch had
-been one.
+reference's parameters, too, unless they are the base of adapters. Gradients are those
+of the loss's sum, divided once by its total weight: padding, microbatches and hosts
+then weigh exactly as if the batch had been one.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 import optax
 
 from alignment.core import judges, losses, optim, pointwise, scoring
-from alignment.models.protocol import Model, Network
+from alignment.models.protocol import Model, Network, base_of, with_base, without_base
 from alignment.runtime import sharding
 from alignment.types import Array, Batch, Params, ScoredBatch, SumWeight, UserError
 
@@ -28,8 +28,20 @@ Objective = Callable[..., dict[str, SumWeight]]
 
 class TrainState(struct.PyTreeNode):
   step: Array  # int32
-  params: Params  # float32 masters
+  params: Params  # float32 masters of all that is trained
   opt_state: Any
+
+
+class Fixed(struct.PyTreeNode):
+  """Parameters that a step reads, and neither trains nor donates; None: no such.
+
+  Attributes:
+    base: of a model with adapters, whose reference it is.
+    reference: for an objective that reads it, of a model without adapters.
+  """
+
+  base: Params | None = None
+  reference: Params | None = None
 
 
 class Hyper(struct.PyTreeNode):
@@ -74,6 +86,8 @@ class PolicyObjective:
     reference_params: Params | None = None,
   ) -> dict[str, SumWeight]:
     computed = {}
+    if reference_params is None and self.reads_reference:
+      reference_params = base_of(params)
     if reference_params is None:
       logps_BxN = scoring.score(self.model, params, batch)
     else:
@@ -112,6 +126,11 @@ class PolicyObjective:
     for name, values_BxN in computed.items():
       metrics[name.removesuffix("_BxN")] = weighted(values_BxN.mean(axis=1))
     return metrics
+
+
+def reads_reference(objective: Objective) -> bool:
+  """Whether it reads the reference's parameters."""
+  return getattr(objective, "reads_reference", False)
 
 
 def needed(
@@ -188,7 +207,7 @@ def _judged(loss_B: Array, margin_B: Array, batch: Batch) -> dict[str, SumWeight
 
 
 def init_state(params: Params, optimizer: optim.Optimizer) -> TrainState:
-  """A state at step 0 for given parameters."""
+  """A state at step 0 for given parameters, those that are trained."""
   return TrainState(jnp.int32(0), params, optimizer.transform().init(params))
 
 
@@ -209,7 +228,7 @@ def abstract_state(
 ) -> TrainState:
   """Shapes, dtypes and layout of a model's training state, of which none is made."""
   shapes = jax.eval_shape(
-    lambda key: init_state(model.init(key), optimizer), jax.random.key(0)
+    lambda key: init_state(without_base(model.init(key)), optimizer), jax.random.key(0)
   )
   return sharding.with_layout(shapes, state_shardings(shapes, mesh, rules))
 
@@ -228,6 +247,11 @@ def compiled_init(
 
 
 @functools.cache
+def _has_base(model: Network) -> bool:
+  return base_of(jax.eval_shape(model.init, jax.random.key(0))) is not None
+
+
+@functools.cache
 def compiled(
   objective: Objective,
   optimizer: optim.Optimizer,
@@ -239,8 +263,8 @@ def compiled(
 ) -> Callable[..., tuple[TrainState, dict[str, SumWeight]]]:
   """The jitted step with explicit shardings, the state donated.
 
-  Of (state, batch, hyper) and, for an objective that reads it, the reference's
-  parameters, which stay as they are laid out.
+  Of (state, batch, hyper) and, where there is something that it reads but does not
+  train, `Fixed`, which stays as it is laid out.
 
   Cached on what determines the program: every run of a sweep, online or offline, gets
   the same function and so the same compilation.
@@ -248,15 +272,15 @@ def compiled(
   abstract = abstract_state(model, optimizer, mesh, rules)
   layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-  as_given = [None] if getattr(objective, "reads_reference", False) else []
+  as_given = [None] if _has_base(model) or reads_reference(objective) else []
 
-  def step(state, batch, hyper, *reference_params):
+  def step(state, batch, hyper, *fixed):
     with sharding.on(mesh):
       return train_step(
         state,
         batch,
         hyper,
-        *reference_params,
+        *fixed,
         objective=objective,
         optimizer=optimizer,
         microbatches=microbatches,
@@ -275,7 +299,7 @@ def train_step(
   state: TrainState,
   batch: Batch,
   hyper: Hyper,
-  reference_params: Params | None = None,
+  fixed: Fixed = Fixed(),  # noqa: B008
   *,
   objective: Objective,
   optimizer: optim.Optimizer,
@@ -287,9 +311,12 @@ def train_step(
   With `skip_non_finite` a step whose loss or gradient is not finite only counts itself
   (the metric 'skipped'): parameters, moments and other metrics stay as they were.
   """
-  if reference_params is not None:
-    objective = functools.partial(objective, reference_params=reference_params)
-  grads, metrics = gradients(objective, state.params, batch, hyper.beta, microbatches)
+
+  def minimised(params: Params, batch: Batch, beta: Array) -> dict[str, SumWeight]:
+    return objective(with_base(params, fixed.base), batch, beta, **read)
+
+  read = {} if fixed.reference is None else {"reference_params": fixed.reference}
+  grads, metrics = gradients(minimised, state.params, batch, hyper.beta, microbatches)
   metrics["grad_norm"] = (optax.tree.norm(grads), jnp.float32(1.0))
   updates, opt_state = optimizer.transform().update(
     grads, state.opt_state, state.params

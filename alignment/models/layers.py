@@ -11,6 +11,7 @@ import functools
 import math
 
 from flax import linen as nn
+from flax import struct
 import jax
 import jax.numpy as jnp
 
@@ -19,9 +20,26 @@ from alignment.types import Array
 NEGATIVE = -1e9  # a logit that is never chosen and whose probability is exactly 0
 
 
+class AdaptedKernel(struct.PyTreeNode):
+  """A kernel [I, O] that is fixed, and a change of low rank; layers may be stacked."""
+
+  kernel: Array  # first: Linen compares the first leaf with the shape it expects
+  a: Array  # [I, r]
+  b: Array  # [r, O]
+  scale: float = struct.field(pytree_node=False)
+
+
+def project(x: Array, kernel: Array | AdaptedKernel) -> Array:
+  """[..., I] @ [I, O] -> float32 [..., O], multiplied in `x`'s dtype."""
+  if isinstance(kernel, AdaptedKernel):
+    low = _project(x, kernel.a).astype(x.dtype)
+    return _project(x, kernel.kernel) + kernel.scale * _project(low, kernel.b)
+  return _project(x, kernel)
+
+
 @jax.custom_vjp
-def project(x: Array, kernel: Array) -> Array:
-  """[..., I] @ [I, O] -> float32 [..., O], multiplied in `x`'s dtype.
+def _project(x: Array, kernel: Array) -> Array:
+  """As `project`.
 
   JAX's own transpose of a bfloat16 product with a float32 result mixes dtypes, which
   falls off every fast path (TPU and CPU); here the cotangent is rounded to the compute
@@ -48,7 +66,7 @@ def _precision(x: Array) -> jax.lax.Precision:
 
 
 def _project_fwd(x, kernel):
-  return project(x, kernel), (x, kernel)
+  return _project(x, kernel), (x, kernel)
 
 
 def _project_bwd(residuals, g):
@@ -59,7 +77,7 @@ def _project_bwd(residuals, g):
   return dx, _dot(x, g, (rows, rows)).astype(kernel.dtype)
 
 
-project.defvjp(_project_fwd, _project_bwd)
+_project.defvjp(_project_fwd, _project_bwd)
 
 
 @jax.custom_vjp

@@ -16,6 +16,10 @@ from alignment.models.stacks import REMAT
 from alignment.runtime.sharding import Rules
 from alignment.types import Array, Params, UserError
 
+# A model's parameters under this name are fixed: a base that is the reference, too, and
+# that a checkpoint of the model does not hold. All others are trained (models/lora.py).
+BASE = "base"
+
 CHOICES = {
   "dtype": ("float32", "bfloat16"),
   "remat": REMAT,
@@ -145,3 +149,20 @@ class Model(Network, Protocol):
 
   def for_decoding(self, params: Params) -> Params:
     """Factors of products in the compute dtype, layers as a list: once per rollout."""
+
+
+def without_base(params: Params) -> Params:
+  """What of a model's parameters is trained, and saved."""
+  if isinstance(params, dict) and BASE in params:
+    return {name: below for name, below in params.items() if name != BASE}
+  return params
+
+
+def base_of(params: Params) -> Params | None:
+  """What of them is fixed, if there is any."""
+  return params.get(BASE) if isinstance(params, dict) else None
+
+
+def with_base(params: Params, base: Params | None) -> Params:
+  """All of them again; None is the base of a model that has none."""
+  return params if base is None else {BASE: base, **params}

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from alignment.models.protocol import Costs, Model
+from alignment.models.protocol import BASE, Costs, Model
 from alignment.runtime.sharding import Rules
 from alignment.types import Array, Params
 
@@ -46,6 +46,8 @@ class RewardModel:
 
   def without_head(self, params: Params) -> Params:
     """A language model's parameters but for those that only predict tokens."""
+    if BASE in params:
+      params = {**params, BASE: self.without_head(params[BASE])}
     return {name: below for name, below in params.items() if name != HEAD}
 
   def rewards(

@@ -68,6 +68,11 @@ class Artefact(abc.ABC):
         inputs |= {f"{field.name}{i}": part for i, part in enumerate(artefacts)}
     return inputs
 
+  @property
+  def base(self) -> "Artefact | None":
+    """What is read with it: the model that its parameters are a change of."""
+    return None
+
   @functools.cached_property
   def key(self) -> str:
     content = {
@@ -153,7 +158,7 @@ def _try_to_make(artefact: Artefact, workdir: Path) -> bool:
     if names is None:
       return False
     directory, *paths = (workdir / "artefacts" / name for name in names)
-    keys = [needed.key for needed in artefact.inputs.values()]
+    keys = [needed.key for needed in _read_by(artefact)]
     at = dict(zip(keys, paths, strict=True))
     start = time.monotonic()
     progress(f"{artefact.name}: started")
@@ -169,10 +174,11 @@ def _try_to_make(artefact: Artefact, workdir: Path) -> bool:
 
 
 def _prepare(artefact: Artefact, workdir: Path) -> list[str] | None:
-  """Names of the directory, made ready, and of its inputs'; None if it is done."""
+  """Names of the directory, made ready, and of what it reads; None if it is done."""
   if artefact.is_done(workdir):
     return None
-  inputs = {n: a.verified(workdir).name for n, a in artefact.inputs.items()}
+  names = {a.key: a.verified(workdir).name for a in _read_by(artefact)}
+  inputs = {name: names[a.key] for name, a in artefact.inputs.items()}
   directory = artefact.directory(workdir)
   directory.mkdir(parents=True, exist_ok=True)
   sweep(directory)
@@ -183,4 +189,15 @@ def _prepare(artefact: Artefact, workdir: Path) -> list[str] | None:
     "inputs": inputs,
   }
   write_json(directory / "config.json", content)
-  return [directory.name, *inputs.values()]
+  return [directory.name, *names.values()]
+
+
+def _read_by(artefact: Artefact) -> list[Artefact]:
+  """The inputs of an artefact, and what is read with them, each once."""
+  listed: dict[str, Artefact] = {}
+  for needed in artefact.inputs.values():
+    each: Artefact | None = needed
+    while each is not None:
+      listed[each.key] = each
+      each = each.base
+  return list(listed.values())

@@ -188,6 +188,11 @@ def check_recipe(name: str, recipe: Recipe) -> None:
     raise UserError(f"{name}: warmup_steps is {recipe.warmup_steps}; give at least 0")
   if not 0 <= recipe.learning_rate < math.inf:
     raise UserError(f"{name}: learning_rate is {recipe.learning_rate}; give 0 or more")
+  if recipe.lora.rank and recipe.init == "scratch":
+    raise UserError(
+      f"{name}: lora.rank is {recipe.lora.rank}, but random parameters are no base: "
+      "start from 'sft' or a checkpoint's directory, or set lora.rank to 0"
+    )
   recipe.optimizer.transform()
   size, k = recipe.batch_size, recipe.microbatches
   if k < 1 or size % k:
@@ -344,7 +349,7 @@ def check_study(study: graph.Study) -> None:
     if isinstance(artefact, TrainedPolicy):  # also those that others replay
       check_policy(artefact.name, artefact.recipe, study.config.datasets)
     if isinstance(artefact, TrainedModel):
-      _ = artefact.objective
+      _ = artefact.objective  # and with it adapters' targets
     if isinstance(artefact, Model):
       start = artefact.start
       study.setting.parameters.rules(artefact.model())  # heads and the tensor axis

@@ -92,7 +92,8 @@ def _copies(program: Program) -> float:
     # 4: as one compiled program has it (the 11B golden PM, 2 microbatches, v5e:4x4).
     return masters * (4.0 if program.work.microbatches > 1 else 1.0) + cast
   if program.work.kind in ("rollout", "sample"):
-    policy = next(a for a in program.arguments if device_bytes(a))
+    # Of a policy that is given without its base, this is the base.
+    policy = next(a for a in program.arguments if _kernel_dtype(a) is not None)
     # Decoding has a copy of its own, of single layers, in the compute dtype.
     is_cast = _kernel_dtype(policy) != model.cfg.dtype
     return device_bytes(policy) * (half if is_cast else 1.0)
@@ -101,18 +102,20 @@ def _copies(program: Program) -> float:
 
 def _kernel_dtype(params: Any) -> Any:
   leaves = jax.tree_util.tree_leaves_with_path(params)
-  return next(leaf.dtype for path, leaf in leaves if path_name(path).endswith("kernel"))
+  dtypes = (leaf.dtype for path, leaf in leaves if path_name(path).endswith("kernel"))
+  return next(dtypes, None)
 
 
 def flops(program: Program) -> float:
   """Operations of its matrix products over all devices, recomputation not counted.
 
-  A product of [m, k] and [k, n] counts 2mkn; a backward pass as two forward passes.
+  A product of [m, k] and [k, n] counts 2mkn; a backward pass as two forward passes, or
+  one where a base is fixed.
   """
   work = program.work
 
   def forward(passes: tuple[Pass, ...]) -> float:
     return sum(B * model.costs(S, N, T).flops for model, B, S, N, T in passes)
 
-  times = 3 if work.kind == "train" else 1
+  times = 1 + work.backward if work.kind == "train" else 1
   return work.microbatches * (times * forward(work.passes) + forward(work.fixed))

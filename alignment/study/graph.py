@@ -100,7 +100,8 @@ class Study:
   def sft(self, size: str) -> SupervisedModel:
     """The study's own supervised checkpoint of a size."""
     recipe = recipes.sft(self.config, size)
-    return SupervisedModel(f"sft_{size}", self.setting, recipe, self.sft_data())
+    base = self._start(size, recipe.init) if recipe.lora.rank else None
+    return SupervisedModel(f"sft_{size}", self.setting, recipe, self.sft_data(), base)
 
   # --- judges ---
 
@@ -126,7 +127,8 @@ class Study:
       return FunctionJudge(name, setting, rule, data)
     if recipe.vocab:
       return self._foreign_judge(name, recipe, data)
-    sft = self.sft(recipe.size) if recipe.init == "sft" else None
+    is_read = recipe.init == "sft" or recipe.lora.rank
+    sft = self.start(recipe) if is_read else None
     return TrainedJudge(name, setting, recipe, data, sft)
 
   def _foreign_judge(
@@ -141,7 +143,10 @@ class Study:
       truncate_prompt=setting.config.data.truncate_prompt,
     )
     translated = TranslatedPairs(f"{data.name}_for_{name}", setting, data, translation)
-    return TrainedJudge(name, setting, recipe, translated, None, translation)
+    start = None
+    if recipe.lora.rank:
+      start = ImportedModel(f"start_{name}", setting, recipe.without_lora)
+    return TrainedJudge(name, setting, recipe, translated, start, translation)
 
   # --- where policies start ---
 
@@ -228,7 +233,6 @@ class Study:
     return SampledPairs(
       f"data_{name}",
       self.setting,
-      (first.recipe, second.recipe),
       (first.step, second.step),
       self._sampled(first),
       self._sampled(second),

@@ -10,12 +10,14 @@ import numpy as np
 from alignment.core import evaluation
 from alignment.data import pairs, vocabularies
 from alignment.models import huggingface, protocol
+from alignment.models.huggingface import peft
+from alignment.models.lora import LORA, LoraModel
 from alignment.runtime import hosts, sharding
 from alignment.runtime.activity import progress
 from alignment.runtime.files import directory_option
 from alignment.study.graph import Study
 from alignment.study.show_batch import show_batch
-from alignment.study.stages.models import Model
+from alignment.study.stages.models import ImportedModel, Model, TrainedModel
 from alignment.types import Batch, UserError
 
 
@@ -26,12 +28,9 @@ def sample(study: Study, workdir: Path) -> None:
   setting = artefact.setting
   if setting.vocabulary is not study.setting.vocabulary and not c.prompts:
     raise UserError(f"sample.model '{c.model}' reads not the data's ids: give prompts")
-  model = artefact.model()
-  if not isinstance(model, protocol.Model):
+  if not isinstance(artefact.model(), protocol.Model):
     raise UserError(f"sample.model '{artefact.name}' is a reward model: it writes none")
-  params = setting.parameters.load_fixed(
-    artefact.verified(workdir), model, c.step or None
-  )
+  params = artefact.load_fixed(lambda a: a.verified(workdir), c.step or None)
   for prompt in c.prompts:
     if not isinstance(prompt, str):
       raise UserError(f"sample.prompts has {prompt!r}; its entries are texts")
@@ -67,15 +66,16 @@ def sample(study: Study, workdir: Path) -> None:
 
 
 def export(study: Study, workdir: Path) -> None:
-  """Writes a trained model as a Hugging Face checkpoint."""
+  """Writes a trained model as a Hugging Face checkpoint, or its adapters as PEFT's."""
   c = study.setting.config.export
   if not c.directory:
     raise UserError("export.directory is not set: where should the checkpoint go?")
   directory = directory_option(c.directory, "export.directory")
   artefact = _model(study, workdir, c.model or "golden_policy", "export.model")
-  setting = artefact.setting
-  model = artefact.model()
-  params = setting.parameters.load(artefact.verified(workdir), model, c.step or None)
+  if not c.merge:
+    return _export_adapters(artefact, workdir, directory)
+  setting, model = artefact.setting, artefact.model()
+  params = artefact.load(lambda a: a.verified(workdir), c.step or None)
   whole, vocabulary = sharding.fetch(params), setting.vocabulary
   about: dict[str, Any] = {vocabularies.FINGERPRINT: vocabulary.fingerprint}
   first, *others = vocabulary.ending_ids
@@ -93,6 +93,31 @@ def export(study: Study, workdir: Path) -> None:
     )
   )
   progress(f"{artefact.name}: exported to {directory}")
+
+
+def _export_adapters(artefact: Model, workdir: Path, directory: Path) -> None:
+  """Writes only what was trained, in PEFT's format.
+
+  Raises:
+    UserError: for a model without adapters.
+  """
+  c, base = artefact.setting.config.export, artefact.base
+  if base is None or not isinstance(artefact, TrainedModel):
+    raise UserError(
+      f"export.merge is False, but '{artefact.name}' has no adapters: leave it True"
+    )
+  model = artefact.trained_model()
+  assert isinstance(model, LoraModel)
+  trained = artefact.load_trained(lambda a: a.verified(workdir), c.step or None)
+  adapters = sharding.fetch(trained[LORA])
+  origin = base.start.init if isinstance(base, ImportedModel) else ""
+  origin = origin.replace("{size}", base.start.size)
+  hosts.on_first(
+    lambda: peft.write(directory, model.cfg, model.settings, adapters, c.dtype, origin)
+  )
+  progress(
+    f"{artefact.name}: adapters of {origin or base.name} exported to {directory}"
+  )
 
 
 def _model(study: Study, workdir: Path, name: str, key: str) -> Model:

@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 from alignment.core.judges import PreferenceModel
 from alignment.core.pointwise import PointwiseJudge
 from alignment.data import vocabularies
-from alignment.models import huggingface, registry
+from alignment.models import huggingface, lora, registry
 from alignment.models.protocol import Model
 from alignment.models.reward import RewardModel
-from alignment.study.recipes import PreferenceRecipe, Start
+from alignment.study.recipes import PreferenceRecipe, Recipe, Start
 from alignment.types import UserError
 
 TrainableJudge = PreferenceModel | PointwiseJudge  # judges that are models
@@ -30,9 +30,11 @@ class Models:
   lengths: tuple[int, int]  # of prompts and responses
   at_hand: bool = True  # False: a checkpoint that is elsewhere is of the named size
   stand_in: bool = False  # the vocabulary is elsewhere, this one is in its place
-  _models: dict[tuple[str, str], Model] = dataclasses.field(default_factory=dict)
-  _reward_models: dict[tuple[str, str, bool], RewardModel] = dataclasses.field(
+  _models: dict[tuple[str, str, lora.LoraSettings], Model] = dataclasses.field(
     default_factory=dict
+  )
+  _reward_models: dict[tuple[str, str, bool, lora.LoraSettings], RewardModel] = (
+    dataclasses.field(default_factory=dict)
   )
 
   @classmethod
@@ -60,19 +62,22 @@ class Models:
   def model(self, start: Start) -> Model:
     """Of a named size, or as the checkpoint it starts from, which is read once.
 
+    A recipe's has its adapters.
+
     Raises:
-      UserError: for an unknown size, a checkpoint that cannot be read, or one that was
-        trained with another vocabulary.
+      UserError: for an unknown size, a checkpoint that cannot be read, one that was
+        trained with another vocabulary, or adapters of what it does not have.
     """
-    key = start.size, start.init
+    adapters = start.lora if isinstance(start, Recipe) else lora.LoraSettings()
+    key = start.size, start.init, adapters
     if key not in self._models:
       origin = self.origin(start)
       if origin is not None and huggingface.is_reward_model(origin):
         raise UserError(
           f"{origin}: a reward model, which predicts no tokens: give a language model, "
-          "or set kind='pointwise' if it is a judge's start"
+          "or, if it is a judge's start, set kind='pointwise' and lora.rank=0"
         )
-      self._models[key] = self._read(start)
+      self._models[key] = lora.wrap(self._read(start), adapters)
     return self._models[key]
 
   def reward_model(self, recipe: PreferenceRecipe) -> RewardModel:
@@ -82,11 +87,12 @@ class Models:
       UserError: as `model`; for a reward model's checkpoint with another head, and for
         one that is none, where it is to judge without any training.
     """
-    key = recipe.size, recipe.init, recipe.imported
+    key = recipe.size, recipe.init, recipe.imported, recipe.lora
     if key not in self._reward_models:
       if self.at_hand:
         self._check_reward_model(recipe)
-      self._reward_models[key] = RewardModel(self._read(recipe))
+      body = lora.wrap(self._read(recipe), recipe.lora)
+      self._reward_models[key] = RewardModel(body)
     return self._reward_models[key]
 
   def _check_reward_model(self, recipe: PreferenceRecipe) -> None:

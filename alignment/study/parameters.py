@@ -1,15 +1,19 @@
 """Parameters of a study's models: their shapes, layout, checkpoints and beginnings."""
 
+from collections.abc import Callable, Hashable
 import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
+import weakref
 
 import jax
 from jax.sharding import Mesh
 
 from alignment.models import huggingface
-from alignment.models.protocol import Network
+from alignment.models.lora import LoraModel
+from alignment.models.protocol import BASE, Network, with_base, without_base
+from alignment.models.reward import RewardModel
 from alignment.runtime import checkpoint, sharding
 from alignment.runtime.files import read_json
 from alignment.study.models import Models
@@ -24,6 +28,7 @@ class Parameters:
   models: Models
   mesh: Mesh
   own_rules: sharding.Rules  # put before the families' own
+  _alive: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
 
   def rules(self, model: Network) -> sharding.Rules:
     """How a model's parameters lie while they are trained or score."""
@@ -38,7 +43,20 @@ class Parameters:
     return _abstract_fixed(model, self.mesh, self.rules(model))
 
   def count(self, model: Network) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(self.abstract(model)))
+    """Of a model with adapters, those of the model that they make when merged."""
+    params = self.abstract(model)
+    return sum(leaf.size for leaf in jax.tree.leaves(params.get(BASE, params)))
+
+  def shared(self, key: Hashable, load: Callable[[], Params]) -> Params:
+    """What `load()` gives, once per process: as long as someone holds all of it."""
+    structure, leaves = self._alive.get(key, (None, []))
+    arrays = [leaf() for leaf in leaves]
+    if arrays and all(array is not None for array in arrays):
+      return jax.tree.unflatten(structure, arrays)
+    params = load()
+    leaves, structure = jax.tree.flatten(params)
+    self._alive[key] = structure, list(map(weakref.ref, leaves))
+    return params
 
   def load(self, directory: Path, model: Network, step: int | None = None) -> Params:
     """Parameters of a finished model artefact: those it settled on, or of `step`."""
@@ -50,11 +68,38 @@ class Parameters:
     """The same for a model that is only read: a reference, a judge, an opponent."""
     return _restore(directory, self.abstract_fixed(model), step)
 
-  def initial(self, start: Start, sft: Path | None, seed: int) -> Params:
-    """Where a model starts: the SFT's checkpoint, a Hugging Face one, or scratch."""
+  def load_trained(
+    self, directory: Path, model: Network, step: int | None = None
+  ) -> Params:
+    """Those that were trained: all, or all but the base."""
+    return _restore(directory, without_base(self.abstract(model)), step)
+
+  def fixed(self, model: Network, params: Params) -> Params:
+    """A model's parameters as `load_fixed` gives them."""
+    layout = jax.tree.map(lambda leaf: leaf.sharding, params)
+    return jax.jit(model.cast_for_reading, out_shardings=layout)(params)
+
+  def merged(self, model: Network, base: Params, trained: Params) -> Params:
+    """The parameters of a model without adapters, with their changes."""
+    adapted = model.body if isinstance(model, RewardModel) else model
+    assert isinstance(adapted, LoraModel)
+    params = with_base(trained, base)
+    shapes = jax.eval_shape(adapted.merged, params)
+    layout = sharding.shardings(shapes, self.mesh, self.rules(model))
+    return jax.jit(adapted.merged, out_shardings=layout)(params)
+
+  def new_trained(self, model: Network, seed: int) -> Params:
+    """Those that are trained, as `init` makes them."""
+    return sharding.init_sharded(
+      lambda key: without_base(model.init(key)),
+      jax.random.key(seed),
+      mesh=self.mesh,
+      rules=self.rules(model),
+    )
+
+  def initial(self, start: Start, seed: int) -> Params:
+    """Where a model starts: a Hugging Face checkpoint, or scratch."""
     model = self.models.model(start)
-    if sft is not None:
-      return self.load(sft, model)
     origin = self.models.origin(start)
     if origin is None:
       return sharding.init_sharded(
@@ -63,11 +108,14 @@ class Parameters:
     return self._put(huggingface.read_params(origin, model.cfg), model)
 
   def initial_judge(
-    self, recipe: PreferenceRecipe, sft: Path | None, seed: int
+    self, recipe: PreferenceRecipe, sft: Params | None, seed: int
   ) -> Params:
-    """The same of a judge; a reward model starts as one, or with a new head."""
+    """The same of a judge, of `sft`'s parameters if there are such.
+
+    A reward model starts as one, or with a new head.
+    """
     if recipe.kind != "pointwise":
-      return self.initial(recipe, sft, seed)
+      return self.initial(recipe, seed) if sft is None else sft
     model = self.models.reward_model(recipe)
     origin = None if sft is not None else self.models.origin(recipe)
     if origin is not None and huggingface.is_reward_model(origin):
@@ -75,7 +123,8 @@ class Parameters:
     head = sharding.init_sharded(
       model.init_head, jax.random.key(seed), mesh=self.mesh, rules=self.rules(model)
     )
-    return model.without_head(self.initial(recipe, sft, seed)) | head
+    start = self.initial(recipe, seed) if sft is None else sft
+    return model.without_head(start) | head
 
   def _put(self, params: Params, model: Network) -> Params:
     """Arrays of the host, laid out."""

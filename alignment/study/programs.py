@@ -30,6 +30,7 @@ class Work:
   passes: tuple[Pass, ...]
   microbatches: int = 1
   fixed: tuple[Pass, ...] = ()  # those of a train step that have no gradient
+  backward: int = 2  # of how many forward passes it has the operations
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from alignment.core import losses, rules
 from alignment.core.optim import Optimizer
+from alignment.models.lora import LoraSettings
 from alignment.study import schema
 from alignment.types import UserError
 
@@ -32,6 +33,11 @@ class Start:
   size: str
   init: str  # "scratch", "sft", or a directory in which {size} is replaced
 
+  @property
+  def without_lora(self) -> "Start":
+    """The same model without adapters, or with merged ones."""
+    return Start(self.size, self.init)
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe(Start):
@@ -45,27 +51,33 @@ class Recipe(Start):
   microbatches: int
   steps: int
   on_non_finite: str
+  lora: LoraSettings
 
   @classmethod
   def of(cls, section: Mapping[str, Any], name: str = "") -> Self:
     """The recipe of a role's section of the configuration; `name` is for messages.
 
     Raises:
-      UserError: for an optimizer that does not exist, or has no such option.
+      UserError: for an option of optimizer or lora that does not exist or is wrong.
     """
-    values, options = plain(section), dict(section["optimizer"])
-    keys = {field.name for field in dataclasses.fields(Optimizer)}
-    for key in sorted(options.keys() - keys):
-      where = f"{name}: " if name else ""
-      raise UserError(
-        f"{where}optimizer has no '{key}'; it has {', '.join(sorted(keys))}"
-      )
-    values["optimizer"] = Optimizer(**options)
-    return cls(**{key: _hashable(value) for key, value in values.items()})
+    values = {key: _hashable(value) for key, value in plain(section).items()}
+    for key, kind in _NESTED.items():
+      options, keys = values[key], {field.name for field in dataclasses.fields(kind)}
+      for option, _ in options:
+        if option not in keys:
+          where = f"{name}: " if name else ""
+          raise UserError(
+            f"{where}{key} has no '{option}'; it has {', '.join(sorted(keys))}"
+          )
+      values[key] = kind(**dict(options))
+    return cls(**values)
 
   def described(self) -> dict[str, Any]:
     """What determines the numbers, as JSON; `init` apart, which names a directory."""
-    return plain(dataclasses.asdict(self))
+    described = plain(dataclasses.asdict(self))
+    if not self.lora.rank:
+      del described["lora"]
+    return described
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +169,7 @@ class Run(NamedTuple):
   recipe: PolicyRecipe
 
 
+_NESTED = {"optimizer": Optimizer, "lora": LoraSettings}  # sections of a role
 _NOT_IN_NAMES = r"[^\w.+-]"  # they name directories, and Orbax reads [ as a pattern
 _SHORT = {
   "learning_rate": "lr",
@@ -173,7 +186,9 @@ _OFFLINE = ("dataset", "replay_window", "stream")
 # Keys that are younger than results that are kept, with what held for all of these.
 _ONCE = {"samples": 2, "select": "two"}
 # What a run has in common with the online run that it replays, batch by batch.
-_SAME = ("size", "init", "loss", "loss_options", "seed", "batch_size", "microbatches")
+_SAME = (
+  "size", "init", "lora", "loss", "loss_options", "seed", "batch_size", "microbatches"
+)  # fmt: skip
 
 
 # --- the runs of a configuration ------------------------------------------------------
@@ -228,8 +243,8 @@ def _product(
   for values in itertools.product(*axes.values()):
     chosen = dict(zip(axes, map(plain, values), strict=True))
     section = plain(config.policy)
-    if "optimizer" in chosen:  # what it does not name stays the policy's
-      chosen["optimizer"] = section["optimizer"] | chosen["optimizer"]
+    for key in _NESTED.keys() & chosen.keys():  # what is not named stays policy's
+      chosen[key] = section[key] | chosen[key]
     recipe = PolicyRecipe.of(section | chosen, f"runs.{series}")
     for key in axes:
       if not _has_meaning(key, recipe):

@@ -51,6 +51,15 @@ def optimizer(**overrides) -> dict:
   } | overrides
 
 
+def lora(**overrides) -> dict:
+  """Adapters of low rank, trained instead of all parameters: see docs/lora.md."""
+  return {
+    "rank": 0,  # 0: none
+    "alpha": 0.0,  # what they add is scaled by alpha / rank; 0: as it is
+    "targets": ("all-linear",),  # or names of the checkpoint's modules, such as q_proj
+  } | overrides
+
+
 def role(**overrides) -> dict:
   """What every trained model has: where it starts and how it trains."""
   return {
@@ -58,6 +67,7 @@ def role(**overrides) -> dict:
     # "scratch", "sft" (the study's own SFT checkpoint of this size), or a directory
     # with a Hugging Face checkpoint, in which {size} stands for the role's size.
     "init": "sft",
+    "lora": lora(),
     "optimizer": optimizer(),
     "learning_rate": 1e-5,
     "warmup_steps": 0,  # 0 is ours, for SFT and policies
@@ -250,7 +260,10 @@ def get_config() -> ConfigDict:
   c.figures = ("figure_01",)  # names in alignment/analysis/figures
   # --stages=sample, --stages=export: a model by its stage's name; step 0 is its last.
   c.sample = {"model": "", "step": 0, "prompts": (), "responses": 2, "temperature": 1.0}
-  c.export = {"model": "", "step": 0, "directory": "", "dtype": "float32"}
+  # Of a model with adapters: merge adds them to its start; else only they are written.
+  c.export = {
+    "model": "", "step": 0, "directory": "", "dtype": "float32", "merge": True
+  }  # fmt: skip
   c.notes = ()  # sentences for the report: what a reader must know about this study
   # Compiled programs are kept in WORKDIR/compiled, for restarts, workers and studies.
   c.keep_compiled = True

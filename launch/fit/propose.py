@@ -17,7 +17,7 @@ from alignment.runtime import sharding
 from alignment.study.artefacts import closure
 from alignment.study.checks import check_batches
 from alignment.study.estimate import Memory, estimate
-from alignment.study.programs import Program, Work
+from alignment.study.programs import Program
 from alignment.study.stages.models import TrainedModel
 from alignment.types import UserError
 from launch.fit.placed import placed
@@ -93,7 +93,9 @@ def suggest(program: Program, config: ConfigDict, topology: Topology) -> list[st
       (with_remat(model, remat or model.cfg.remat), rows // k, S, N, T)
       for model, rows, S, N, T in work.passes
     )
-    changed = Work(work.kind, passes, work.microbatches * accumulate)
+    changed = dataclasses.replace(
+      work, passes=passes, microbatches=work.microbatches * accumulate
+    )
     needed = estimate(dataclasses.replace(program, work=changed)).total
     return topology.margin * needed <= topology.limit
 

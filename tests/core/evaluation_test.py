@@ -127,6 +127,7 @@ def evaluator(utility=False):
   return evaluation.PolicyEvaluation(
     contest=contest,
     sampler=tiny.SAMPLER,
+    reference=tiny.POLICY,
     reference_params=Q,
     pairs=tiny.batch(9, seed=4),
     kl_prompts=6,

@@ -332,5 +332,6 @@ def test_losses_of_groups_read_the_reference(scored, loss):
   step = train_step.compiled(objective, plain, 1, MESH, t5.RULES, tiny.POLICY)
   state = train_step.init_state(jax.tree.map(jnp.array, params), plain)
   put = sharding.put_batch(scored, MESH)
-  _, metrics = step(state, put, train_step.hyper(1e-3, beta=BETA), reference)
+  fixed = train_step.Fixed(reference=reference)
+  _, metrics = step(state, put, train_step.hyper(1e-3, beta=BETA), fixed)
   np.testing.assert_allclose(metrics["kl"][0] / metrics["kl"][1], kl, rtol=1e-5)

@@ -15,7 +15,8 @@ import pytest
 
 from alignment.core import evaluation, optim, rollout, sampling, train_step
 from alignment.core.pointwise import PointwiseJudge
-from alignment.models import decoder, flash, registry, t5
+from alignment.models import decoder, flash, lora, registry, t5
+from alignment.models.protocol import without_base
 from alignment.models.reward import RewardModel
 from alignment.runtime import sharding
 from alignment.types import UserError
@@ -178,6 +179,31 @@ def test_train_steps_equal_those_of_one_device(mesh, name):
     # (A preference model's one decoder step leaves self-attention's queries alone.)
     moved = np.linalg.norm(b - before)
     assert np.linalg.norm(a - b) <= 1e-3 * moved, sharding.path_name(path)
+
+
+@pytest.mark.parametrize("mesh", SHAPES[:1], ids=str, indirect=True)
+def test_adapters_train_as_on_one_device(mesh):
+  """Born sharded like the kernels that they change; the base stays where it is."""
+  model = lora.wrap(MODEL, lora.LoraSettings(rank=3, alpha=6.0))
+  objective = train_step.PolicyObjective(model, "ipo")
+  optimizer = optim.Optimizer("adamw", epsilon=1e-3)
+  rules, ends = model.layout_rules(mesh.shape["tensor"]), []
+  for where in ONE, mesh:
+    step = train_step.compiled(objective, optimizer, 1, where, rules, model)
+    init = lambda key: without_base(model.init(key))  # noqa: E731
+    trained = sharding.init_sharded(init, KEY, mesh=where, rules=rules)
+    state = train_step.compiled_init(model, optimizer, where, rules)(trained)
+    batch = sharding.put_batch(host_batch(), where)
+    fixed = train_step.Fixed(base=put(tiny.params(0, CFG), where))
+    for _ in range(2):
+      state, _ = step(state, batch, train_step.hyper(1e-2, beta=0.1), fixed)
+    assert step._cache_size() == 1, "the state did not keep its layout"
+    ends.append(sharding.fetch(state.params))
+  layout = state.params["lora"]["decoder"]["layers"]["mlp"]
+  assert tuple(layout["up"]["a"].sharding.spec) == (None, "fsdp", None)
+  assert tuple(layout["up"]["b"].sharding.spec) == (None, None, "tensor")
+  assert tuple(layout["down"]["a"].sharding.spec) == (None, "tensor", None)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), *ends)
 
 
 @on_meshes
@@ -349,6 +375,7 @@ def evaluate(mesh):
   evaluator = evaluation.PolicyEvaluation(
     contest=contest,
     sampler=sampling.Sampler(MODEL, (tiny.EOS,)),
+    reference=MODEL,
     reference_params=put(tiny.params(1, CFG), mesh),
     pairs=tiny.batch(9, seed=4),
     kl_prompts=6,

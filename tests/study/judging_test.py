@@ -124,16 +124,15 @@ def test_a_judge_of_bytes_reads_what_policies_write(tmp_path, kind):
   assert lost["truncated_prompts"] == 0 and cut
   assert read_json(proxy / "model.json").items() >= lost.items()
   rows = np.arange(8)
-  margins_B = judge.judge().preference(
-    judge.params(proxy), words.batch(rows, **ours.lengths)
-  )
+  params = judge.load_fixed(lambda _: proxy)
+  margins_B = judge.judge().preference(params, words.batch(rows, **ours.lengths))
   batch = letters.batch(rows, **judge.setting.lengths)
-  direct_B = jax.jit(judge.own_judge().preference)(judge.params(proxy), batch)
+  direct_B = jax.jit(judge.own_judge().preference)(params, batch)
   np.testing.assert_array_equal(margins_B, np.asarray(direct_B))
 
   recorded = stream.Stream.load(policy / "stream", 2)
   rows = np.arange(len(recorded))
-  scores_BxN = judge.judge().scores(judge.params(proxy), recorded.batch(rows))
+  scores_BxN = judge.judge().scores(params, recorded.batch(rows))
   np.testing.assert_allclose(recorded.rows(rows)["scores"], scores_BxN, atol=1e-6)
   assert (scores_BxN[:, 0] >= scores_BxN[:, 1]).all() and np.ptp(scores_BxN) > 0
 

@@ -12,7 +12,6 @@ from alignment.data import pairs, stream
 from alignment.runtime.files import read_json
 from alignment.runtime.metrics import read_jsonl
 from alignment.study import artefacts
-from alignment.study.parameters import Parameters
 from alignment.study.recipes import Start
 from alignment.study.setting import Setting
 from alignment.types import UserError
@@ -132,7 +131,7 @@ def test_prompts_that_choose_a_step_do_not_report_it(nano, tmp_path, monkeypatch
 
   judge = nano.study.golden_pm()
   monkeypatch.setattr(type(judge), "train", lambda *_, **__: None)
-  monkeypatch.setattr(Parameters, "load_fixed", lambda *arguments: arguments[-1])
+  monkeypatch.setattr(type(judge), "load_fixed", lambda *arguments: arguments[-1])
   monkeypatch.setattr(Setting, "map_pairs", map_pairs)
   monkeypatch.setattr(Setting, "true_gap", lambda *_: None)
   monkeypatch.setattr(evaluation, "margins", lambda _, params, __: params)
@@ -171,7 +170,7 @@ def test_a_policys_draws_are_of_its_seed_and_world(nano, run):
     setting = dataclasses.replace(nano.study.setting, world=world)
     recipe = dataclasses.replace(policy.recipe, seed=seed)
     other = dataclasses.replace(policy, setting=setting, recipe=recipe)
-    drawn.append(other.source(nano.read, None, {}))
+    drawn.append(other.source(nano.read, None))
   orders = [getattr(source, "prompts", source).host_batch(0).ids_B for source in drawn]
   assert [np.array_equal(orders[0], o) for o in orders] == [True, False, False, True]
   if run == "online_ipo":

@@ -59,7 +59,7 @@ def test_both_judges_learn_and_report(trained):
 def test_d_golden_is_in_the_order_of_the_rewards(trained):
   built, workdir = trained
   judge = built.golden_pm()
-  params = judge.params(read(workdir)(judge))
+  params = judge.load_fixed(read(workdir))
   assert set(params) == {"embedding", "encoder", "decoder", "score"}
   directory = built.golden_data().directory(workdir) / "validation"
   labelled = pairs.PairDataset.load(directory)
@@ -72,9 +72,8 @@ def test_a_proxy_starts_from_sft_with_a_new_head(trained):
   """And a golden one from scratch: never the head that predicts tokens."""
   built, workdir = trained
   setting, proxy = built.setting, built.proxy_pm()
-  sft = read(workdir)(proxy.sft)
-  start = setting.parameters.initial_judge(proxy.recipe, sft, seed=3)
-  theirs = setting.parameters.load(sft, proxy.sft.model())
+  theirs = proxy.sft.load(read(workdir))
+  start = setting.parameters.initial_judge(proxy.recipe, dict(theirs), seed=3)
   head = start.pop("score")
   assert theirs.pop("head") and head["weight"].ndim == 1
   jax.tree.map(np.testing.assert_array_equal, start, theirs)
@@ -146,7 +145,7 @@ def test_an_imported_reward_model_judges_as_it_is(checkpoint, tmp_path):
   assert report["step"] == 0 and not (directory / "metrics.jsonl").exists()
   validation = pairs.PairDataset.load(built.data().directory(tmp_path) / "validation")
   assert report["validation_pairs"] == len(validation)  # none had to choose a step
-  params = judge.params(directory)
+  params = judge.load_fixed(read(tmp_path))
   cfg = huggingface.read_config(checkpoint)
   jax.tree.map(
     np.testing.assert_array_equal,

@@ -18,17 +18,16 @@ import math
 import os
 from pathlib import Path
 import re
-import shutil
 from typing import Any
 
 import jax
 import numpy as np
-import safetensors
 from safetensors.numpy import save_file
 
 from alignment.models import registry, reward
 from alignment.models.huggingface import classifiers, decoder, gpt_neox, t5, tensors
 from alignment.models.huggingface.classifiers import check_reward_model, is_reward_model
+from alignment.models.huggingface.directory import appearing_whole
 from alignment.models.huggingface.formats import Format
 from alignment.models.huggingface.settings import (
   MAX_JSON_BYTES,
@@ -161,9 +160,6 @@ def write(
   """
   if dtype not in DTYPES:
     raise UserError(f"dtype '{dtype}' is unknown; choose from {', '.join(DTYPES)}")
-  directory = Path(os.path.abspath(directory))
-  if directory.is_file() or directory.is_dir() and any(directory.iterdir()):
-    raise UserError(f"{directory}: exists already; delete it or name another directory")
   scores = reward.SCORE in params
   network = classifiers.network if scores else registry.model
   forms = [
@@ -171,28 +167,19 @@ def write(
   ]
   if not any(_same_shapes(params, tensors.shapes(form)) for form in forms):
     raise ValueError(f"the parameters are not those of this {type(cfg).__name__}")
-  partial = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
   described = classifiers.described(_described(cfg)) if scores else _described(cfg)
   described = described | {"dtype": dtype} | dict(about or {})
-  try:
-    partial.mkdir(parents=True)
-    all_tensors = _tensors(cfg, network)
+  with appearing_whole(directory, like=CONFIG) as partial:
+    all_tensors = tensors_of(cfg, network)
     _write_weights(partial, all_tensors, params, dtype, max_shard_bytes)
     write_json(partial / CONFIG, described)
-    dead = [] if scores else _format(cfg).dead(cfg)
+    dead = [] if scores else format_of(cfg).dead(cfg)
     if dead:  # probability 0 here, but logits there
       special = {
         key: described[key] for key in SPECIAL if described.get(key) is not None
       }
       write_json(partial / GENERATION, special | {"suppress_tokens": dead})
-    for file in partial.glob("*.safetensors"):  # born with 0600, whatever the umask
-      shutil.copymode(partial / CONFIG, file)
     _write_tokenizer(partial, tokenizer or {})
-    os.replace(partial, directory)
-  except (OSError, safetensors.SafetensorError) as error:
-    raise UserError(f"{directory}: cannot be written ({error})") from error
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_weights(
@@ -229,19 +216,22 @@ def _write_tokenizer(directory: Path, tokenizer: Any) -> None:
     (directory / name).write_bytes(content)
 
 
-def _format(cfg: Any) -> Format:
+def format_of(cfg: Any) -> Format:
   return FORMATS[getattr(cfg, "model_type", "t5")]
 
 
 def _described(cfg: Any) -> dict[str, Any]:
-  return _format(cfg).describe(cfg)
+  return format_of(cfg).describe(cfg)
 
 
-def _tensors(cfg: Any, network: Callable[[Any], Network]) -> list[Tensor]:
+def tensors_of(
+  cfg: Any, network: Callable[[Any], Network] = registry.model
+) -> list[Tensor]:
+  """The tensors of a model's files, in their order."""
   listed = dataclasses.replace(cfg, scan_layers=False)
   every = dict(tensors.parameters(network(listed)))
   heads = [every.pop(path) for path in list(every) if classifiers.is_head(path)]
-  return _format(cfg).tensors(listed, every.items()) + list(
+  return format_of(cfg).tensors(listed, every.items()) + list(
     map(classifiers.head, heads)
   )
 
@@ -254,11 +244,11 @@ def _find(
   directory: Path, files: dict[str, File], cfg: Any, network: Callable[[Any], Network]
 ) -> list[tuple[str, Tensor]]:
   """Every tensor with its name in the files, after checking all of them."""
-  family = _format(cfg)
+  family = format_of(cfg)
   first, *others = family.embedding(cfg)
   names = [name for name in (first, *others) if name in files] or [first]
   chosen = []
-  for tensor in _tensors(cfg, network):
+  for tensor in tensors_of(cfg, network):
     for name in names if tensor.name == first else [tensor.name]:
       if name not in files:
         raise UserError(

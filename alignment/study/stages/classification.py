@@ -81,12 +81,11 @@ class StreamClassification(Artefact):
       return map_rows(function, batch, rows, size, setting.mesh)
 
     def judged(pm: Judge) -> np.ndarray:
-      judge, params = pm.judge(), pm.params(read(pm))
+      judge, params = pm.judge(), pm.load_fixed(read)
       return over_rows(lambda b: evaluation.margins(judge, params, b))
 
     def classified(policy: TrainedPolicy) -> np.ndarray:
-      model = policy.model()
-      params = setting.parameters.load_fixed(read(policy), model)
+      model, params = policy.model(), policy.load_fixed(read)
       ratios = over_rows(lambda b: evaluation.log_ratios(model, params, b))
       return ratios[:, 0] - ratios[:, 1]
 

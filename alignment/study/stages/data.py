@@ -18,7 +18,6 @@ from alignment.runtime.activity import Meter, progress
 from alignment.runtime.files import checksum, write_json
 from alignment.study.artefacts import Artefact, Read
 from alignment.study.programs import Program
-from alignment.study.recipes import PolicyRecipe
 from alignment.study.stages.judging import Judge, label
 from alignment.study.stages.models import Model
 from alignment.types import UserError
@@ -129,11 +128,11 @@ class RelabelledPairs(Artefact):
     if self.setting.config.evaluation.require_good_judge:
       self.golden_pm.check_usable(read(self.golden_pm))
     agreement = {}
+    judge, params = self.golden_pm.judge(), self.golden_pm.load_fixed(read)
     for split in SPLITS:
       dataset = pairs.PairDataset.load(read(self.data) / split)
       (directory / split).mkdir(exist_ok=True)
-      judge, judge_dir = self.golden_pm, read(self.golden_pm)
-      swap = label(self.setting, judge, judge_dir, dataset, directory / split)
+      swap = label(self.setting, judge, params, dataset, directory / split)
       agreement[split] = float(1 - swap.mean())
     write_json(directory / "agreement.json", agreement)
     progress(f"D_golden: keeps {agreement['train']:.1%} of the human labels")
@@ -147,12 +146,10 @@ class SampledPairs(Artefact):
   """D_a-vs-b: prompts of D_golden, a response of each of two models, golden labels.
 
   Attributes:
-    recipes: of the two models.
     steps: of their kept checkpoints; None for what a model settled on.
   """
 
   kind: ClassVar[str] = "sample_pairs"
-  recipes: tuple[PolicyRecipe, PolicyRecipe]
   steps: tuple[int | None, int | None]
   first: Model
   second: Model
@@ -165,19 +162,15 @@ class SampledPairs(Artefact):
   def make(self, directory: Path, read: Read) -> None:
     dataset = pairs.PairDataset.load(read(self.golden_data) / "train")
     sampled = [
-      self._sample(which, read(model), recipe, step, dataset)
-      for which, model, recipe, step in zip(
-        ("first", "second"),
-        (self.first, self.second),
-        self.recipes,
-        self.steps,
-        strict=True,
+      self._sample(which, model, read, step, dataset)
+      for which, model, step in zip(
+        ("first", "second"), (self.first, self.second), self.steps, strict=True
       )
     ]
     unlabelled = pairs.PairDataset(dataset.prompts, (sampled[0], sampled[1]))
     (directory / "train").mkdir(exist_ok=True)
-    judge, judge_dir = self.golden_pm, read(self.golden_pm)
-    label(self.setting, judge, judge_dir, unlabelled, directory / "train")
+    judge, params = self.golden_pm.judge(), self.golden_pm.load_fixed(read)
+    label(self.setting, judge, params, unlabelled, directory / "train")
 
   def programs(self) -> Iterator[Program]:
     for model in (self.first, self.second):
@@ -187,14 +180,14 @@ class SampledPairs(Artefact):
   def _sample(
     self,
     which: str,
-    model_dir: Path,
-    recipe: PolicyRecipe,
+    model: Model,
+    read: Read,
     step: int | None,
     dataset: pairs.PairDataset,
   ) -> pairs.Ragged:
     setting = self.setting
-    sampler, key = setting.sampler(recipe), setting.key("sample_pairs", which)
-    params = setting.parameters.load_fixed(model_dir, sampler.model, step)
+    sampler, key = setting.sampler(model.start), setting.key("sample_pairs", which)
+    params = model.load_fixed(read, step)
     T = setting.config.response_length
     samples = setting.map_pairs(
       lambda batch: evaluation.sample(sampler, params, batch, key, 1, T),
@@ -218,8 +211,7 @@ class ScoredPairs(Artefact):
     return self.setting.numerics
 
   def make(self, directory: Path, read: Read) -> None:
-    model = self.reference.model()
-    params = self.setting.parameters.load_fixed(read(self.reference), model)
+    model, params = self.reference.model(), self.reference.load_fixed(read)
     dataset = pairs.PairDataset.load(read(self.dataset) / "train")
     zero = np.zeros((len(dataset), 2), np.float32)
     ref_logps = self.setting.map_pairs(

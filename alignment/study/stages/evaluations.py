@@ -41,7 +41,7 @@ class Responses(Artefact):
 
   def make(self, directory: Path, read: Read) -> None:
     setting, sampler = self.setting, self.setting.sampler(self.policy.start)
-    params = setting.parameters.load_fixed(read(self.policy), sampler.model)
+    params = self.policy.load_fixed(read)
     dataset = pairs.PairDataset.load(read(self.pairs))
     rows, key = prompt_rows(setting, dataset), setting.key("opponent")
     T = setting.config.response_length
@@ -114,7 +114,7 @@ class Contested(Artefact):
     )
     return evaluation.Contest(
       judge=self.golden_pm.judge(),
-      judge_params=self.golden_pm.params(read(self.golden_pm)),
+      judge_params=self.golden_pm.load_fixed(read),
       prompts=dataset.batch(rows, **setting.lengths),
       opponent=(opponent["tokens"], opponent["lengths"]),
       start=(start["tokens"], start["lengths"]),
@@ -139,47 +139,49 @@ class Evaluation(Contested):
     return self.common("kl_prompts", "pairs") | {"steps": list(self.steps)}
 
   def make(self, directory: Path, read: Read) -> None:
-    setting, model = self.setting, self.policy.model()
-    c, parameters = setting.config.evaluation, setting.parameters
+    setting, c = self.setting, self.setting.config.evaluation
     dataset = pairs.PairDataset.load(read(self.pairs))
     classified = pairs.distinct_prompts(dataset, c.pairs, setting.seed("pairs"))
     evaluator = evaluation.PolicyEvaluation(
       contest=self.contest(read),
       sampler=setting.sampler(self.policy.start),
-      reference_params=parameters.load_fixed(read(self.reference), model),
+      reference=self.reference.model(),
+      reference_params=self.reference.load_fixed(read),
       pairs=dataset.batch(classified, **setting.lengths),
       kl_prompts=c.kl_prompts,
       key=setting.key("evaluation"),
     )
 
     def checkpoint(step: int) -> Evaluated:
-      return evaluator(parameters.load_fixed(read(self.policy), model, step))
+      return evaluator(self.policy.load_fixed(read, step))
 
-    labels = {**self.labels, "parameters": parameters.count(model)}
+    count = setting.parameters.count(self.policy.model())
+    labels = {**self.labels, "parameters": count}
     write_evaluations(setting, labels, self.steps, checkpoint, directory)
 
   def programs(self) -> Iterator[Program]:
     """One checkpoint; reference and golden judge are there all the time."""
     setting, shapes = self.setting, self.setting.shapes
     model, params = self.policy.model(), self.policy.abstract_fixed()
-    reference, judge = self.reference.abstract_fixed(), self.golden_pm.abstract_params()
+    reference, judge = self.reference.model(), self.golden_pm.abstract_fixed()
+    reference_params = None if self.policy.base else self.reference.abstract_fixed()
     S, T = shapes.prompt_length, shapes.response_length
     rows, N = setting.config.evaluation.batch_size, evaluation.SAMPLES
-    scored = model, rows, S, N, T
-    held = {"reference": reference, "judge": judge}
+    scored, other = (model, rows, S, N, T), (reference, rows, S, N, T)
+    held = {"reference": reference_params, "judge": judge}
     yield self.policy.sample_program(N, (self.name,), held)
     yield Program(
       f"divergence, {self.policy.start.size}",
       lambda: evaluation.divergence,
-      (model, params, model, reference, shapes.batch(rows), shapes.rows(
+      (model, params, reference, reference_params, shapes.batch(rows), shapes.rows(
         (rows, N, T), jnp.float32)),
       {"judge": judge},
-      Work("forward", (scored, scored)),
+      Work("forward", (scored, other)),
       setting.mesh,
       (self.name,),
     )  # fmt: skip
     yield self.policy.log_ratios_program((self.name,), held)
-    fixed = {"policy": params, "reference": reference}
+    fixed = {"policy": params, "reference": reference_params}
     yield from self.golden_pm.margins_programs((self.name,), fixed)
 
 
@@ -223,9 +225,9 @@ class BestOfN(Contested):
     Samples meet one after the other, the winner stays; ties keep the earlier.
     """
     setting, sampler = self.setting, self.setting.sampler(self.reference.start)
-    proxy, parameters = self.proxy_pm.judge(), setting.parameters
-    params = parameters.load_fixed(read(self.reference), sampler.model)
-    proxy_params = self.proxy_pm.params(read(self.proxy_pm))
+    proxy = self.proxy_pm.judge()
+    params = self.reference.load_fixed(read)
+    proxy_params = self.proxy_pm.load_fixed(read)
     key, T = setting.key("best_of_n"), setting.config.response_length
     best: tuple[np.ndarray, ...] = ()
     bests = {}
@@ -260,8 +262,8 @@ class BestOfN(Contested):
   def programs(self) -> Iterator[Program]:
     held = {
       "reference": self.reference.abstract_fixed(),
-      "proxy": self.proxy_pm.abstract_params(),
-      "judge": self.golden_pm.abstract_params(),
+      "proxy": self.proxy_pm.abstract_fixed(),
+      "judge": self.golden_pm.abstract_fixed(),
     }
 
     def but(name: str) -> dict[str, Params]:

@@ -52,10 +52,11 @@ class FunctionJudge(Judge):
   def judge(self) -> host_judges.RuleJudge:
     return host_judges.RuleJudge(self.rule, self.setting.vocabulary)
 
-  def params(self, directory: Path) -> Params:
+  def load_fixed(self, read: Read, step: int | None = None) -> Params:
+    del read, step
     return ()
 
-  def abstract_params(self) -> Params:
+  def abstract_fixed(self) -> Params:
     return ()
 
   def margins_programs(

@@ -10,7 +10,7 @@ import numpy as np
 
 from alignment.core import audits, evaluation, judges, rollout
 from alignment.data import pairs
-from alignment.study.artefacts import Artefact
+from alignment.study.artefacts import Artefact, Read
 from alignment.study.programs import Program
 from alignment.study.setting import Setting
 from alignment.types import Params, UserError
@@ -27,11 +27,11 @@ class Judge(Artefact):
     """What reads batches of the study's tokens (core/judges.py)."""
 
   @abc.abstractmethod
-  def params(self, directory: Path) -> Params:
-    """Its parameters, from its directory, as they are read."""
+  def load_fixed(self, read: Read, step: int | None = None) -> Params:
+    """Its parameters as they are read: those it settled on, or of `step`."""
 
   @abc.abstractmethod
-  def abstract_params(self) -> Params:
+  def abstract_fixed(self) -> Params:
     """Their shapes and layout."""
 
   @abc.abstractmethod
@@ -61,14 +61,13 @@ class Judge(Artefact):
 
 def label(
   setting: Setting,
-  judge: Judge,
-  judge_dir: Path,
+  judge: judges.Judge,
+  params: Params,
   dataset: pairs.PairDataset,
   directory: Path,
 ) -> np.ndarray:
   """Saves pairs in a judge's order, with its margins; bool P: swapped."""
-  params = judge.params(judge_dir)
-  margins = margins_of(setting, judge.judge(), params, dataset)
+  margins = margins_of(setting, judge, params, dataset)
   ids = np.arange(len(dataset), dtype=np.int32)
   swap = np.asarray(rollout.second_first(margins, setting.key("relabel"), ids))
   labelled = dataset.with_order(swap)

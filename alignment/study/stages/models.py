@@ -33,7 +33,31 @@ class Model(Artefact):
     """Which model it is."""
 
   def model(self) -> protocol.Model:
+    """As others read it."""
     return self.setting.model(self.start)
+
+  @property
+  def base(self) -> "Model | None":
+    """The fixed model whose adapters it has, or had until they were merged."""
+    return None
+
+  def load(self, read: Read, step: int | None = None) -> Params:
+    """Float32 parameters to start from: those it settled on, or of `step`.
+
+    Adapters are merged.
+    """
+    return self.setting.parameters.load(read(self), self.model(), step)
+
+  def load_fixed(self, read: Read, step: int | None = None) -> Params:
+    """The same where they are only read: a reference, a judge, an opponent.
+
+    One copy is made, however many ask while it is held.
+    """
+    key = read(self), step
+    return self.setting.parameters.shared(key, lambda: self._load_fixed(read, step))
+
+  def _load_fixed(self, read: Read, step: int | None) -> Params:
+    return self.setting.parameters.load_fixed(read(self), self.model(), step)
 
   def abstract_fixed(self) -> Params:
     """Shapes and layout of its parameters where it is only read."""
@@ -92,7 +116,7 @@ class ImportedModel(Model):
 
   def make(self, directory: Path, read: Read) -> None:
     del read
-    save(directory, self.setting.parameters.initial(self.imported, sft=None, seed=0))
+    save(directory, self.setting.parameters.initial(self.imported, seed=0))
     write_json(directory / "model.json", {"step": 0})
 
 
@@ -131,6 +155,42 @@ class TrainedModel(Model):
     """Steps between renewals of the parameters that its source is handed."""
     return 1
 
+  # --- parameters ---
+
+  def trained_model(self) -> protocol.Network:
+    """With its adapters, if it has any."""
+    return self.model()
+
+  def load_trained(self, read: Read, step: int | None = None) -> Params:
+    """What was trained: all of its parameters, or all but the base."""
+    p, model = self.setting.parameters, self.trained_model()
+    return p.load_trained(read(self), model, step)
+
+  def load(self, read: Read, step: int | None = None) -> Params:
+    if self.base is None:
+      return super().load(read, step)
+    base, p = self.read_of_base(self.base.load(read)), self.setting.parameters
+    return p.merged(self.trained_model(), base, self.load_trained(read, step))
+
+  def _load_fixed(self, read: Read, step: int | None) -> Params:
+    if self.base is None:
+      return super()._load_fixed(read, step)
+    base = self.read_of_base(self.base.load_fixed(read))
+    return protocol.with_base(self.load_trained(read, step), base)
+
+  def read_of_base(self, params: Params) -> Params:
+    """Which of the parameters of its base it has."""
+    return params
+
+  def read_by_step(self, load: Callable[[Model], Params]) -> list[train_step.Fixed]:
+    """What its steps read but do not train, if there is any.
+
+    `load` gives the parameters of a model that is only read: arrays, or shapes.
+    """
+    if self.base is None:
+      return []
+    return [train_step.Fixed(base=self.read_of_base(load(self.base)))]
+
   def trained(self) -> dict[str, Any]:
     """How it is trained, as JSON: a part of `settings`."""
     return {"role": described_start(self.recipe.described())}
@@ -140,22 +200,28 @@ class TrainedModel(Model):
   def train(
     self,
     directory: Path,
+    read: Read,
     *,
     params: Callable[[], Params],
+    seed: int,
     source: sources.Source,
     keep: Sequence[int],
     show: tuple[str, ...],
-    step: Callable[..., Any] | None = None,
     before_save: Callable[[int], None] | None = None,
   ) -> None:
-    """Runs the loop; `params()` makes the parameters at step 0.
+    """Runs the loop.
 
-    `step` is `step_function()` with what it reads besides, if there is any.
+    `params()` are the parameters at step 0, all of which are trained unless there is a
+    base; then `seed` is that of its adapters.
     """
+    function, p = self.step_function(), self.setting.parameters
+    fixed = self.read_by_step(lambda model: model.load_fixed(read))
+    if self.base is not None:
+      params = lambda: p.new_trained(self.trained_model(), seed)  # noqa: E731
     learner = loop.Learner(
       abstract_state=self.abstract_state(),
       init_state=lambda: self._init_state()(params()),
-      step=step or self.step_function(),
+      step=lambda *arguments: function(*arguments, *fixed),
       hyper=self.hyper(),
     )
     schedule = loop.Schedule(
@@ -170,16 +236,16 @@ class TrainedModel(Model):
     loop.train(self.name, directory, learner, source, schedule, before_save)
 
   def abstract_state(self) -> train_step.TrainState:
-    p, model = self.setting.parameters, self.model()
+    p, model = self.setting.parameters, self.trained_model()
     return train_step.abstract_state(model, self.optimizer, p.mesh, p.rules(model))
 
   def _init_state(self) -> Callable[[Params], train_step.TrainState]:
-    p, model = self.setting.parameters, self.model()
+    p, model = self.setting.parameters, self.trained_model()
     return train_step.compiled_init(model, self.optimizer, p.mesh, p.rules(model))
 
   def step_function(self) -> Callable[..., Any]:
     """The compiled train step."""
-    p, model = self.setting.parameters, self.model()
+    p, model = self.setting.parameters, self.trained_model()
     return train_step.compiled(
       self.objective,
       self.optimizer,
@@ -203,22 +269,25 @@ class TrainedModel(Model):
     passes: tuple[Pass, ...],
     held: Mapping[str, Params],
     batch: Batch | None = None,
-    reference: Sequence[Params] = (),
   ) -> Program:
     """The train step; `passes` are those of one microbatch.
 
-    On a batch of pairs if no other is given; with the reference's parameters, if the
-    objective reads it, which makes the same passes.
+    On a batch of pairs if no other is given. A reference that the objective reads makes
+    the same passes.
     """
     shapes, k = self.setting.shapes, self.recipe.microbatches
     numbers = shapes.everywhere(train_step.hyper(0.0))
     batch = batch or shapes.batch(self.recipe.batch_size)
+    fixed = self.read_by_step(lambda model: model.abstract_fixed())
+    reads_reference = train_step.reads_reference(self.objective)
+    # Without a base gradients of parameters are as much work as those of activations.
+    backward = 2 if self.base is None else 1
     return Program(
       f"{label}, {self.recipe.size}",
       self.step_function,
-      (self.abstract_state(), batch, numbers, *reference),
+      (self.abstract_state(), batch, numbers, *fixed),
       held,
-      Work("train", passes, k, passes if reference else ()),
+      Work("train", passes, k, passes if reads_reference else (), backward),
       self.setting.mesh,
       (self.name,),
       (self.objective, self.optimizer, self.recipe.on_non_finite),
@@ -235,10 +304,27 @@ class SupervisedModel(TrainedModel):
 
   kind: ClassVar[str] = "sft"
   data: tuple[Artefact, ...]
+  imported: Model | None = None  # the base of adapters
+
+  @property
+  def start(self) -> Start:
+    return self.recipe.without_lora  # others start from it: adapters are merged
+
+  @property
+  def base(self) -> Model | None:
+    return self.imported
 
   @property
   def objective(self) -> train_step.Objective:
-    return train_step.SupervisedObjective(self.model())
+    return train_step.SupervisedObjective(self.trained_model())
+
+  def trained_model(self) -> protocol.Model:
+    return self.setting.model(self.recipe)
+
+  def _load_fixed(self, read: Read, step: int | None) -> Params:
+    if self.base is None:
+      return super()._load_fixed(read, step)
+    return self.setting.parameters.fixed(self.model(), self.load(read, step))
 
   def settings(self) -> dict[str, Any]:
     return self.setting.numerics | self.trained()
@@ -249,7 +335,9 @@ class SupervisedModel(TrainedModel):
     datasets = [read(data) / "train" for data in self.data]
     self.train(
       directory,
-      params=lambda: setting.parameters.initial(recipe, sft=None, seed=seed),
+      read,
+      params=lambda: setting.parameters.initial(recipe, seed),
+      seed=seed,
       source=offline_source(setting, recipe, datasets, seed),
       keep=[recipe.steps],
       show=("loss",),

@@ -1,7 +1,7 @@
 """Artefacts that are policies: the same loss and step wherever batches come from."""
 
 import abc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar
@@ -47,6 +47,10 @@ class TrainedPolicy(TrainedModel):
     )
 
   @property
+  def base(self) -> Model | None:
+    return self.sft if self.recipe.lora.rank else None
+
+  @property
   def beta(self) -> float:
     return self.recipe.beta
 
@@ -63,35 +67,27 @@ class TrainedPolicy(TrainedModel):
     return self.setting.seed("policy", self.recipe.seed)
 
   def make(self, directory: Path, read: Read) -> None:
-    recorder, fixed = self.recorder(directory), self.fixed(read)
+    recorder = self.recorder(directory)
     self.train(
       directory,
-      params=lambda: self.setting.parameters.load(read(self.sft), self.model()),
-      source=self.source(read, recorder.add if recorder else None, fixed),
+      read,
+      params=lambda: self.sft.load(read),
+      seed=self._seed(),
+      source=self.source(read, recorder.add if recorder else None),
       keep=sorted({*self.recipe.evaluated_steps(), self.recipe.steps}),
       show=_SHOWN_OF_GROUPS if self.recipe.grouped else _SHOWN,
-      step=self._step(fixed),
       before_save=recorder.commit if recorder else None,
     )
     write_json(directory / "model.json", {"step": self.recipe.steps})
 
   @abc.abstractmethod
-  def source(
-    self, read: Read, record: Record | None, fixed: Mapping[str, Params]
-  ) -> sources.Source:
+  def source(self, read: Read, record: Record | None) -> sources.Source:
     """Where its batches come from; `record` is shown every rollout."""
 
-  def fixed(self, read: Read) -> dict[str, Params]:
-    """Parameters that are only read while it trains, by name."""
-    del read
-    return {}
-
-  def _step(self, fixed: Mapping[str, Params]) -> Callable[..., Any]:
-    """The compiled step, with the reference for a loss that reads it."""
-    step = self.step_function()
-    if not self.objective.reads_reference:
-      return step
-    return lambda state, batch, hyper: step(state, batch, hyper, fixed["reference"])
+  def read_by_step(self, load: Callable[[Model], Params]) -> list[train_step.Fixed]:
+    if self.base is None and self.objective.reads_reference:
+      return [train_step.Fixed(reference=load(self.sft))]
+    return super().read_by_step(load)
 
   def recorder(self, directory: Path) -> streams.Recorder | None:
     """Keeps every rollout, where there are some and others learn from them."""
@@ -101,11 +97,8 @@ class TrainedPolicy(TrainedModel):
   def programs(self) -> Iterator[Program]:
     S, T = self.setting.shapes.prompt_length, self.setting.shapes.response_length
     passes = ((self.model(), self.microbatch, S, self.responses, T),)
-    held, reference = self.held(), []
-    if self.objective.reads_reference:
-      reference.append(held.pop("reference"))
     label = f"policy step, {self.recipe.loss}"
-    yield self.step_program(label, passes, held, self._abstract_batch(), reference)
+    yield self.step_program(label, passes, self.held(), self._abstract_batch())
 
   def _abstract_batch(self) -> Batch:
     shapes, rows = self.setting.shapes, self.recipe.batch_size
@@ -124,10 +117,8 @@ class OfflinePolicy(TrainedPolicy):
 
   pairs: ScoredPairs
 
-  def source(
-    self, read: Read, record: Record | None, fixed: Mapping[str, Params]
-  ) -> sources.OfflineSource:
-    del record, fixed
+  def source(self, read: Read, record: Record | None) -> sources.OfflineSource:
+    del record
     directories, seed = [read(self.pairs)], self._seed()
     return offline_source(self.setting, self.recipe, directories, seed, self.responses)
 
@@ -138,10 +129,8 @@ class ReplayPolicy(TrainedPolicy):
 
   stream: TrainedPolicy
 
-  def source(
-    self, read: Read, record: Record | None, fixed: Mapping[str, Params]
-  ) -> sources.StreamSource:
-    del record, fixed
+  def source(self, read: Read, record: Record | None) -> sources.StreamSource:
+    del record
     directory = read(self.stream)
     steps = read_json(directory / "model.json")["step"]
     recorded = streams.Stream.load(directory / "stream", steps)
@@ -170,48 +159,38 @@ class OnlinePolicy(TrainedPolicy):
   pairs: ScoredPairs
   judge: Judge
 
-  def source(
-    self, read: Read, record: Record | None, fixed: Mapping[str, Params]
-  ) -> sources.OnlineSource:
+  def source(self, read: Read, record: Record | None) -> sources.OnlineSource:
     directories, seed = [read(self.pairs)], self._seed()
     return sources.OnlineSource(
       offline_source(self.setting, self.recipe, directories, seed, self._kept),
-      self._sampler(fixed),
+      self._sampler(read),
       jax.random.key(seed),
       self.recipe.on_policy_fraction,
       record,
     )
 
-  def fixed(self, read: Read) -> dict[str, Params]:
-    parameters = self.setting.parameters
-    return {
-      "reference": parameters.load_fixed(read(self.sft), self.model()),
-      "judge": self.judge.params(read(self.judge)),
-    }
-
-  def _sampler(
-    self, fixed: Mapping[str, Params]
-  ) -> Callable[[Params, Batch, Array], rollout.Rollout]:
+  def _sampler(self, read: Read) -> Callable[[Params, Batch, Array], rollout.Rollout]:
     """Rolls out with reference and judge; from SFT, if who samples never changes."""
+    reference_params = self.sft.load_fixed(read)
+    judge_params = self.judge.load_fixed(read)
     roll = rollout.compiled(self._roller(), self.setting.mesh)
 
     def sample(params: Params, prompts: Batch, key: Array) -> rollout.Rollout:
-      reference = fixed["reference"]
-      behaviour = params if self.recipe.refresh_every else reference
-      return roll(behaviour, reference, fixed["judge"], prompts, key)
+      behaviour = params if self.recipe.refresh_every else reference_params
+      return roll(behaviour, reference_params, judge_params, prompts, key)
 
     return sample
 
   def _roller(self) -> rollout.Roller:
-    sampler = self.setting.sampler(
-      self.recipe, self.recipe.temperature, self.recipe.top_p
-    )
+    recipe, sft = self.recipe, self.sft
+    start = recipe if recipe.refresh_every else sft.start
     return rollout.Roller(
-      sampler,
-      self.model(),
+      self.setting.sampler(start, recipe.temperature, recipe.top_p),
+      sft.model(),
       self.judge.judge(),
-      self.recipe.samples,
-      self.recipe.select,
+      recipe.samples,
+      recipe.select,
+      on_reference=self.base is not None and recipe.refresh_every > 0,
     )
 
   @property
@@ -233,8 +212,10 @@ class OnlinePolicy(TrainedPolicy):
   def held(self) -> dict[str, Params]:
     held = {
       "reference": self.sft.abstract_fixed(),
-      "judge": self.judge.abstract_params(),
+      "judge": self.judge.abstract_fixed(),
     }
+    if self.read_by_step(lambda model: model.abstract_fixed()):
+      del held["reference"]  # it is an argument of the step
     if self.recipe.refresh_every > 1:  # an earlier policy samples
       held["behaviour"] = self.abstract_state().params
     return held
@@ -251,7 +232,7 @@ class OnlinePolicy(TrainedPolicy):
     rows, shapes, N = self.recipe.batch_size, self.setting.shapes, self.recipe.samples
     S, T = shapes.prompt_length, shapes.response_length
     behaviour, held = self._behaviour()
-    reference, judge = self.sft.abstract_fixed(), labeller.abstract_params()
+    reference, judge = self.sft.abstract_fixed(), labeller.abstract_fixed()
     passes = (
       (self.model(), rows, S, N, T),
       *labeller.own_judge().passes(rows, S, N, T),
@@ -273,11 +254,12 @@ class OnlinePolicy(TrainedPolicy):
     rows, shapes, N = self.recipe.batch_size, self.setting.shapes, self.recipe.samples
     S, T = shapes.prompt_length, shapes.response_length
     behaviour, held = self._behaviour()
-    reference, judge = self.sft.abstract_fixed(), self.judge.abstract_params()
+    reference, judge = self.sft.abstract_fixed(), self.judge.abstract_fixed()
     mesh, roller, prompts = self.setting.mesh, self._roller(), self._prompts()
     generate, finish = rollout.halves(roller, mesh)
     with sharding.on(mesh):
-      samples = jax.eval_shape(generate, behaviour, prompts, shapes.key)
+      sampler_params = roller.behaviour(behaviour, reference)
+      samples = jax.eval_shape(generate, sampler_params, prompts, shapes.key)
     layout = sharding.batch_sharding(mesh)
     two = self.recipe.refresh_every > 0  # or it is the reference that samples
     beside = held | {"reference": reference} | ({"behaviour": behaviour} if two else {})
@@ -286,8 +268,8 @@ class OnlinePolicy(TrainedPolicy):
     yield Program(
       f"samples of a rollout{_of(N)}, {self.recipe.size}",
       lambda: generate,
-      (behaviour, prompts, shapes.key),
-      held | ({"reference": reference} if two else {}),
+      (sampler_params, prompts, shapes.key),
+      held | ({"reference": reference} if two and not roller.on_reference else {}),
       Work("rollout", ((self.model(), rows, S, N, T),)),
       mesh,
       (self.name,),

@@ -13,6 +13,7 @@ from alignment.core.judges import PreferenceModel
 from alignment.core.pointwise import PointwiseJudge
 from alignment.data import pairs
 from alignment.data.translation import Translation
+from alignment.models.reward import RewardModel
 from alignment.runtime.activity import progress
 from alignment.runtime.files import read_json, write_json
 from alignment.study.artefacts import Artefact, Read
@@ -47,7 +48,7 @@ class TrainedJudge(TrainedModel, Judge):
   kind: ClassVar[str] = "preference_model"
   recipe: PreferenceRecipe
   data: Artefact
-  sft: Model | None  # where it starts, if that is the study's own
+  sft: Model | None  # where it starts, if that is the study's own or a base
   translation: Translation | None = None  # to its own vocabulary, if it has one
 
   def judge(self) -> judges.Judge:
@@ -64,11 +65,13 @@ class TrainedJudge(TrainedModel, Judge):
     """A language model, or a reward model, which is none."""
     return self.own_judge().model
 
-  def params(self, directory: Path) -> Params:
-    return self.setting.parameters.load_fixed(directory, self.model())
+  @property
+  def base(self) -> Model | None:
+    return self.sft if self.recipe.lora.rank else None
 
-  def abstract_params(self) -> Params:
-    return self.abstract_fixed()
+  def read_of_base(self, params: Params) -> Params:
+    model = self.model()
+    return model.without_head(params) if isinstance(model, RewardModel) else params
 
   def check_usable(self, directory: Path) -> None:
     check_judge(self.setting.world, read_json(directory / REPORT))
@@ -88,19 +91,21 @@ class TrainedJudge(TrainedModel, Judge):
   def make(self, directory: Path, read: Read) -> None:
     setting, recipe = self.setting, self.recipe
     seed, parts = setting.seed(self.name), recipe.evaluations
-    sft = read(self.sft) if self.sft else None
     keep = sorted({recipe.steps * (i + 1) // parts for i in range(parts)})
     if recipe.imported:
-      save(directory, setting.parameters.initial_judge(recipe, sft, seed))
+      save(directory, self._initial(read, seed))
     else:
       self.train(
         directory,
-        params=lambda: setting.parameters.initial_judge(recipe, sft, seed),
+        read,
+        params=lambda: self._initial(read, seed),
+        seed=seed,
         source=offline_source(setting, recipe, [read(self.data) / "train"], seed),
         keep=keep,
         show=("loss", "accuracy"),
       )
-    report = self._report(directory, read(self.data), keep)
+    with_own = lambda needed: directory if needed is self else read(needed)  # noqa: E731
+    report = self._report(with_own, keep)
     if self.translation is not None:
       report |= read_json(read(self.data) / "translation.json")["validation"]
     write_json(directory / REPORT, report)
@@ -110,11 +115,13 @@ class TrainedJudge(TrainedModel, Judge):
       f"{report['train_accuracy']:.3f} on training pairs"
     )
 
-  def _report(
-    self, directory: Path, data: Path, steps: Sequence[int]
-  ) -> dict[str, Any]:
+  def _initial(self, read: Read, seed: int) -> Params:
+    sft = self.sft.load(read) if self.sft else None
+    return self.setting.parameters.initial_judge(self.recipe, sft, seed)
+
+  def _report(self, read: Read, steps: Sequence[int]) -> dict[str, Any]:
     """The step that judges best, and how well it judges."""
-    setting, judge = self.setting, self.own_judge()
+    setting, judge, data = self.setting, self.own_judge(), read(self.data)
     train_set = pairs.PairDataset.load(data / "train")
     validation = pairs.PairDataset.load(data / "validation")
     prompts = validation.prompt_numbers()
@@ -123,7 +130,7 @@ class TrainedJudge(TrainedModel, Judge):
       choosing[:] = False
 
     def accuracy(step: int) -> float:  # one set of parameters at a time
-      params = setting.parameters.load_fixed(directory, judge.model, step)
+      params = self.load_fixed(read, step)
       rows = np.flatnonzero(choosing)
       return evaluation.outcome(
         margins_of(setting, judge, params, validation, rows)
@@ -131,7 +138,7 @@ class TrainedJudge(TrainedModel, Judge):
 
     # Of equals, the earliest.
     step = 0 if self.recipe.imported else max(steps, key=accuracy)
-    params = setting.parameters.load_fixed(directory, judge.model, step)
+    params = self.load_fixed(read, step)
     margins = functools.partial(margins_of, setting, judge, params)
     reporting = np.flatnonzero(~choosing)
     report = accuracies(setting, margins, train_set, validation, reporting)
