@@ -46,10 +46,12 @@ def show_batch(study: Study, workdir: Path) -> None:
     _show(vocabulary, "prompt", prompt, S)
     for name, reply in zip(("preferred", "other"), replies, strict=True):
       _show(vocabulary, name, reply, T)
-    if isinstance(judge, PreferenceModel):  # others read prompt and response apart
+    if isinstance(judge, PreferenceModel):
       judged = _judged(judge, prompt, replies, T)
       _show(vocabulary, "judge reads", judged, judge.context_length)
-    elif isinstance(judge, TranslatedJudge):
+    elif not isinstance(judge, TranslatedJudge):
+      print("the judge reads prompt and response as they are")
+    else:
       _show_translated(judge, dataset.batch(np.array([row]), **lengths))
 
 

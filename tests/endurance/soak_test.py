@@ -13,17 +13,12 @@ from alignment.runtime import checkpoint
 from tests.endurance import soak
 
 
-def test_a_study_of_two_families_survives_its_kills(tmp_path):
-  """4 of `make soak`'s 50, in a study with an online run of each, and its replay."""
-  config = soak.ROOT / "tests" / "studies.py:families"
-  kills = [
-    soak.Kill(3, "after"),
-    soak.Kill(12, "clock", 0.3),
-    soak.Kill(20, "before"),
-    soak.Kill(6, "clock", 1.0),
-  ]
-  hits, studies = soak.Study(config, tmp_path).survives(kills)
-  assert len(hits) == 4 and studies >= 1
+@pytest.mark.parametrize(
+  "kills", [2, pytest.param(4, marks=pytest.mark.slow)], ids=["twice", "again"]
+)
+def test_a_study_of_two_families_survives_its_kills(tmp_path, kills):
+  """Some of `make soak`'s 50, in a study with an online run of each, and its replay."""
+  survives(tmp_path, "families", kills)
   saved = {
     re.sub("-[^/]*", "", name): digest
     for name, digest in soak.snapshot(tmp_path / "undisturbed").items()
@@ -34,6 +29,23 @@ def test_a_study_of_two_families_survives_its_kills(tmp_path):
       for run in ("online_ipo", "replay_ipo_window0")
     )
     assert online == replay
+
+
+@pytest.mark.slow
+def test_runs_of_four_samples_survive_their_kills(tmp_path):
+  survives(tmp_path, "short", 4)
+
+
+def survives(tmp_path, which: str, kills: int) -> None:
+  config = soak.ROOT / "tests" / f"studies.py:{which}"
+  plan = [
+    soak.Kill(12, "clock", 0.3),
+    soak.Kill(20, "before"),
+    soak.Kill(3, "after"),
+    soak.Kill(6, "clock", 1.0),
+  ][:kills]
+  hits, studies = soak.Study(config, tmp_path).survives(plan)
+  assert len(hits) == kills and studies >= 1
 
 
 def test_the_plan_is_seeded_and_half_by_the_clock():

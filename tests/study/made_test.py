@@ -124,7 +124,7 @@ def test_prompts_that_choose_a_step_do_not_report_it(nano, tmp_path, monkeypatch
   margins = {4: [1, 1, 1, -1, -1, -1, 1], 8: [1, -1, 1, 1, -1, 1, 1]}
   asked = []
 
-  def map_pairs(self, function, dataset, indices, doing):
+  def map_pairs(self, function, dataset, indices, doing=""):
     step = function(None)
     asked.append((step, indices.tolist()))
     return np.array(margins[step], float)[indices]

@@ -109,9 +109,7 @@ def test_it_is_shown_what_it_reads_and_writes_no_text(trained, capsys):
   built, workdir = trained
   inspect.show_batch(built, workdir)
   lines = capsys.readouterr().out.splitlines()
-  at = next(i for i, line in enumerate(lines) if line.startswith("judge reads"))
-  shown = [lines[i + 2] for i in range(at) if lines[i].startswith(("prompt", "pref"))]
-  assert shown == [lines[at + 2], lines[at + 6]]  # tokens of prompt and response
+  assert lines.count("the judge reads prompt and response as they are") == 3
   built.config.sample.model = "golden_pm"
   with pytest.raises(UserError, match="sample.model 'golden_pm' is a reward model"):
     inspect.sample(built, workdir)
