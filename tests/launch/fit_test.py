@@ -116,9 +116,9 @@ def test_a_loss_of_groups_has_the_reference_in_its_step():
   config.runs = {"g": {"loss": ("rloo",), "samples": (4,), "select": ("all",)}}
   listed = {p.name: p for p in placed(config, sharding.make_mesh()).programs()}
   step, pairs = (listed[f"policy step, {loss}, nano"] for loss in ("rloo", "ipo"))
-  _, batch, _, reference = step.arguments
+  _, batch, _, fixed = step.arguments
   assert batch.scores_BxN.shape == batch.ref_logps_BxN.shape == (8, 4)
-  assert set(step.held) == {"judge"} and reference == pairs.held["reference"]
+  assert set(step.held) == {"judge"} and fixed.reference == pairs.held["reference"]
   ((model, rows, *lengths),) = step.work.passes  # thrice, and the reference's
   assert estimate.flops(step) == 4 * rows * model.costs(*lengths).flops
   step.lower()
