@@ -7,8 +7,8 @@
 The models are decoder-only: llama's, or after the colon another family's (qwen2, qwen3,
 gemma2, gemma3, pythia). Judges start from SFT: they can read posts from the start.
 
-Hardware: two CPU cores. Duration: about 3 minutes (200 seconds of CPU time) once
-installed. docs/quickstart.md says what six worlds show.
+Hardware: two CPU cores. Duration: 3 and a half minutes (260 seconds of CPU time)
+once installed. docs/quickstart.md says what six worlds show.
 """
 
 from alignment.data import toy
