@@ -26,7 +26,12 @@ from launch.fit.topology import Topology
 
 SIZES = ("qwen3_0_6b", "gemma3_1b", "qwen3_1_7b", "qwen3_8b", "llama_3_1_8b")
 SHOWN = ("v5e", "v5p", "v6e")
-TRAINED: dict[str, dict[str, Any]] = {"full": {}}  # what is trained -> dotted keys
+ROLES = ("sft", "golden_pm", "proxy_pm", "policy", "golden_policy")
+TRAINED: dict[str, dict[str, Any]] = {  # what is trained -> dotted keys
+  "full": {},
+  "LoRA 16": {f"{role}.lora.rank": 16 for role in ROLES}
+  | {f"{role}.lora.alpha": 32.0 for role in ROLES},
+}
 _COMPILE = flags.DEFINE_bool("compile", False, "Ask the compiler, not the estimate.")
 _SIZES = flags.DEFINE_list("sizes", list(SIZES), "Names of sizes.")
 _GENERATIONS = flags.DEFINE_list("generations", list(SHOWN), "Generations of TPUs.")
