@@ -116,7 +116,7 @@ def programs(case: Case, params: Any = None) -> dict[str, Callable[[], Any]]:
   from alignment.runtime import sharding
 
   model = case.model()
-  B, S, T = case.prompts, case.prompt_length, case.response_length
+  B, T = case.prompts, case.response_length
   mesh = sharding.make_mesh()
   rules = model.layout_rules(mesh.shape["tensor"])
   sharding.check_batch(B, mesh, "prompts")
@@ -126,19 +126,7 @@ def programs(case: Case, params: Any = None) -> dict[str, Callable[[], Any]]:
   layout = sharding.shardings(params, mesh, rules)
   optimizer = optim.Optimizer(case.optimizer)
 
-  rng = np.random.default_rng(0)
-  batch = sharding.put_batch(
-    types.Batch(
-      prompts_BxS=rng.integers(2, model.cfg.vocab_rows, (B, S), np.int32),
-      prompt_lengths_B=np.full((B,), S, np.int32),
-      responses_BxNxT=rng.integers(2, model.cfg.vocab_rows, (B, N, T), np.int32),
-      lengths_BxN=np.full((B, N), T, np.int32),
-      ref_logps_BxN=np.zeros((B, N), np.float32),
-      weights_B=np.ones((B,), np.float32),
-      ids_B=np.arange(B, dtype=np.int32),
-    ),
-    mesh,
-  )
+  batch = sharding.put_batch(_batch(case, model.cfg.vocab_rows), mesh)
   markers = vocabularies.JudgeMarkers((2,), (3,), (4, 1), first_id=5, second_id=6)
   preference_model = judges.PreferenceModel(model, markers, case.judge_length(), "left")
   sampler = sampling.Sampler(model, ending_ids=())  # responses have full length
@@ -183,6 +171,23 @@ def programs(case: Case, params: Any = None) -> dict[str, Callable[[], Any]]:
     "generation": lambda: generate(params, batch, step_key()),
     "scoring": lambda: score(reference, batch),
   }
+
+
+def _batch(case: Case, rows: int) -> Any:
+  """Random pairs, all of them of full length; `rows` is the size of the vocabulary."""
+  from alignment.types import Batch
+
+  B, S, T = case.prompts, case.prompt_length, case.response_length
+  rng = np.random.default_rng(0)
+  return Batch(
+    prompts_BxS=rng.integers(2, rows, (B, S), np.int32),
+    prompt_lengths_B=np.full((B,), S, np.int32),
+    responses_BxNxT=rng.integers(2, rows, (B, N, T), np.int32),
+    lengths_BxN=np.full((B, N), T, np.int32),
+    ref_logps_BxN=np.zeros((B, N), np.float32),
+    weights_B=np.ones((B,), np.float32),
+    ids_B=np.arange(B, dtype=np.int32),
+  )
 
 
 def seconds(run: Callable[[], Any]) -> float:

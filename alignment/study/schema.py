@@ -178,6 +178,19 @@ def evaluation() -> dict:
   }
 
 
+def runs() -> dict:
+  """The runs of figure 1 at the paper's scale."""
+  return {
+    "online": {"method": ("online",)},
+    "offline": {
+      "method": ("offline",),
+      "learning_rate": (3e-6, 1e-5, 3e-5),
+      "beta": (0.1, 0.5, 1.0),
+      "steps": (4000, 20_000),
+    },
+  }
+
+
 def _lock(c: ConfigDict) -> None:
   # What has no default here is a mistake, in whatever file. These hold other keys: what
   # they may be is known where they are used.
@@ -247,15 +260,7 @@ def get_config() -> ConfigDict:
   # Each entry is one method's runs: keys of `policy` with a tuple of values each, of
   # which the product is run; all other keys are as in `policy`. An entry may be a tuple
   # of such products.
-  c.runs = {
-    "online": {"method": ("online",)},
-    "offline": {
-      "method": ("offline",),
-      "learning_rate": (3e-6, 1e-5, 3e-5),
-      "beta": (0.1, 0.5, 1.0),
-      "steps": (4000, 20_000),
-    },
-  }
+  c.runs = runs()
   c.evaluation = evaluation()
   c.figures = ("figure_01",)  # names in alignment/analysis/figures
   # --stages=sample, --stages=export: a model by its stage's name; step 0 is its last.

@@ -4,6 +4,7 @@
 is a step of TRL's DPO trainer.
 """
 
+import abc
 import contextlib
 import os
 import time
@@ -23,7 +24,7 @@ ADAMW = {"lr": RATE, "betas": (0.9, 0.95), "weight_decay": 0.0, "fused": True}
 N = benchmark.N
 
 
-class Peer:
+class Peer(abc.ABC):
   """Policy, reference and judge of one family, and what is done with them."""
 
   loader: Any
@@ -54,13 +55,13 @@ class Peer:
     )
     return model.eval()  # no dropout anywhere
 
+  @abc.abstractmethod
   def _logits(self, model: Any, responses: torch.Tensor) -> torch.Tensor:
     """[B x N, T, V]; every prompt is read once."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def _next_logits(self, tokens: torch.Tensor) -> torch.Tensor:
     """The judge's, after `tokens`: [B, V]."""
-    raise NotImplementedError
 
   def _logps(self, model: Any, responses: torch.Tensor) -> torch.Tensor:
     """Summed log-probabilities, B x N."""
