@@ -38,7 +38,7 @@ soak: $(ENVIRONMENT)  ## kills, interrupts, hostile inputs, a million pairs: 80 
 
 peers: $(PEERS)  ## compare with PyTorch, transformers and TRL, installed into .peers
 	.peers/bin/python -m pytest tests/peers
-	.peers/bin/python tests/peers/speed_peer.py
+	.peers/bin/python -m tests.peers.speed_peer
 
 fixtures: $(PEERS)  ## rewrite tests/fixtures with transformers and TRL
 	.peers/bin/python tests/peers/make_t5_fixtures.py

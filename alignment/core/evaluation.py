@@ -100,12 +100,7 @@ def margins(judge: Judge, params: Params, batch: Batch) -> Array:
   """The judge's order-free margin of response 0 over response 1, B."""
   if judge.on_host:
     return host_judges.asked(judge.preference, params, batch)
-  return margins_on_device(judge, params, batch)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def margins_on_device(judge: Judge, params: Params, batch: Batch) -> Array:
-  return judge.preference(params, batch)
+  return host_judges.preference_on_device(judge, params, batch)
 
 
 @functools.partial(jax.jit, static_argnums=0)

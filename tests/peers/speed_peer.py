@@ -1,6 +1,6 @@
 """How much faster a step is here than in transformers' models in PyTorch, and in TRL.
 
-  python tests/peers/speed_peer.py    # T5 1.1 small and SmolLM2 135M; needs torch
+  python -m tests.peers.speed_peer    # T5 1.1 small and SmolLM2 135M; needs torch
 
 Both sides have the same weights, shapes, threads and optimizer, include the reference's
 forward pass, and generate exactly the given number of tokens (EOS ends nothing). They

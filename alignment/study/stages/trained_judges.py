@@ -164,7 +164,9 @@ class TrainedJudge(TrainedModel, Judge):
   def margins_programs(
     self, stages: tuple[str, ...], held: Mapping[str, Params]
   ) -> Iterator[Program]:
-    yield self._judging_program("margins", evaluation.margins_on_device, stages, held)
+    yield self._judging_program(
+      "margins", host_judges.preference_on_device, stages, held
+    )
 
   def _judging_program(
     self,
