@@ -14,6 +14,7 @@ from absl import flags
 from absl.testing import flagsaver
 import pytest
 
+from alignment import judge_benchmark
 from alignment.core import evaluation, rules
 from alignment.core.losses import registry
 from alignment.data import datasets, readers
@@ -160,6 +161,8 @@ def check_command(words: list[str], cli, tmp_path: Path) -> None:
       assert sweep.sweep_main([f"--workdir={workdir}", *options]) == 0
     case ["python", "-m", "alignment.data.datasets", "--prepare", name, *_]:
       assert name in datasets.NAMES
+    case ["python", "-m", "alignment.judge_benchmark", *rest]:
+      judge_benchmark.parser().parse_args(rest)
     case [".venv/bin/python", "-m", "pytest", path, *_]:
       assert (ROOT / path).exists(), path
     case ["python", "-m", module, *rest] if any(w.startswith("--") for w in rest):
