@@ -9,15 +9,15 @@ Seven parts of the text, each in [0, 1], say how good a response is. Each is che
 satisfy, and saturates: more of the same earns nothing. Products keep one from standing
 for another: what does without one of them does not get far.
 
-  utility   = 10 x substance x form
+  utility   = 10 x substance x length x form
   substance = (topic + own_words + 3 topic x own_words) / 5
-  form      = (2 length + 2 sentences + 2 variety + 1 grammar + 1 manners) / 8
+  form      = (2 sentences + 2 variety + grammar + manners) / 6
 
   topic      distinct content words of the question that are named: full marks for 4,
              or all, if it has fewer; of any sentence only 2 count
   own_words  distinct content words that the question does not have: full marks for 12
-  length     words: none up to 5, full marks from `least` to `most`, none from twice
-             `most`
+  length     words: from none at 0 to full marks from `least` to `most`, and down to
+             none at twice `most`
   sentences  half for an end that is one (. ! ?); half for the share of sentences that
              begin with a capital and have 3 to 40 words
   variety    the share of adjacent pairs of words that are different ones: none up to
@@ -39,8 +39,8 @@ import sys
 
 from alignment.core.rules import rule
 
-FORM = {"length": 2, "sentences": 2, "variety": 2, "grammar": 1, "manners": 1}
-PARTS = ("topic", "own_words", *FORM)
+FORM = {"sentences": 2, "variety": 2, "grammar": 1, "manners": 1}
+PARTS = ("topic", "own_words", "length", *FORM)
 FUNCTION_WORDS = """
 a about after all also am an and any are as at be because been before being but by can
 could did do does doing down during each even for from further get had has have having
@@ -67,7 +67,7 @@ def prose(prompt: str, response: str, *, least: int = 20, most: int = 60) -> flo
   topic, own_words = marks["topic"], marks["own_words"]
   substance = (topic + own_words + 3 * topic * own_words) / 5
   form = sum(weight * marks[name] for name, weight in FORM.items()) / sum(FORM.values())
-  return 10 * substance * form
+  return 10 * substance * marks["length"] * form
 
 
 def parts(prompt: str, response: str, least: int, most: int) -> dict[str, float]:
@@ -79,7 +79,7 @@ def parts(prompt: str, response: str, least: int, most: int) -> dict[str, float]
   marks = {
     "topic": on_topic(asked, response) / min(4, len(asked)) if asked else 1.0,
     "own_words": len(named - asked) / 12,
-    "length": min((n - 5) / (least - 5), (2 * most - n) / most),
+    "length": min(n / least, (2 * most - n) / most),
     "sentences": sentences(response),
     "variety": (distinct_pairs(said) - 0.6) / 0.35,
     "grammar": grammar(said, response),
