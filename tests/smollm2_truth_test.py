@@ -59,7 +59,7 @@ def test_order_of_texts_is_as_expected():
     ("sentences", GOOD.lower().rstrip(".")),
     ("variety", "Sow the seed and sow the seed and sow the seed and sow the seed."),
     ("grammar", "Peppers seeds garden soil window water frost weeks plants nights"),
-    ("grammar", f"{GOOD} {'#@=|' * 40}"),
+    ("grammar", f"{GOOD} {'#@=|' * 99}"),
     ("manners", f"Sure! As an AI, I can help. {GOOD}"),
   ],
 )

@@ -21,6 +21,7 @@ Shape letters: E checkpoints of a run, P prompts.
 
 from collections.abc import Sequence
 import math
+from typing import Any
 
 import numpy as np
 
@@ -29,10 +30,6 @@ from alignment.analysis.runs import Run
 
 LEAST = 5  # prompts that must be on either side of equal length
 _ITERATIONS = 100
-_HEADER = (
-  "run", "series", "world", "step", "kl", "judge", "win_rate", "length_controlled",
-  "low", "high", "longer_by_tokens", "note",
-)  # fmt: skip
 
 
 def length_controlled(wins_P: np.ndarray, gaps_P: np.ndarray) -> Estimate:
@@ -66,28 +63,34 @@ def of_checkpoint(run: Run, at: int, judge: str) -> Estimate:
   return length_controlled(run.wins[judge][at], run.length_gaps_ExP[at])
 
 
-def table(runs: Sequence[Run]) -> list[tuple[str, ...]]:
-  """A row for every checkpoint whose lengths are recorded, after a header; or none."""
-  rows = [
+def table(runs: Sequence[Run]) -> list[dict[str, Any]]:
+  """A row for every checkpoint and judge, of the runs whose lengths are recorded."""
+  return [
     _row(run, at, judge)
     for run in runs
     if run.length_gaps_ExP is not None
     for at in range(len(run.steps_E))
     for judge in run.wins
   ]
-  return [_HEADER, *rows] if rows else []
 
 
-def _row(run: Run, at: int, judge: str) -> tuple[str, ...]:
+def _row(run: Run, at: int, judge: str) -> dict[str, Any]:
   assert run.length_gaps_ExP is not None
   estimate = of_checkpoint(run, at, judge)
-  numbers = (estimate.value, estimate.low, estimate.high)
-  return (
-    *(run.name, run.series, str(run.world), str(run.steps_E[at])),
-    *(f"{run.kl_E[at]:.4f}", judge, f"{run.wins[judge][at].mean():.4f}"),
-    *("" if math.isnan(number) else f"{number:.4f}" for number in numbers),
-    *(f"{run.length_gaps_ExP[at].mean():.2f}", estimate.reason),
-  )
+  return {
+    "run": run.name,
+    "series": run.series,
+    "world": run.world,
+    "step": int(run.steps_E[at]),
+    "kl": float(run.kl_E[at]),
+    "judge": judge,
+    "win_rate": float(run.wins[judge][at].mean()),
+    "length_controlled": estimate.value,
+    "low": estimate.low,
+    "high": estimate.high,
+    "longer_by_tokens": float(run.length_gaps_ExP[at].mean()),
+    "note": estimate.reason,
+  }
 
 
 def _fit(x_Px2: np.ndarray, wins_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
