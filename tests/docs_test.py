@@ -14,6 +14,8 @@ from absl import flags
 from absl.testing import flagsaver
 import pytest
 
+from alignment import judge_benchmark
+from alignment.analysis import topics
 from alignment.core import evaluation, rules
 from alignment.core.losses import registry
 from alignment.data import datasets, readers
@@ -160,6 +162,8 @@ def check_command(words: list[str], cli, tmp_path: Path) -> None:
       assert sweep.sweep_main([f"--workdir={workdir}", *options]) == 0
     case ["python", "-m", "alignment.data.datasets", "--prepare", name, *_]:
       assert name in datasets.NAMES
+    case ["python", "-m", "alignment.judge_benchmark", *rest]:
+      judge_benchmark.parser().parse_args(rest)
     case [".venv/bin/python", "-m", "pytest", path, *_]:
       assert (ROOT / path).exists(), path
     case ["python", "-m", module, *rest] if any(w.startswith("--") for w in rest):
@@ -230,6 +234,15 @@ def test_the_readme_is_one_page():
 
 
 # --- Numbers --------------------------------------------------------------------------
+
+
+def test_the_tables_of_judges_are_their_data():
+  """The rates of every benchmark whose pairs are kept, as the command writes them."""
+  page = (ROOT / "docs/real_language.md").read_text()
+  for path in ROOT.glob("docs/data/judges/*.csv"):
+    held_out = topics.from_csv(path.read_text(), path.name)
+    rates, _ = topics.table(held_out).split("\n\n")
+    assert rates in page, f"put the first table of {path.stem}.md into the page"
 
 
 def test_the_quickstarts_table_is_its_data():

@@ -17,6 +17,7 @@ BELOW = {  # room -> what it may import
   "flags": {"types", "runtime", "study"},
   "main": {"types", "runtime", "study", "flags"},
   "benchmark": {"types", "runtime", "models", "data", "core"},
+  "judge_benchmark": {"types", "runtime", "analysis", "core", "study"},
 }
 
 

@@ -133,6 +133,8 @@ def write(workdir: Path, run: Run) -> Path:
   directory = workdir / "runs" / run.name
   directory.mkdir(parents=True)
   arrays = {JUDGES[judge]: wins.astype(np.float32) for judge, wins in run.wins.items()}
+  if run.length_gaps_ExP is not None:
+    arrays["length_gaps_ExP"] = run.length_gaps_ExP
   np.savez(directory / "outcomes.npz", steps_E=run.steps_E, **arrays)
   for name, rows in (("evaluations", run.records), ("metrics", run.metrics)):
     text = "".join(json.dumps(row) + "\n" for row in rows)

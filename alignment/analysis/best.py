@@ -5,16 +5,18 @@ import math
 
 import numpy as np
 
+from alignment.analysis.length_control import of_checkpoint
 from alignment.analysis.runs import Run
 
-_HEADER = ("best of", "run", "step", "KL", "golden PM", "truth")
+_HEADER = ("best of", "run", "step", "KL", "golden PM", "truth", "at equal length")
 
 
 def best_checkpoints(runs: Sequence[Run]) -> str:
   """One row per series, over all its runs and worlds: the most wins by the golden PM.
 
   Win rates are with 95 % intervals over prompts. The winner of many is flattered: the
-  claims are what says whether series differ.
+  claims are what says whether series differ. The last column is the golden PM's word
+  at equal length (length_control.py), where lengths are recorded.
   """
   series = dict.fromkeys(run.series for run in runs if run.series != "golden_policy")
   rows = [_row([run for run in runs if run.series == name]) for name in series]
@@ -42,7 +44,13 @@ def _row(runs: Sequence[Run]) -> tuple[str, ...]:
     f"{run.kl_E[at]:.2f}",
     _with_interval(run.wins["golden PM"][at]),
     _with_interval(run.wins["truth"][at]) if "truth" in run.wins else "unknown",
+    _at_equal_length(run, at),
   )
+
+
+def _at_equal_length(run: Run, at: int) -> str:
+  e = of_checkpoint(run, at, "golden PM")
+  return "" if math.isnan(e.value) else f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]"
 
 
 def _with_interval(wins_P: np.ndarray) -> str:

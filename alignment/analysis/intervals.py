@@ -111,11 +111,16 @@ def over_worlds(per_world: Mapping[int, Estimate], scale: Scale = PLAIN) -> Esti
   if len(defined) == 1:
     return dataclasses.replace(*defined.values(), reason=reason)
   values = scale.to(np.array([estimate.value for estimate in defined.values()]))
+  value, low, high = map(float, scale.back(np.array(t_interval(values))))
   n = len(values)
-  mean = float(values.mean())
+  return Estimate(value, low, high, f"{n} worlds", n, reason)
+
+
+def t_interval(values: np.ndarray) -> tuple[float, float, float]:
+  """Mean, lower and upper end of Student's interval; NaN ends for a single value."""
+  n, mean = len(values), float(values.mean())
+  if n < 2:
+    return mean, math.nan, math.nan
   quantile = float(special.stdtrit(n - 1, (1 + CONFIDENCE) / 2))  # Student's t
   margin = quantile * float(values.std(ddof=1)) / math.sqrt(n)
-  value, low, high = map(
-    float, scale.back(np.array([mean, mean - margin, mean + margin]))
-  )
-  return Estimate(value, low, high, f"{n} worlds", n, reason)
+  return mean, mean - margin, mean + margin

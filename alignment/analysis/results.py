@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alignment.analysis import figures, published
+from alignment.analysis import figures, length_control, published
 from alignment.analysis.best import best_checkpoints
 from alignment.analysis.claims import claims, format_claims, table
 from alignment.analysis.figures import Drawn
@@ -23,8 +23,8 @@ from alignment.types import UserError
 
 
 def redraw(workdir: Path) -> None:
-  """Writes `figures/`, `claims.csv` and `report.html`; prints claims, the best
-  checkpoints and what it wrote.
+  """Writes `figures/`, `claims.csv`, `report.html` and, where lengths are recorded,
+  `length_control.csv`; prints claims, the best checkpoints and what it wrote.
 
   From the files of the working directory alone: `study.json`, and those it names.
 
@@ -48,11 +48,16 @@ def redraw(workdir: Path) -> None:
     claims=measured,
   )
   write_atomically(csv_path, figures.csv_bytes(table(measured)))
+  length_rows = length_control.table(runs)
+  length_path = workdir / "length_control.csv"
+  if length_rows:
+    write_atomically(length_path, figures.csv_bytes(length_rows))
   print(format_claims(measured))
   print(best_checkpoints(runs))
   for path in (
     *(path for figure in drawn.values() for path in (figure.png, figure.csv)),
     csv_path,
+    *([length_path] if length_rows else []),
     page_path,
   ):
     print(path)

@@ -28,7 +28,8 @@
 
 All other keys are required; unknown ones are kept. Beside it lie `outcomes.npz`,
 the outcome of every checkpoint on every prompt (`steps_E`; `golden_ExP` and, in worlds
-whose truth is known, `truth_ExP`: 1 won, 0.5 tied, 0 lost against the golden policy),
+whose truth is known, `truth_ExP`: 1 won, 0.5 tied, 0 lost against the golden policy;
+`length_gaps_ExP`: by how many tokens its response was longer, absent in old files),
 and, where something was trained, `metrics.jsonl`: the run's training statistics.
 
 `WORKDIR/classification/world<w>.jsonl` has one object per classifier and step of the
@@ -136,6 +137,7 @@ class Run:
   wins: dict[str, np.ndarray]  # judge -> ExP outcomes against the golden policy
   records: list[dict[str, Any]]  # the evaluations themselves
   metrics: list[dict[str, Any]]  # training statistics by step; [] where there are none
+  length_gaps_ExP: np.ndarray | None = None  # tokens more than the golden policy's
 
   def win_rates_E(self, judge: str) -> np.ndarray:
     return self.wins[judge].mean(axis=1)
@@ -233,7 +235,7 @@ def _load_run(path: Path) -> Run:
   steps_E = np.array([record["step"] for record in records])
   if len(set(steps_E.tolist())) < len(steps_E):
     raise UserError(f"{path}: a step is evaluated twice; delete one of the lines")
-  wins = _read_outcomes(path.with_name("outcomes.npz"), steps_E)
+  wins, length_gaps_ExP = _read_outcomes(path.with_name("outcomes.npz"), steps_E)
   for judge, key in (("golden PM", "win_rate"), ("truth", "true_win_rate")):
     if judge not in wins or first.get(key) is None:
       continue
@@ -253,6 +255,7 @@ def _load_run(path: Path) -> Run:
     wins=wins,
     records=records,
     metrics=read_metrics(path.with_name("metrics.jsonl")),
+    length_gaps_ExP=length_gaps_ExP,
   )
 
 
@@ -299,8 +302,10 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
   return records
 
 
-def _read_outcomes(path: Path, steps_E: np.ndarray) -> dict[str, np.ndarray]:
-  """judge -> outcomes_ExP in the order of `steps_E`."""
+def _read_outcomes(
+  path: Path, steps_E: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+  """judge -> outcomes_ExP in the order of `steps_E`, and differences of lengths."""
   try:
     with np.load(path, allow_pickle=False) as file:
       arrays = {key: file[key] for key in file.files}
@@ -331,4 +336,9 @@ def _read_outcomes(path: Path, steps_E: np.ndarray) -> dict[str, np.ndarray]:
     if not np.isin(wins_ExP, (0, 0.5, 1)).all():
       raise UserError(f"{path}: {key} has values other than 0, 0.5 and 1")
     wins[judge] = wins_ExP[order_E].astype(np.float64)
-  return wins
+  gaps_ExP = arrays.get("length_gaps_ExP")
+  if gaps_ExP is None:
+    return wins, None
+  if gaps_ExP.shape != wins["golden PM"].shape or not np.isfinite(gaps_ExP).all():
+    raise UserError(f"{path}: length_gaps_ExP is damaged; evaluate this run again")
+  return wins, gaps_ExP[order_E].astype(np.float64)

@@ -163,6 +163,7 @@ class Contest:
     for name, measure in COLUMNS.items():
       record[name] = np.mean(measure(self.prompts, *responses))
     outcomes = {"golden": wins_P, "tokens": responses[0], "lengths": responses[1]}
+    outcomes["length_gaps"] = responses[1] - self.opponent[1]
     if self.utility:
       utility_P = self.utility(*responses)
       outcomes["truth"] = outcome(utility_P - self.utility(*self.opponent))

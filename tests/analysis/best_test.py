@@ -17,6 +17,7 @@ def test_the_best_checkpoint_of_every_series_with_its_interval(study):
     "golden",
     "PM",
     "truth",
+    *("at", "equal", "length"),
   ]
   assert lines[-1].startswith("sft ")
   assert not any("golden_policy" in line for line in lines)

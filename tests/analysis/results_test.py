@@ -1,10 +1,12 @@
 """A working directory alone is redrawn: all files, the same bytes, errors in a line."""
 
+import csv
 import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from alignment.analysis import __main__ as command
@@ -97,6 +99,27 @@ def test_a_directory_is_redrawn_with_the_same_bytes(workdir, capsys):
   results.redraw(workdir)
   assert drawn(workdir) == first
   assert capsys.readouterr().out == out
+
+
+def test_win_rates_at_equal_length_are_written_where_lengths_are_recorded(
+  workdir, capsys
+):
+  results.redraw(workdir)
+  assert not (workdir / "length_control.csv").exists()
+  path = workdir / "runs" / "on" / "outcomes.npz"
+  with np.load(path) as file:
+    arrays = dict(file)
+  gaps_ExP = np.random.default_rng(0).integers(-9, 20, arrays["golden_ExP"].shape)
+  np.savez(path, length_gaps_ExP=gaps_ExP, **arrays)
+  capsys.readouterr()
+  results.redraw(workdir)
+  assert f"{workdir}/length_control.csv" in capsys.readouterr().out.splitlines()
+  with (workdir / "length_control.csv").open() as file:
+    rows = list(csv.DictReader(file))
+  assert [(row["run"], row["step"]) for row in rows] == [
+    ("on", "0"), ("on", "100"), ("on", "200")
+  ]  # fmt: skip
+  assert all(0 < float(row["low"]) < float(row["high"]) < 1 for row in rows)
 
 
 def test_figures_without_runs_are_named_when_all_else_is_written(workdir):

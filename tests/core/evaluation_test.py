@@ -164,6 +164,8 @@ def test_the_record_is_what_plain_counting_gives(evaluated):
   tokens, lengths = samples.tokens_BxNxT, samples.lengths_BxN
   np.testing.assert_array_equal(outcomes["tokens"], tokens[:, 0])
   np.testing.assert_array_equal(outcomes["lengths"], lengths[:, 0])
+  gaps = lengths[:, 0] - evaluator().contest.opponent[1]
+  np.testing.assert_array_equal(outcomes["length_gaps"], gaps)
 
   def margins(a, b):
     both = e.contest.prompts.replace(

@@ -322,9 +322,9 @@ def write_evaluations(
     directory / "outcomes.npz",
     steps_E=np.array(steps),
     **{
-      f"{judge}_ExP": np.stack([o[judge] for o in outcomes]).astype(np.float32)
-      for judge in ("golden", "truth")
-      if judge in outcomes[0]
+      f"{name}_ExP": np.stack([o[name] for o in outcomes]).astype(np.float32)
+      for name in ("golden", "truth", "length_gaps")
+      if all(name in o for o in outcomes)
     },
   )
 
