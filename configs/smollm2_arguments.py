@@ -1,0 +1,52 @@
+"""A real language model and human judgement: SmolLM2 135M argues in debates.
+
+  python -m alignment.main --config=configs/smollm2_arguments.py:MODEL \\
+    --workdir=WORK --config.data.path=ARGUMENTS
+
+MODEL is as in smollm2.py. ARGUMENTS holds human comparisons of two arguments for a side
+of a debate, as `prompt`, `chosen`, `rejected`: those of UKPConvArg1Strict (Habernal
+and Gurevych, ACL 2016) with prompts as in configs/motions.jsonl.
+
+  golden PM  learns from the human pairs; its accuracy is of prompts held out whole
+  D_golden   three pairs of the start's own arguments to each motion of
+             configs/motions.jsonl, in the golden PM's order
+  proxy PM   learns from D_golden; the motions are every method's prompts
+
+Hardware: as smollm2.py. Duration, by the arithmetic there with 8 x (56 + 2 x 64) tokens
+a step: about 75 minutes, of which
+  pairs read   11,650, through the chat template                                1 min
+  samples      390 motions x 6 x 64 tokens                                      3 min
+  judges       2 x 150 steps of 3 s; 3,000 and 500 pairs judged for reports    20 min
+  D_golden     1,170 pairs judged, 940 scored under the start                   3 min
+  online       5 runs (golden policy too) x 50 steps of 6 s                    25 min
+  offline      3 runs x 50 steps of 3.5 s                                       9 min
+  evaluations  27 checkpoints x 35 s, best-of-n                                18 min
+"""
+
+from pathlib import Path
+
+from alignment.study import documents
+
+smollm2 = documents.load("smollm2.py", beside=__file__)
+
+FORMAT = "Answer in one or two short sentences.\n\nHuman: {prompt}\n\nAssistant:"
+
+
+def get_config(model: str = ""):
+  c = smollm2.world(model, "smollm2_arguments")
+  c.data.update({"prompt_format": FORMAT, "validation_fraction": 0.15})
+  c.data.on_bad_pair = "skip"
+  c.prompt_length, c.response_length = 56, 64
+  c.sampled.update(
+    {"data": "golden", "path": str(Path(__file__).with_name("motions.jsonl")),
+     "validation_fraction": 0.2, "pairs": 3}
+  )  # fmt: skip
+  for role in (c.policy, c.golden_policy):
+    role.steps = 50
+  c.notes = (
+    "The golden preference model stands for the humans whose comparisons it learned. "
+    "Length is its easiest feature: the longer argument wins most of their pairs. Read "
+    "every win rate beside the responses' lengths.",
+    "Arguments are cut at 64 tokens, for judges and policies.",
+  )
+  return c
