@@ -9,10 +9,10 @@ is the start of policies and judges as it is: there is no SFT. PROMPTS is any fi
 prompts or pairs (docs/your_data.md); of dialogues, such as Anthropic HH's
 `helpful-base/test.jsonl.gz`, the first turns are asked.
 
-  D_initial  the start's own answers at three temperatures, rated by `answer` (below)
-             with noise of Bradley and Terry
+  D_initial  the start's own answers at three temperatures, rated by a known utility
+             with noise of Bradley and Terry (smollm2_truth.py)
   golden PM  learns from these ratings; D_golden, proxy PM and policies as ever
-  truth      `answer` without noise: evaluations have true win rates
+  truth      the utility without noise: evaluations have true win rates
 
 Hardware: two CPU cores with AMX and 12 GB of memory, 40 GB of disk. Duration, by
 arithmetic (135M parameters, 600 GFLOP/s in bfloat16; a step reads 8 x (48 + 2 x 48)
@@ -25,33 +25,12 @@ tokens; a token of 16 samples takes 20 ms): about 70 minutes, of which
   evaluations  27 checkpoints x 30 s, best-of-n                                16 min
 """
 
-from alignment.core.rules import rule
-from alignment.study import schema
+from alignment.study import documents, schema
 from alignment.types import UserError
 
-FORMAT = "Answer in one short sentence.\n\nHuman: {prompt}\n\nAssistant:"
+documents.load("smollm2_truth.py", beside=__file__)  # the rule `prose`
 
-
-@rule
-def answer(prompt: str, response: str) -> float:
-  """Whether a text looks like a short answer: four parts, each saturating at 1.
-
-  Words of the question (up to 3), different words only, a whole sentence, and 8 to 20
-  words. What a word means is no part of it.
-  """
-  asked = {word for word in _words(prompt) if len(word) > 3}
-  said = _words(response)
-  if not said:
-    return 0.0
-  on_topic = min(3, len(asked & set(said))) / 3
-  fresh = max(0.0, 1 - 3 * (1 - len(set(said)) / len(said)))
-  whole = 0.5 * response[:1].isupper() + 0.5 * response.rstrip().endswith((".", "!"))
-  off = max(8 - len(said), len(said) - 20, 0)
-  return on_topic + fresh + whole + max(0.0, 1 - off / 8)
-
-
-def _words(text: str) -> list[str]:
-  return "".join(c if c.isalnum() else " " for c in text.lower()).split()
+FORMAT = "Answer in two short sentences.\n\nHuman: {prompt}\n\nAssistant:"
 
 
 def world(model: str, name: str):
@@ -107,15 +86,17 @@ def world(model: str, name: str):
 def get_config(model: str = ""):
   c = world(model, "smollm2")
   c.data.prompt_format = FORMAT
-  c.prompt_length, c.response_length = 48, 48
+  c.prompt_length, c.response_length = 48, 64
   c.sampled.update(
     {"data": "initial", "num_prompts": 600, "validation_fraction": 0.2, "pairs": 1,
      "temperatures": (0.7, 1.0, 1.3)}
   )  # fmt: skip
-  c.rater.update({"kind": "answer", "temperature": 0.3})
+  c.rater.update(
+    {"kind": "prose", "options": {"least": 15, "most": 40}, "temperature": 1.0}
+  )
   c.notes = (
     "D_initial is sampled by the start of all policies, and labelled by a utility that "
-    "is a function of the text: what it rewards is in configs/smollm2.py. It knows "
-    "nothing of what words mean, so better answers by it need not be better answers.",
+    "is a function of the text: configs/smollm2_truth.py says what it rewards, and how "
+    "it can be cheated.",
   )
   return c

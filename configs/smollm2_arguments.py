@@ -5,11 +5,11 @@
 
 MODEL is as in smollm2.py. ARGUMENTS holds human comparisons of two arguments for a side
 of a debate, as `prompt`, `chosen`, `rejected`: those of UKPConvArg1Strict (Habernal
-and Gurevych, ACL 2016) with prompts as in configs/motions.jsonl.
+and Gurevych, ACL 2016) with prompts as in configs/motions.txt.
 
   golden PM  learns from the human pairs; its accuracy is of prompts held out whole
   D_golden   three pairs of the start's own arguments to each motion of
-             configs/motions.jsonl, in the golden PM's order
+             configs/motions.txt, in the golden PM's order
   proxy PM   learns from D_golden; the motions are every method's prompts
 
 Hardware: as smollm2.py. Duration, by the arithmetic there with 8 x (56 + 2 x 64) tokens
@@ -38,7 +38,7 @@ def get_config(model: str = ""):
   c.data.on_bad_pair = "skip"
   c.prompt_length, c.response_length = 56, 64
   c.sampled.update(
-    {"data": "golden", "path": str(Path(__file__).with_name("motions.jsonl")),
+    {"data": "golden", "path": str(Path(__file__).with_name("motions.txt")),
      "validation_fraction": 0.2, "pairs": 3}
   )  # fmt: skip
   for role in (c.policy, c.golden_policy):

@@ -253,8 +253,9 @@ class RatedData(Artefact):
     assert gap_P is not None
     agree = evaluation.classified(np.ones(len(dataset)), gap_P)
     first, second = (part.lengths for part in dataset.responses)
-    longer = (first > second)[first != second]
+    longer = float(((first > second) + 0.5 * (first == second)).mean())
     return [
-      f"{len(dataset):,} pairs; labels keep the utility's order in {agree.mean():.1%}",
-      f"the longer response is preferred in {longer.mean():.1%} of pairs",
+      f"{len(dataset):,} pairs; where the utility has an order labels keep it in "
+      f"{agree.mean():.1%}",
+      f"the longer response is preferred in {longer:.1%} of pairs, equal ones by half",
     ]
