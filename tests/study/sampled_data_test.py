@@ -125,12 +125,12 @@ def test_labels_follow_the_utility_up_to_noise(files, tmp_path):
 
 def test_what_is_known_of_the_truth_is_measured(files, tmp_path):
   config = initial(files, **{"rater.temperature": 0.5})
-  studies.run(config, tmp_path, [])
+  evaluated = "evaluate_world0_online_ipo"
+  studies.run(config, tmp_path, ["truth", evaluated])
   artefacts = studies.graph(config).artefacts()
   ceiling = read_json(artefacts["truth"].directory(tmp_path) / "model.json")
   assert 0.5 < ceiling["validation_accuracy"] <= 1 == ceiling["truth_accuracy"]
-  studies.finish(config, tmp_path)
-  (path,) = tmp_path.glob("runs/*online_ipo/evaluations.jsonl")
+  path = artefacts[evaluated].directory(tmp_path) / "evaluations.jsonl"
   record = json.loads(path.read_text().splitlines()[-1])
   assert {"true_win_rate", "true_utility", "judge_accuracy_on_policy"} <= record.keys()
   assert record["judge_accuracy_on_policy"] == 1  # the golden judge is the truth
