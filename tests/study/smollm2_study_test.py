@@ -12,7 +12,7 @@ from alignment.runtime.files import read_json
 from tests import tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
-ROLES = ("golden_pm", "proxy_pm", "policy", "golden_policy")
+ROLES = ("sft", "golden_pm", "proxy_pm", "policy", "golden_policy")
 SMALL = (
   "--config.prompt_length=160", "--config.response_length=12",
   "--config.data.validation_fraction=0.4", "--config.sampled.num_prompts=24",
@@ -49,12 +49,16 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def study(model, tmp_path, cli):
-  """`study(name, prompt)` runs a config on pairs to such prompts: records by run."""
+  """`study(name, *prompts)` runs a config on pairs to such prompts.
 
-  def run(name, prompt):
+  Returns what it tells, the records by run, and what is published.
+  """
+
+  def run(name, *prompts):
     rows = (
-      {"prompt": prompt.format(i % 20), "chosen": f"It is {i}.", "rejected": f"No {i}"}
+      {"prompt": prompt.format(i % 40), "chosen": f"It is {i}.", "rejected": f"No {i}"}
       for i in range(60)
+      for prompt in prompts
     )
     path = tmp_path / "PAIRS"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -76,15 +80,16 @@ def study(model, tmp_path, cli):
 
 def test_a_world_whose_truth_is_known(study):
   dialogue = "\n\nHuman: What is {}?\n\nAssistant: Hm.\n\nHuman: Oh.\n\nAssistant:"
-  out, records, published = study("smollm2", dialogue)
+  question = "\n\nHuman: Why is {}?\n\nAssistant:"
+  _, records, published = study("smollm2", dialogue, question)
   for run, rows in records.items():
     assert all("true_win_rate" in row and "true_utility" in row for row in rows), run
   (truth,) = (row for row in published["models"] if row["name"] == "world0_truth")
   assert truth["init"] == "prose" and truth["truth_accuracy"] == 1
   assert 0 < truth["validation_accuracy"] <= 1
   for row in published["samples"]["rows"]:
-    assert "Answer in two short sentences." in row["prompt"]
-    assert "What is " in row["prompt"] and "Oh." not in row["prompt"]
+    assert "Answer in one or two short sentences." in row["prompt"]
+    assert " is " in row["prompt"] and "Oh." not in row["prompt"]
 
 
 def test_human_judgement_of_other_prompts_than_those_that_it_learned_from(study):
