@@ -7,22 +7,22 @@ MODEL is as in smollm2.py. ARGUMENTS holds human comparisons of two arguments fo
 of a debate, as `prompt`, `chosen`, `rejected`: those of UKPConvArg1Strict (Habernal
 and Gurevych, ACL 2016) with prompts as in configs/motions.txt.
 
-  SFT        MODEL on the arguments of at most 64 tokens: it then ends its own
+  SFT        MODEL on the arguments of at most 56 tokens: it then ends its own
   golden PM  learns from the human pairs; its accuracy is of prompts held out whole
   D_golden   three pairs of SFT's own arguments to each motion of
              configs/motions.txt, in the golden PM's order
   proxy PM   learns from D_golden; the motions are every method's prompts
 
-Hardware: as smollm2.py. Duration, by the arithmetic there with 8 x (56 + 2 x 64) tokens
-a step: about 75 minutes, of which
-  pairs read   11,650 and 4,500, through the chat template                      2 min
-  SFT          50 steps of 3 s                                                  3 min
-  samples      390 motions x 6 x 64 tokens                                      3 min
-  judges       2 x 150 steps of 2.5 s; 3,000 and 500 pairs judged for reports  19 min
+Hardware: as smollm2.py. Duration, by the arithmetic there with 8 x (56 + 2 x 56) tokens
+a step: about 65 minutes, of which
+  pairs read   11,650 and 3,600, through the chat template                      2 min
+  SFT          40 steps of 3 s                                                  2 min
+  samples      390 motions x 6 x 56 tokens                                      3 min
+  judges       150 and 100 steps of 2.8 s; 3,500 pairs judged for reports      17 min
   D_golden     1,170 pairs judged, 940 scored under SFT                         3 min
-  online       5 runs (golden policy too) x 45 steps of 5.5 s                  21 min
-  offline      3 runs x 45 steps of 3 s                                         7 min
-  evaluations  27 checkpoints x 35 s, best-of-n                                19 min
+  online       5 runs (golden policy too) x 40 steps of 5.5 s                  19 min
+  offline      3 runs x 40 steps of 3.5 s                                       7 min
+  evaluations  18 checkpoints x 30 s, best-of-n                                12 min
 """
 
 from pathlib import Path
@@ -35,16 +35,15 @@ smollm2 = documents.load("smollm2.py", beside=__file__)
 def get_config(model: str = ""):
   c = smollm2.world(model, "smollm2_arguments")
   c.data.update({"prompt_format": smollm2.FORMAT, "validation_fraction": 0.15})
-  c.prompt_length, c.response_length = 56, 64
+  c.prompt_length, c.response_length = 56, 56
   c.sampled.update(
     {"data": "golden", "path": str(Path(__file__).with_name("motions.txt")),
      "validation_fraction": 0.2, "pairs": 3}
   )  # fmt: skip
-  c.golden_pm.steps = 150
   c.notes = (
     "The golden preference model stands for the humans whose comparisons it learned. "
     "Length is its easiest feature: the longer argument wins most of their pairs. Read "
     "every win rate beside the responses' lengths.",
-    "Arguments are cut at 64 tokens, for judges and policies.",
+    "Arguments are cut at 56 tokens, for judges and policies.",
   )
   return c
