@@ -104,7 +104,7 @@ def test_has_no_keys_of_its_own(name):
 
   def keys(config):
     flat = ConfigDict({**config.to_dict(), "runs": {}, "data": {}, "datasets": {}})
-    flat.sft.by_size = {}
+    flat.sft.by_size, flat.rater.options = {}, {}
     return {
       *_paths(flat), *(f"data.{key}" for key in config.data if key != "language")
     }  # fmt: skip
