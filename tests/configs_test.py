@@ -26,12 +26,16 @@ TASKS = ("toy", *PAPER)
 DECODERS = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "pythia")
 MODULES = PAPER | {
   name: studies.document(name)
-  for name in ("hh_small", "own_model", "quickstart", "study")
-}
+  for name in (
+    "hh_small", "own_model", "quickstart", "qwen3_8b", "smollm2", "smollm2_arguments",
+    "study",
+  )
+}  # fmt: skip
+OF_A_MODEL = ("own_model", "smollm2", "smollm2_arguments")  # MODEL after the colon
 
 
 def config_of(name: str) -> ConfigDict:
-  return MODULES[name].get_config(*(["MODEL"] if name == "own_model" else []))
+  return MODULES[name].get_config(*(["MODEL"] if name in OF_A_MODEL else []))
 
 
 tldr, study_config = MODULES["tldr"], MODULES["study"]
@@ -59,6 +63,8 @@ def tiny(config: ConfigDict, pairs: Path) -> ConfigDict:
     role.update({"steps": 1, "batch_size": 4 * role.microbatches, "warmup_steps": 1})
     if name != "sft":
       role.size = "nano"
+      if role.init == "MODEL" or "policy" in name:  # a directory that is not there
+        role.init = "sft"
   config.sft.init = "scratch"
   config.golden_pm.evaluations = config.proxy_pm.evaluations = 1
   config.policy.evaluate_at = config.golden_policy.evaluate_at = (1.0,)
@@ -101,7 +107,7 @@ def test_has_no_keys_of_its_own(name):
 
   def keys(config):
     flat = ConfigDict({**config.to_dict(), "runs": {}, "data": {}, "datasets": {}})
-    flat.sft.by_size = {}
+    flat.sft.by_size, flat.rater.options = {}, {}
     return {
       *_paths(flat), *(f"data.{key}" for key in config.data if key != "language")
     }  # fmt: skip

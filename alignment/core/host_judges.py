@@ -31,7 +31,7 @@ LARGEST = float(np.finfo(np.float32).max)  # score
 class RuleJudge:
   """A function of (prompt, response) text; without parameters."""
 
-  rule: rules.Rule | rules.Truth
+  rule: rules.Rule | rules.Truth | rules.Noisy
   vocabulary: Vocabulary  # that prompts and responses are written in
 
   on_host: ClassVar[bool] = True

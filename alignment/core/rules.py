@@ -60,8 +60,13 @@ class Rule:
     """The rule of that name.
 
     Raises:
-      UserError: for an option that it does not have.
+      UserError: for a name that no rule has, and an option that it does not have.
     """
+    if name not in RULES:
+      raise UserError(
+        f"there is no rule '{name}': there are {', '.join(sorted(RULES)) or 'none'}; a "
+        "rule of your own is registered in the document of --config, or what it imports"
+      )
     function = RULES[name]
     keywords = [
       p.name
@@ -134,6 +139,36 @@ class Truth:
     if self.temperature:
       noise["seed"] = self.seed
     return {"language": dataclasses.asdict(self.language), **noise}
+
+
+@dataclasses.dataclass(frozen=True)
+class Noisy:
+  """A rule with raters' noise: a over b with probability sigmoid((u_a - u_b) / t).
+
+  Attributes:
+    rule: the utility u.
+    temperature: t, of the Gumbel noise on each utility; 0 is none.
+    seed: of the noise, a function of (seed, prompt, response): who asks again hears
+      the same.
+  """
+
+  rule: Rule
+  temperature: float
+  seed: int
+
+  @property
+  def name(self) -> str:
+    return self.rule.name
+
+  def __call__(self, prompt: str, response: str) -> Any:
+    utility = self.rule(prompt, response)
+    if not self.temperature:
+      return utility
+    return utility + self.temperature * _gumbel(self.seed, prompt, response)
+
+  def described(self) -> dict[str, Any]:
+    noise = {"temperature": self.temperature, "seed": self.seed}
+    return self.rule.described() | noise
 
 
 def check_options(name: str, options: Mapping[str, Any], keywords: list[str]) -> None:

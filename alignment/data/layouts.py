@@ -78,6 +78,28 @@ def read(record: Record, columns: Mapping[str, str], reading: Reading) -> Exampl
   return Example(prompt, chosen, rejected, source, tools, scores)
 
 
+def read_prompt(record: Record, columns: Mapping[str, str]) -> str | Messages:
+  """The prompt of a record, which may have replies or none.
+
+  Raises:
+    UserError: as `read`; or it has no prompt.
+    BadPair: as `read`.
+  """
+  source = record.source
+  fields = _renamed(record.fields, columns, source)
+  if any(all(fields.get(n) is not None for n in names) for names, _ in _LAYOUTS):
+    return read(record, columns, Reading()).prompt
+  system = _system(fields, source)
+  prompt, name = _prompt(fields, source)
+  if prompt is None:
+    raise UserError(f"{source}: field 'prompt' is missing")
+  if isinstance(prompt, str):
+    text = messages.string(prompt, name, source)
+    return transcripts.with_system(system, text) if system else text
+  turns = messages.turns(prompt, name, "user", source, set())
+  return _with_system(system, turns, source)
+
+
 def mapping(columns: Mapping[str, str]) -> dict[str, str]:
   """Of `data.columns` what is mapped.
 

@@ -73,6 +73,43 @@ def files(path: str | Path) -> list[Path]:
   return [path]
 
 
+def is_text(path: Path) -> bool:
+  """Whether a file holds lines of text, and no records: by its first character.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  try:
+    with path.open("rb") as raw:
+      start = raw.read(8)
+      raw.seek(0)
+      if start.startswith(_PARQUET):
+        return False
+      content = _decompressed(raw, start, path).read(_CHUNK)
+  except (OSError, EOFError, zlib.error, lzma.LZMAError) as e:
+    raise UserError(f"{path}: cannot be read ({e})") from e
+  return content.removeprefix(codecs.BOM_UTF8).lstrip()[:1] not in (b"{", b"[")
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+  """The lines of a text file that are not empty, with their numbers.
+
+  Raises:
+    UserError: it cannot be read, or is no UTF-8.
+  """
+  try:
+    with path.open("rb") as raw:
+      start = raw.read(8)
+      raw.seek(0)
+      for number, line in enumerate(_decompressed(raw, start, path), 1):
+        if text := line.decode("utf-8-sig").strip():
+          yield number, text
+  except UnicodeDecodeError as e:
+    raise UserError(f"{path}: not UTF-8; convert the file") from e
+  except (OSError, EOFError, zlib.error, lzma.LZMAError) as e:
+    raise UserError(f"{path}: cannot be read ({e})") from e
+
+
 def read(path: str | Path, wanted: Callable[[str], bool]) -> Iterator[Record]:
   """The records of all files of `path`, in order.
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from alignment.analysis import runs
 from alignment.analysis.captions import FIGURES
 from alignment.core import evaluation, losses, rollout
-from alignment.data import layouts, readers, vocabularies
+from alignment.data import layouts, prompts, readers, vocabularies
 from alignment.models import registry
 from alignment.runtime import sharding, tracking
 from alignment.study import graph, recipes
@@ -27,6 +27,7 @@ from alignment.study.setting import Setting
 from alignment.study.stages.data import PairData
 from alignment.study.stages.models import Model, TrainedModel
 from alignment.study.stages.policies import TrainedPolicy
+from alignment.study.stages.sampled_data import SampledData
 from alignment.types import UserError
 
 _LEAST = {  # values that make sense; two prompts, since half of them select
@@ -77,6 +78,7 @@ def check_config(config: ConfigDict) -> None:
   tracking.check(config.tracking)
   _check_evaluation(config.evaluation)
   _check_all_data(config)
+  _check_sampled(config)
   for name, recipe in _recipes(config):
     check_recipe(name, recipe)
     if isinstance(recipe, PolicyRecipe):
@@ -112,6 +114,29 @@ def _check_all_data(config: ConfigDict) -> None:
     _check_data(data | recipes.plain(overrides))
 
 
+def _check_sampled(config: ConfigDict) -> None:
+  c, rater = config.sampled, config.rater
+  if c.data not in ("", "initial", "golden"):
+    raise UserError(f"sampled.data is '{c.data}'; give '', 'initial' or 'golden'")
+  if not c.data:
+    return
+  if config.data.format == "toy":
+    raise UserError(
+      f"sampled.data is '{c.data}', but the toy language's pairs are its writers': set "
+      "data.format to 'files'"
+    )
+  if c.pairs < 1 or c.num_prompts < 0:
+    raise UserError("sampled.pairs must be at least 1, sampled.num_prompts at least 0")
+  if not 0 < c.validation_fraction < 1:
+    raise UserError("sampled.validation_fraction must lie between 0 and 1")
+  if not c.temperatures or not all(0 < t < math.inf for t in c.temperatures):
+    raise UserError(f"sampled.temperatures is {c.temperatures}; give numbers above 0")
+  if c.data == "initial" and not rater.kind:
+    raise UserError("rater.kind is not set: name the rule that labels sampled pairs")
+  if not 0 <= rater.temperature < math.inf:
+    raise UserError(f"rater.temperature is {rater.temperature}; give 0 or more")
+
+
 def _check_data(c: Mapping[str, Any]) -> None:
   if not 0 < c["validation_fraction"] < 1:
     raise UserError("data.validation_fraction must lie between 0 and 1")
@@ -121,6 +146,10 @@ def _check_data(c: Mapping[str, Any]) -> None:
     names = ", ".join(["toy", *readers.FORMATS])
     raise UserError(f"data.format '{c['format']}' is unknown; there are {names}")
   layouts.mapping(c["columns"])
+  if c["prompt_format"] and c["prompt_format"].count(prompts.PLACE) != 1:
+    raise UserError(
+      f"data.prompt_format is {c['prompt_format']!r}; it has {prompts.PLACE} once"
+    )
 
 
 def _check_datasets(config: ConfigDict) -> None:
@@ -351,6 +380,8 @@ def check_study(study: graph.Study) -> None:
       c = artefact.chosen
       if c["format"] not in ("toy", "tfds") and not c["path"]:
         raise UserError("data.path is not set: name a file of pairs")
+    if isinstance(artefact, SampledData) and not artefact.chosen["path"]:
+      raise UserError("sampled.path is not set: name a file of prompts")
     if isinstance(artefact, TrainedPolicy):  # also those that others replay
       check_policy(artefact.name, artefact.recipe, study.config.datasets)
     if isinstance(artefact, TrainedModel):

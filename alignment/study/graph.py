@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from alignment.core import rules
 from alignment.data.translation import Translation
 from alignment.study import recipes
 from alignment.study.artefacts import Artefact, closure
@@ -53,6 +54,7 @@ from alignment.study.stages.policies import (
   ReplayPolicy,
   TrainedPolicy,
 )
+from alignment.study.stages.sampled_data import RatedData, SampledData
 from alignment.study.stages.trained_judges import TrainedJudge
 
 Node = TypeVar("Node")
@@ -82,9 +84,30 @@ class Study:
   # --- D_initial and SFT ---
 
   @node
-  def data(self) -> PairData:
-    """D_initial."""
+  def data(self) -> PairData | RatedData:
+    """D_initial: what `data` reads, or what the start samples and a rule labels."""
+    if self.setting.truth is None:
+      return self._read_data()
+    temperature = float(self.config.rater.temperature)
+    seed = self.setting.seed("noise", "rater")
+    rule = rules.Noisy(self.setting.truth, temperature, seed)
+    return RatedData("data", self.setting, self.sampled_data(), rule)
+
+  @node
+  def _read_data(self) -> PairData:
     return PairData("data", self.setting, recipes.plain(self.config.data))
+
+  @node
+  def sampled_data(self) -> SampledData:
+    """Pairs of policies' start: D_initial or D_golden, before anybody labels them."""
+    chosen, data = recipes.plain(self.config.sampled), recipes.plain(self.config.data)
+    own_file = bool(chosen["path"])
+    chosen["path"] = chosen["path"] or data["path"]
+    chosen["columns"] = {} if own_file else data["columns"]
+    chosen |= {key: data[key] for key in ("prompt_format", "truncate_prompt")}
+    del chosen["data"]
+    model = self.start(self._policy_recipe())
+    return SampledData("sampled_data", self.setting, model, chosen)
 
   @node
   def sft_data(self) -> tuple[PairData, ...]:
@@ -94,7 +117,7 @@ class Study:
       PairData(f"data_{i}", self.setting, data | recipes.plain(overrides))
       for i, overrides in enumerate(self.config.sft.data)
     )
-    return pooled or (self.data(),)
+    return pooled or (self._read_data(),)
 
   @node
   def sft(self, size: str) -> SupervisedModel:
@@ -113,7 +136,15 @@ class Study:
   @node
   def golden_data(self) -> RelabelledPairs:
     """D_golden."""
-    return RelabelledPairs("golden_data", self.setting, self.data(), self.golden_pm())
+    sampled = self.config.sampled.data == "golden"
+    data = self.sampled_data() if sampled else self.data()
+    return RelabelledPairs("golden_data", self.setting, data, self.golden_pm())
+
+  @node
+  def truth(self) -> FunctionJudge | None:
+    """The utility without raters' noise, where it is known: the most to be learned."""
+    rule = self.setting.truth
+    return FunctionJudge("truth", self.setting, rule, self.data()) if rule else None
 
   @node
   def proxy_pm(self) -> Judge:
@@ -333,9 +364,12 @@ class Study:
     leaves = [*self.evaluations().values(), self.classification()]
     every = closure([leaf for leaf in leaves if leaf], identity=id)
     sfts = {a.name: a for a in every if isinstance(a, SupervisedModel)}
+    truth = self.truth()
     return {
       "data": self.data(),
       **sfts,
+      **({"sampled_data": self.sampled_data()} if self.config.sampled.data else {}),
+      **({"truth": truth} if truth else {}),
       "golden_pm": self.golden_pm(),
       "golden_data": self.golden_data(),
       "proxy_pm": self.proxy_pm(),

@@ -24,7 +24,7 @@ from alignment.data import pairs
 from alignment.runtime import environment, hosts, tracking
 from alignment.runtime.files import read_json, read_npz, write_atomically, write_json
 from alignment.study import recipes
-from alignment.study.artefacts import closure
+from alignment.study.artefacts import Artefact, closure
 from alignment.study.graph import Study
 from alignment.study.stages.evaluations import Contested
 from alignment.study.stages.host_judges import FunctionJudge
@@ -100,8 +100,15 @@ def _publish_run(study: Study, name: str, evaluation: Contested, workdir: Path) 
 
 
 def _data_statistics(study: Study, workdir: Path) -> list[str]:
-  statistics = read_json(study.data().directory(workdir) / "statistics.json")
-  return [f"{split}: {line}" for split, lines in statistics.items() for line in lines]
+  stages: dict[str, Artefact] = {"": study.data()}
+  if study.config.sampled.data:
+    stages["sampled, "] = study.sampled_data()
+  return [
+    f"{name}{split}: {line}"
+    for name, stage in stages.items()
+    for split, lines in read_json(stage.directory(workdir) / "statistics.json").items()
+    for line in lines
+  ]
 
 
 def _models(study: Study, workdir: Path) -> list[dict[str, Any]]:

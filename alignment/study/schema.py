@@ -33,7 +33,7 @@ _KINDS = {  # what errors call the types of values; a bool is an int, too
 _ELEMENTS: dict[str, Any] = {  # what those of tuples are like
   "vocab.words": "", "figures": "", "tracking": "", "notes": "", "sample.prompts": "",
   "policy.evaluate_at": 0.0, "golden_policy.evaluate_at": 0.0, "evaluation.best_of": 0,
-  "sft.data": ConfigDict(),
+  "sft.data": ConfigDict(), "sampled.temperatures": 0.0,
 }  # fmt: skip
 
 
@@ -156,11 +156,27 @@ def data() -> dict:
     "num_pairs": 0,  # toy: how many to generate; files and tfds: 0 is all
     "language": {"temperature": 1.0},  # toy: fields of alignment.data.toy.Language
     "validation_fraction": 0.05,  # of prompts (ours)
+    # A text in which {prompt} stands for what the user says, also of sampled.path.
+    "prompt_format": "",
     "truncate_prompt": "left",  # the side that a prompt which is too long loses
     "long_response": "truncate",  # truncate, drop or error
     # error or skip, which counts them: responses that are empty, identical or to
     # different prompts, scores that are tied or contradict the labels, ...
     "on_bad_pair": "error",
+  }
+
+
+def sampled() -> dict:
+  """Pairs that policies' start samples itself: see docs/sampled_data.md."""
+  return {
+    "data": "",  # or initial: D_initial, which `rater` labels, or golden: D_golden
+    # Lines of text, or records with a prompt; "" is data.path. Prompts that are over
+    # prompt_length are left out.
+    "path": "",
+    "num_prompts": 0,  # the first that fit; 0 is all
+    "validation_fraction": 0.1,  # of prompts
+    "pairs": 2,  # to each prompt at each temperature
+    "temperatures": (1.0,),
   }
 
 
@@ -200,6 +216,7 @@ def _lock(c: ConfigDict) -> None:
   for role_ in (c.policy, c.golden_policy):
     role_.loss_options.unlock()
     role_.stream.unlock()
+  c.rater.options.unlock()
   for judge in (c.golden_pm, c.proxy_pm):
     judge.options.unlock()
     judge.vocab.unlock()
@@ -216,6 +233,10 @@ def get_config() -> ConfigDict:
   c.workers = 1  # processes on this machine, each with its share of the cores
 
   c.data = data()
+  c.sampled = sampled()
+  # Who labels a sampled D_initial: a rule (alignment/core/rules.py), its options, and
+  # the temperature of its noise. Evaluations then know the truth: the rule without it.
+  c.rater = {"kind": "", "options": {}, "temperature": 1.0}
   # kind: sentencepiece, bytes, words, or huggingface: a directory with tokenizer.json.
   c.vocab = {"kind": "sentencepiece", "path": "", "words": ()}
   # The paper's context 1024 and target 128 are read as tokens, for policies too. A

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from alignment.core import sampling
+from alignment.core import rules, sampling
+from alignment.core.host_judges import RuleJudge
 from alignment.core.rows import map_rows
 from alignment.data import pairs, toy, vocabularies
 from alignment.models.protocol import Model
@@ -193,8 +194,25 @@ class Setting:
 
   # --- worlds whose truth is known ---
 
+  @functools.cached_property
+  def truth(self) -> rules.Rule | None:
+    """The utility by which `config.rater` labels D_initial; None if it does not.
+
+    Raises:
+      UserError: for a rule, or an option of it, that does not exist.
+    """
+    if self.config.sampled.data != "initial":
+      return None
+    c = self.config.rater
+    try:
+      return rules.Rule.of(c.kind, dict(c.options))
+    except UserError as error:
+      raise UserError(f"rater: {error}") from None
+
   def utility(self, dataset: pairs.PairDataset, rows: np.ndarray) -> Utility | None:
     """True utilities of responses to the prompts of `rows`; None where unknown."""
+    if self.truth is not None:
+      return self._ruled(self.truth, dataset, rows)
     language, decode = self.language, self.vocabulary.decode
     if language is None:
       return None
@@ -205,6 +223,20 @@ class Setting:
         decode(t[:n]).split() for t, n in zip(tokens_PxT, lengths_P, strict=True)
       ]
       return language.utilities(prompts, responses)
+
+    return utility
+
+  def _ruled(
+    self, truth: rules.Rule, dataset: pairs.PairDataset, rows: np.ndarray
+  ) -> Utility:
+    batch = dataset.batch(rows, **self.lengths)
+    judge = RuleJudge(truth, self.vocabulary)
+
+    def utility(tokens_PxT: np.ndarray, lengths_P: np.ndarray) -> np.ndarray:
+      shown = batch.replace(
+        responses_BxNxT=tokens_PxT[:, None], lengths_BxN=lengths_P[:, None]
+      )
+      return judge.scores((), shown)[:, 0]
 
     return utility
 

@@ -17,7 +17,7 @@ from alignment.runtime import hosts
 from alignment.study import artefacts
 from alignment.study.graph import Study
 from alignment.study.stages.data import PairData
-from alignment.types import Array, Batch
+from alignment.types import Array, Batch, UserError
 
 PAIRS = 3  # that are shown
 _MARKER = "marker"  # what a judge's input has around responses
@@ -34,6 +34,11 @@ class _Part:
 def show_batch(study: Study, workdir: Path) -> None:
   """Prints what the models will see of a few pairs: tokens, their origins, padding."""
   data = study.data()
+  if not isinstance(data, PairData):
+    raise UserError(
+      "show_batch shows pairs of a file, but D_initial is sampled here: "
+      "--stages=sample shows responses"
+    )
   artefacts.run([data], workdir)
   if not hosts.is_first():
     return

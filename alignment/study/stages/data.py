@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from alignment.core import evaluation
-from alignment.data import pairs, readers, records, tokenizer
-from alignment.data.examples import Example, Reading
+from alignment.data import pairs, prompts, readers, records, tokenizer
+from alignment.data.examples import BadPair, Example, Reading, drop
 from alignment.data.toy_audit import audit_of
 from alignment.runtime import hosts
 from alignment.runtime.activity import Meter, progress
@@ -41,6 +41,8 @@ class PairData(Artefact):
     """What is in its files stands for their paths."""
     c = dict(self.chosen)
     path, _ = c.pop("path"), c.pop("data_dir")
+    if not c["prompt_format"]:  # younger than results that are kept
+      del c["prompt_format"]
     if c["format"] not in ("toy", "tfds"):  # of which no file is named
       c["sha256"] = [checksum(file) for file in records.files(path)]
     return self.setting.sizes | {"data": c}
@@ -80,8 +82,18 @@ class PairData(Artefact):
       assert self.setting.language is not None
       examples = self.setting.language.examples(c.num_pairs)
     else:
-      examples = readers.FORMATS[c.format](c, reading)
+      examples = self._formatted(readers.FORMATS[c.format](c, reading), reading)
     return itertools.islice(examples, c.num_pairs or None)
+
+  def _formatted(
+    self, examples: Iterator[Example], reading: Reading
+  ) -> Iterator[Example]:
+    """With prompts as `data.prompt_format` says."""
+    for example in examples:
+      try:
+        yield prompts.formatted_pair(self.chosen["prompt_format"], example)
+      except BadPair as bad:
+        drop(bad, example.source, self.chosen["on_bad_pair"], reading)
 
   def new_tokenizer(self, reading: Reading) -> tokenizer.Tokenizer:
     """With what the configuration says of pairs."""
@@ -115,10 +127,14 @@ class PairData(Artefact):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RelabelledPairs(Artefact):
-  """D_golden: both splits of D_initial in the golden judge's order."""
+  """D_golden: both splits of D_initial in the golden judge's order.
+
+  `agreement.json` says how much of the order before is kept. Of pairs that are sampled
+  for it there was none, and it is near a half.
+  """
 
   kind: ClassVar[str] = "relabel"
-  data: PairData
+  data: Artefact
   golden_pm: Judge
 
   def settings(self) -> dict[str, Any]:
@@ -135,7 +151,8 @@ class RelabelledPairs(Artefact):
       swap = label(self.setting, judge, params, dataset, directory / split)
       agreement[split] = float(1 - swap.mean())
     write_json(directory / "agreement.json", agreement)
-    progress(f"D_golden: keeps {agreement['train']:.1%} of the human labels")
+    if self.setting.config.sampled.data != "golden":
+      progress(f"D_golden: keeps {agreement['train']:.1%} of the human labels")
 
   def programs(self) -> Iterator[Program]:
     yield from self.golden_pm.margins_programs((self.name,), {})

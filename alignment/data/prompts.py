@@ -1,0 +1,76 @@
+r"""Prompts without replies that count: of a file of texts, of prompts, or of pairs.
+
+A format is a text in which {prompt} stands for a prompt, as in
+"Answer in one sentence.\n\nHuman: {prompt}\n\nAssistant:". What stands in its place is
+what the user says, without marks, so that all data of a study may be written alike.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from alignment.data import chats, layouts, records, transcripts
+from alignment.data.examples import BadPair, Example, Messages
+
+PLACE = "{prompt}"
+
+
+def read(path: str, columns: Mapping[str, str]) -> Iterator[tuple[str | Messages, str]]:
+  """Yields every prompt with its source, "FILE:LINE".
+
+  A file that is no JSON and no Parquet has a prompt on each line. Records may have
+  replies, which are not read; those whose replies answer no one prompt are left out.
+
+  Args:
+    path: what `records.files` takes.
+    columns: what the file's fields are called, by the names that layouts know.
+
+  Raises:
+    UserError: a file that cannot be read, or a record without a prompt.
+  """
+  columns = layouts.mapping(columns)
+  for file in records.files(path):
+    if records.is_text(file):
+      yield from ((text, f"{file}:{number}") for number, text in records.lines(file))
+      continue
+    for record in records.read_file(file, layouts.wanted(columns)):
+      try:
+        yield layouts.read_prompt(record, columns), record.source
+      except BadPair:
+        continue
+
+
+def formatted(template: str, prompt: str | Messages) -> str | Messages:
+  """A prompt's first user turn in a format; without one ("") the prompt as it is."""
+  if not template:
+    return prompt
+  said = transcripts.opening(prompt).removeprefix(chats.HUMAN).strip()
+  return template.replace(PLACE, said)
+
+
+def formatted_pair(template: str, example: Example) -> Example:
+  """A pair whose prompt is in a format.
+
+  Raises:
+    BadPair: the user said more than one thing, or replies are no texts.
+  """
+  if not template:
+    return example
+  prompt = example.prompt
+  if isinstance(prompt, str):
+    count = max(1, prompt.count(chats.HUMAN))
+  else:
+    count = sum(message["role"] != "system" for message in prompt)
+  if count != 1:
+    raise BadPair("of several turns", "data.prompt_format has a place for one turn")
+  replies = [_text(reply) for reply in (example.chosen, example.rejected)]
+  return example._replace(
+    prompt=formatted(template, prompt), chosen=replies[0], rejected=replies[1]
+  )
+
+
+def _text(reply: str | Messages) -> str:
+  """A reply as text."""
+  if isinstance(reply, str):
+    return reply
+  if len(reply) != 1 or chats.hidden_fields(chats.Conversation(reply)):
+    raise BadPair("of several turns", "data.prompt_format has a place for text alone")
+  return reply[0]["content"]

@@ -1,0 +1,65 @@
+"""Prompts of texts, of records and of pairs, and the format that they are put into."""
+
+import gzip
+import json
+
+import pytest
+
+from alignment.data import prompts
+from alignment.data.examples import BadPair, Example
+from alignment.types import UserError
+
+CHAT = "Be brief.\n\nHuman: {prompt}\n\nAssistant:"
+
+
+def read(path):
+  return [prompt for prompt, _ in prompts.read(str(path), {})]
+
+
+def test_lines_of_text_are_prompts(tmp_path):
+  path = tmp_path / "prompts.txt.gz"
+  path.write_bytes(gzip.compress("Ist es spät?\n\n  Why?  \n".encode()))
+  assert list(prompts.read(str(path), {})) == [
+    ("Ist es spät?", f"{path}:1"),
+    ("Why?", f"{path}:3"),
+  ]
+
+
+def test_records_have_prompts_with_or_without_replies(tmp_path):
+  path = tmp_path / "prompts.jsonl"
+  asked, replied = "\n\nHuman: ", "\n\nAssistant: "
+  rows = [
+    {"prompt": "A?"},
+    {"prompt": "B?", "system": "Hm."},
+    {"prompt": "C?", "chosen": "x", "rejected": "x"},
+    {"chosen": f"{asked}D?{replied}x", "rejected": f"{asked}D?{replied}y"},
+    {"chosen": f"{asked}D?{replied}x", "rejected": f"{asked}E?{replied}y"},
+    {"messages": [{"role": "user", "content": "F?"}]},
+  ]  # fmt: skip
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  assert read(path) == [
+    "A?", "Hm.\n\nB?", "C?", "\n\nHuman: D?\n\nAssistant:",
+    ({"role": "user", "content": "F?"},),
+  ]  # fmt: skip
+  path.write_text('{"text": "A?"}\n')
+  with pytest.raises(UserError, match="jsonl:1: field 'prompt' is missing"):
+    read(path)
+
+
+def test_a_format_has_the_first_turn_in_its_place():
+  dialogue = "\n\nHuman: Why?\n\nAssistant: So.\n\nHuman: Oh.\n\nAssistant:"
+  for prompt in ("Why?", dialogue, ({"role": "user", "content": "Why?"},)):
+    assert prompts.formatted(CHAT, prompt) == CHAT.replace("{prompt}", "Why?")
+  assert prompts.formatted("", dialogue) == dialogue
+
+
+def test_pairs_of_several_turns_have_no_place_in_a_format():
+  pair = Example("\n\nHuman: Why?\n\nAssistant:", "a", "b", "file:1")
+  expected = pair._replace(prompt=CHAT.replace("{prompt}", "Why?"))
+  assert prompts.formatted_pair(CHAT, pair) == expected
+  said = ({"role": "assistant", "content": "a"},)
+  assert prompts.formatted_pair(CHAT, pair._replace(chosen=said)) == expected
+  assert prompts.formatted_pair("", pair) is pair
+  two = pair._replace(prompt=pair.prompt + " So.\n\nHuman: Oh.\n\nAssistant:")
+  with pytest.raises(BadPair, match="a place for one turn"):
+    prompts.formatted_pair(CHAT, two)
