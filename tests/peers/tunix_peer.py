@@ -1,6 +1,6 @@
 """How much faster a train step is here than in Tunix's DPO trainer: both are JAX.
 
-  python tests/peers/tunix_peer.py              # SmolLM2-135M's shape, 4 layers
+  python tests/peers/tunix_peer.py              # SmolLM2-135M's shape, 4 layers: 6 GB
   python tests/peers/tunix_peer.py --layers=30  # all of them: some 12 GB of memory
 
 Not part of `make peers`: google-tunix wants safetensors<0.8, and requirements.lock has
