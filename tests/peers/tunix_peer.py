@@ -1,7 +1,7 @@
 """How much faster a train step is here than in Tunix's DPO trainer: both are JAX.
 
   python tests/peers/tunix_peer.py              # SmolLM2-135M's shape, 4 layers: 6 GB
-  python tests/peers/tunix_peer.py --layers=30  # all of them: some 12 GB of memory
+  python tests/peers/tunix_peer.py --layers=30  # all of them: 10 GB or more (not tried)
 
 Not part of `make peers`: google-tunix wants safetensors<0.8, and requirements.lock has
 0.8. It runs with that all the same. To install it into a copy of `make install`'s
