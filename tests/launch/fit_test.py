@@ -186,11 +186,10 @@ def test_the_table_of_decoders_names_the_next_smaller_slice_too():
     flags.FLAGS(arguments)
     head, _, row, adapters = table.rows()
   assert head == "| policy and judge | trained | v5e | v6e |"
-  assert row.startswith("| gemma3_1b | full | v5e-4: ")
-  assert "; v5e-1 refused: " in row and row.endswith("; there is none smaller |")
-  assert adapters.startswith(
-    "| gemma3_1b | LoRA 16 | v5e-1: "
-  )  # a quarter of the chips
+  assert row.startswith("| Gemma 3 1B | full | v5e-4: ")
+  assert "; v5e-1 refused: " in row and "refused" not in row.split("|")[-2]
+  # A quarter of the chips.
+  assert adapters.startswith("| Gemma 3 1B | LoRA 16 | v5e-1: ")
 
 
 def test_the_proposed_slice_is_the_smallest_that_should_do():
