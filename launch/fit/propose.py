@@ -23,7 +23,7 @@ from alignment.types import UserError
 from launch.fit.placed import placed
 from launch.fit.topology import GENERATIONS, Topology
 
-TENSOR_TIMES = (1, 2, 4)
+TENSOR_TIMES = (1, 2, 4)  # how much more often than need be tensors are divided
 
 
 def batch_sizes(config: ConfigDict) -> Iterator[int]:

@@ -43,16 +43,16 @@ class Need:
 
 
 def read(path: Path) -> dict[Key, Need]:
-  """What was compiled; empty if there is no file."""
+  """Of each cell the compiled program that needs most; empty if there is no file."""
   if not path.exists():
     return {}
+  needs: dict[Key, Need] = {}
   with path.open(encoding="utf-8", newline="") as file:
-    return {
-      (row["size"], row["trained"], row["slice"]): Need(
-        float(row["total"]), float(row["limit"]), compiled=True
-      )
-      for row in csv.DictReader(file)
-    }
+    for row in csv.DictReader(file):
+      key = row["size"], row["trained"], row["slice"]
+      need = Need(float(row["total"]), float(row["limit"]), compiled=True)
+      needs[key] = max(need, needs.get(key, need), key=lambda one: one.total)
+  return needs
 
 
 def append(path: Path, key: Key, memory: Memory, **others: object) -> None:
