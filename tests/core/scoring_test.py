@@ -1,4 +1,4 @@
-"""Large vocabularies: logits of a few positions at a time, as many as a device holds."""
+"""Large vocabularies: logits of as many positions at a time as a device holds."""
 
 import functools
 

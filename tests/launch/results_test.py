@@ -21,9 +21,10 @@ def documented():
   page = (ROOT / "docs/memory.md").read_text(encoding="utf-8")
   cells = {}
   for line in page.splitlines():
-    head, trained, *others = line.strip("| ").split(" | ")
+    head, *others = line.strip("| ").split(" | ")
     if head in names:
-      for slice_, *cell in CELL.findall(" ".join(others)):
+      trained = others[0]
+      for slice_, *cell in CELL.findall(line):
         cells[names[head], trained, slice_] = tuple(cell)
   return cells
 
