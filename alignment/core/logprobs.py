@@ -98,7 +98,7 @@ def entropy(logits_BxNxTxV: Array, lengths_BxN: Array) -> Array:
 def chunked_token_logps(
   hidden_BxNxTxD: Array, head: Head, responses_BxNxT: Array, chunk: int
 ) -> Array:
-  """`token_logps(head(hidden), responses)`, `chunk` positions of T at a time.
+  """`token_logps(head(hidden), responses)`, at most `chunk` positions of T at a time.
 
   Value and gradient (in the hidden states and in whatever `head` closes over) are the
   plain function's but for the order of sums; BxNxTxV is never stored. Rows may be
@@ -160,16 +160,17 @@ def _token_entropy(logits_BxNxTxV: Array) -> Array:
 def _in_chunks(
   function: Callable[..., Array], chunk: int, *arrays_BxNxT: Array
 ) -> Array:
-  """`function` of all arrays, BxNxT, called on `chunk` positions at a time.
+  """`function` of all arrays, BxNxT, called on at most `chunk` positions at a time.
 
   Chunks are cut along T, never along B or N: rows stay on the device that has them.
+  They are as few as may be, and of one size.
   The gradient calls `function` again instead of keeping what it made.
   """
   if chunk < 1:
     raise ValueError(f"a chunk has at least one position, not {chunk}")
   T = arrays_BxNxT[0].shape[2]
-  chunk = min(chunk, T)
   count = -(-T // chunk)
+  chunk = -(-T // count)
 
   def split(x):
     # The last chunk is filled up with copies of the last position, on which the head

@@ -124,6 +124,17 @@ class Sampler:
   top_p: float = 1.0
   decoding: sharding.Layout | None = None
 
+  def abstract_copy(self, params: Params) -> Params:
+    """Shapes and layout of the parameters that it samples with, of those it is given.
+
+    Nothing of them is split over `fsdp`, as a rule: each device then has a whole model.
+    """
+    shapes = jax.eval_shape(self.model.for_decoding, params)
+    if self.decoding is None:
+      return shapes
+    layout = sharding.shardings(shapes, self.decoding.mesh, self.decoding.rules)
+    return sharding.with_layout(shapes, layout)
+
 
 def generate(
   sampler: Sampler,

@@ -10,10 +10,11 @@ import functools
 
 from alignment.core import logprobs
 from alignment.models.protocol import Model
+from alignment.runtime import sharding
 from alignment.types import Array, Batch, Params
 
 WHOLE = 65_536  # rows of a vocabulary
-CHUNK = 2**26  # logits of all responses together, where there are more: 256 MB
+CHUNK = 2**26  # logits that a device makes at a time, where there are more: 256 MB
 
 
 def score(model: Model, params: Params, batch: Batch) -> Array:
@@ -98,6 +99,10 @@ class Predictions:
 
   @property
   def _chunk(self) -> int:
-    """Positions of T to make logits of at a time."""
+    """Positions of T to make logits of at a time, rows shared out over devices.
+
+    Every chunk gathers the head once more, and sums its gradient over the devices.
+    """
     B, N, _, _ = self.hidden_BxNxTxD.shape
-    return max(1, CHUNK // (B * N * self.model.cfg.vocab_rows))
+    logits = CHUNK * sharding.device_count()
+    return max(1, logits // (B * N * self.model.cfg.vocab_rows))

@@ -190,6 +190,11 @@ def platform() -> str:
   return device.platform if device else jax.default_backend()
 
 
+def device_count() -> int:
+  """Of the mesh (`on`) that what is being traced will run on; 1 without one."""
+  return max(1, jax.sharding.get_abstract_mesh().size)
+
+
 def by_rows(x: Array) -> Array:
   """Keeps activations [B, ...] where their rows are: over the data and fsdp axes.
 

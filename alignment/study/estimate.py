@@ -7,14 +7,11 @@ model costs, the model says (`costs`).
 """
 
 import dataclasses
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from alignment.core import scoring
 from alignment.runtime import sharding
-from alignment.runtime.sharding import path_name
 from alignment.study.programs import Pass, Program, device_bytes
 
 SCORES = 1.5  # copies of a layer's attention scores alive at once, forward
@@ -70,7 +67,7 @@ def _working_set(program: Program, one: Pass) -> float:
   scores = (SCORES_BACKWARD if train else SCORES) * b * costs.scores * 4
   logits = b * costs.logits
   if (V := model.cfg.vocab_rows) > scoring.WHOLE:  # made a few positions at a time
-    logits = min(logits, max(scoring.CHUNK, B * N * V) / (rows * tensor))
+    logits = min(logits, max(scoring.CHUNK, b * N * V / tensor))
   sampling = kind in ("rollout", "sample") and T > 1
   return (
     scores
@@ -83,27 +80,15 @@ def _working_set(program: Program, one: Pass) -> float:
 
 def _copies(program: Program) -> float:
   """Gradients and casts of parameters."""
-  model = program.work.passes[0][0]
-  half = jnp.dtype(model.cfg.dtype).itemsize / 4
   if program.work.kind == "train":
+    model = program.work.passes[0][0]
+    half = jnp.dtype(model.cfg.dtype).itemsize / 4
     masters = device_bytes(program.arguments[0].params)
     # Casts of stacked kernels leave the loop over layers, all at once.
     cast = half * masters if half < 1 else 0.0
     # 4: as one compiled program has it (the 11B golden PM, 2 microbatches, v5e:4x4).
     return masters * (4.0 if program.work.microbatches > 1 else 1.0) + cast
-  if program.work.kind in ("rollout", "sample"):
-    # Of a policy that is given without its base, this is the base.
-    policy = next(a for a in program.arguments if _kernel_dtype(a) is not None)
-    # Decoding has a copy of its own, of single layers, in the compute dtype.
-    is_cast = _kernel_dtype(policy) != model.cfg.dtype
-    return device_bytes(policy) * (half if is_cast else 1.0)
-  return 0.0
-
-
-def _kernel_dtype(params: Any) -> Any:
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  dtypes = (leaf.dtype for path, leaf in leaves if path_name(path).endswith("kernel"))
-  return next(dtypes, None)
+  return program.work.copy_bytes
 
 
 def flops(program: Program) -> float:

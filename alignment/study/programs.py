@@ -31,6 +31,7 @@ class Work:
   microbatches: int = 1
   fixed: tuple[Pass, ...] = ()  # those of a train step that have no gradient
   backward: int = 2  # of how many forward passes it has the operations
+  copy_bytes: int = 0  # on a device, of the parameters that a sampler makes for itself
 
 
 @dataclasses.dataclass(frozen=True)

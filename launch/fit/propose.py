@@ -23,6 +23,8 @@ from alignment.types import UserError
 from launch.fit.placed import placed
 from launch.fit.topology import GENERATIONS, Topology
 
+TENSOR_TIMES = (1, 2, 4)  # how much more often than need be tensors are divided
+
 
 def batch_sizes(config: ConfigDict) -> Iterator[int]:
   """Rows that every program of a study works on at once."""
@@ -39,6 +41,17 @@ def mesh_for(config: ConfigDict, chips: int) -> dict[str, int]:
   return {"data": 1, "fsdp": rows, "tensor": chips // rows}
 
 
+def meshes_for(config: ConfigDict, chips: int) -> Iterator[dict[str, int]]:
+  """That layout first, then some that share tensors out more often, and rows less.
+
+  A policy that samples is whole on each device but for what `tensor` divides.
+  """
+  sizes = mesh_for(config, chips)
+  for times in TENSOR_TIMES:
+    if sizes["fsdp"] % times == 0:
+      yield sizes | {"fsdp": sizes["fsdp"] // times, "tensor": sizes["tensor"] * times}
+
+
 def abstract_mesh(sizes: dict[str, int]) -> AbstractMesh:
   """Of TPUs: a model may have a kernel there."""
   shape = tuple(sizes[axis] for axis in sharding.AXES)
@@ -48,23 +61,43 @@ def abstract_mesh(sizes: dict[str, int]) -> AbstractMesh:
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-  """The smallest slice of a generation on which a study should fit."""
+  """A slice for a study, and how it is laid out there."""
 
   topology: Topology
   mesh: dict[str, int]
   largest: str  # the program that needs most
   memory: Memory
 
+  @property
+  def should_do(self) -> bool:
+    """Whether that fits even if the estimate is off by the generation's margin."""
+    return self.topology.margin * self.memory.total <= self.topology.limit
+
 
 def propose(config: ConfigDict, generation: str) -> Proposal | None:
-  """By estimate; None if no usual slice is large enough.
+  """The smallest slice on which it should fit; None if no usual one is large enough.
 
   Raises:
     UserError: if the configuration is at odds with itself.
   """
   for shape in GENERATIONS[generation].slices:
     topology = Topology(generation, shape)
-    sizes = mesh_for(config, topology.chips)
+    proposal = placed_best(config, topology)
+    if proposal is not None and proposal.should_do:
+      return proposal
+  return None
+
+
+def placed_best(config: ConfigDict, topology: Topology) -> Proposal | None:
+  """The first of the layouts of a slice that should do; else what needs least there.
+
+  None if a slice has too many chips for the study.
+
+  Raises:
+    UserError: if the configuration is at odds with itself.
+  """
+  tried = []
+  for sizes in meshes_for(config, topology.chips):
     try:
       study = placed(config, abstract_mesh(sizes))
       check_batches(study)
@@ -75,9 +108,10 @@ def propose(config: ConfigDict, generation: str) -> Proposal | None:
       raise
     needed = [(program.name, estimate(program)) for program in programs]
     name, memory = max(needed, key=lambda one: one[1].total)
-    if topology.margin * memory.total <= topology.limit:
-      return Proposal(topology, sizes, name, memory)
-  return None
+    tried.append(Proposal(topology, sizes, name, memory))
+    if tried[-1].should_do:
+      return tried[-1]
+  return min(tried, key=lambda one: one.memory.total, default=None)
 
 
 def suggest(program: Program, config: ConfigDict, topology: Topology) -> list[str]:

@@ -154,6 +154,20 @@ def test_more_chips_need_less_of_each(nano, name):
   assert estimate.estimate(nano[name]).total < estimate.estimate(one).total
 
 
+def test_a_policy_that_samples_is_whole_on_every_device(nano):
+  alone = {p.name: p for p in placed(studies.nano(), mesh()).programs()}
+  for name in "rollout, nano judged by nano", "sample 2, nano":
+    assert nano[name].work.copy_bytes == alone[name].work.copy_bytes
+    assert estimate.estimate(nano[name]).temporaries > nano[name].work.copy_bytes > 0
+
+
+def test_other_layouts_divide_tensors_more_often():
+  config = studies.nano()
+  sizes = [tuple(sizes.values()) for sizes in propose.meshes_for(config, 4)]
+  assert sizes == [(1, 4, 1), (1, 2, 2), (1, 1, 4)]
+  assert len(list(propose.meshes_for(config, 1))) == 1
+
+
 def test_a_layout_divides_batches_first_then_tensors():
   config = studies.nano()  # batches of 8, evaluated in 16s
   assert propose.mesh_for(config, 4) == {"data": 1, "fsdp": 4, "tensor": 1}
@@ -186,11 +200,10 @@ def test_the_table_of_decoders_names_the_next_smaller_slice_too():
     flags.FLAGS(arguments)
     head, _, row, adapters = table.rows()
   assert head == "| policy and judge | trained | v5e | v6e |"
-  assert row.startswith("| gemma3_1b | full | v5e-4: ")
-  assert "; v5e-1 refused: " in row and row.endswith("; there is none smaller |")
-  assert adapters.startswith(
-    "| gemma3_1b | LoRA 16 | v5e-1: "
-  )  # a quarter of the chips
+  assert row.startswith("| Gemma 3 1B | full | v5e-4: ")
+  assert "; v5e-1 refused: " in row and "refused" not in row.split("|")[-2]
+  # A quarter of the chips.
+  assert adapters.startswith("| Gemma 3 1B | LoRA 16 | v5e-1: ")
 
 
 def test_the_proposed_slice_is_the_smallest_that_should_do():

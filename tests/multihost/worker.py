@@ -158,6 +158,8 @@ if __name__ == "__main__":
   no_tensorflow = types.SimpleNamespace(metric_writers=mock.MagicMock())
   sys.modules["clu"] = no_tensorflow  # takes seconds to import
   quickly.collect_rarely()
+  # A shell's background jobs ignore it, the tests and this process among them.
+  signals.signal(signals.SIGINT, signals.default_int_handler)
 
   def program():
     arguments = hosts.configured(f"127.0.0.1:{port}", int(count), int(index))

@@ -17,7 +17,7 @@ from alignment.models import protocol
 from alignment.runtime import checkpoint
 from alignment.runtime.files import checksum, write_json
 from alignment.study.artefacts import Artefact, Read
-from alignment.study.programs import Pass, Program, Work
+from alignment.study.programs import Pass, Program, Work, device_bytes
 from alignment.study.recipes import Recipe, Start
 from alignment.study.setting import Setting
 from alignment.types import Batch, Params
@@ -70,13 +70,14 @@ class Model(Artefact):
     setting, shapes, model = self.setting, self.setting.shapes, self.model()
     S, T = shapes.prompt_length, shapes.response_length
     rows = setting.config.evaluation.batch_size
-    arguments = (self.abstract_fixed(), shapes.batch(rows), shapes.key, count, T)
+    sampler, params = setting.sampler(self.start), self.abstract_fixed()
+    copied = device_bytes(sampler.abstract_copy(params))
     return Program(
       f"sample {count}, {self.start.size}",
       lambda: evaluation.sample,
-      (setting.sampler(self.start), *arguments),
+      (sampler, params, shapes.batch(rows), shapes.key, count, T),
       held,
-      Work("sample", ((model, rows, S, count, T),)),
+      Work("sample", ((model, rows, S, count, T),), copy_bytes=copied),
       setting.mesh,
       stages,
     )

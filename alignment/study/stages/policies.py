@@ -15,7 +15,7 @@ from alignment.data import stream as streams
 from alignment.runtime import sharding
 from alignment.runtime.files import read_json, write_json
 from alignment.study.artefacts import Read
-from alignment.study.programs import Program, Work
+from alignment.study.programs import Program, Work, device_bytes
 from alignment.study.recipes import PolicyRecipe
 from alignment.study.stages.data import ScoredPairs
 from alignment.study.stages.judging import Judge
@@ -233,6 +233,9 @@ class OnlinePolicy(TrainedPolicy):
     S, T = shapes.prompt_length, shapes.response_length
     behaviour, held = self._behaviour()
     reference, judge = self.sft.abstract_fixed(), labeller.abstract_fixed()
+    roller = self._roller()
+    sampler_params = roller.behaviour(behaviour, reference)
+    copied = device_bytes(roller.sampler.abstract_copy(sampler_params))
     passes = (
       (self.model(), rows, S, N, T),
       *labeller.own_judge().passes(rows, S, N, T),
@@ -240,13 +243,13 @@ class OnlinePolicy(TrainedPolicy):
     )
     return Program(
       f"rollout{_of(N)}, {self.recipe.size} judged by {labeller.recipe.size}",
-      lambda: rollout.compiled(self._roller(), self.setting.mesh),
+      lambda: rollout.compiled(roller, self.setting.mesh),
       (behaviour, reference, judge, self._prompts(), shapes.key),
       held,
-      Work("rollout", passes),
+      Work("rollout", passes, copy_bytes=copied),
       self.setting.mesh,
       (self.name,),
-      self._roller(),
+      roller,
     )
 
   def _half_programs(self) -> Iterator[Program]:
@@ -260,6 +263,7 @@ class OnlinePolicy(TrainedPolicy):
     with sharding.on(mesh):
       sampler_params = roller.behaviour(behaviour, reference)
       samples = jax.eval_shape(generate, sampler_params, prompts, shapes.key)
+    copied = device_bytes(roller.sampler.abstract_copy(sampler_params))
     layout = sharding.batch_sharding(mesh)
     two = self.recipe.refresh_every > 0  # or it is the reference that samples
     beside = held | {"reference": reference} | ({"behaviour": behaviour} if two else {})
@@ -270,7 +274,7 @@ class OnlinePolicy(TrainedPolicy):
       lambda: generate,
       (sampler_params, prompts, shapes.key),
       held | ({"reference": reference} if two and not roller.on_reference else {}),
-      Work("rollout", ((self.model(), rows, S, N, T),)),
+      Work("rollout", ((self.model(), rows, S, N, T),), copy_bytes=copied),
       mesh,
       (self.name,),
       roller,
