@@ -26,6 +26,7 @@ MEASURED = {  # at every checkpoint, unless told otherwise
 OF_SERIES: dict[str, dict[str, Any]] = {
   "online": {"refresh_every": 1, "on_policy_fraction": 1.0},
   "offline": {"dataset": "golden", "on_policy_fraction": 0.0},
+  "offline_longer": {"dataset": "golden", "on_policy_fraction": 0.0},
   "shuffled": {"dataset": "stream", "replay_window": -1, "on_policy_fraction": 0.0},
   "replay": {"dataset": "stream", "replay_window": 0, "on_policy_fraction": 0.0},
   "semi_online": {"refresh_every": 16, "on_policy_fraction": 1.0},
@@ -147,6 +148,7 @@ def write(workdir: Path, run: Run) -> Path:
 
 EFFECT = {  # of the series on win rate, as the paper reports it
   "offline": -0.15,
+  "offline_longer": -0.13,
   "shuffled": -0.12,
   "final_vs_final": -0.35,
   "sft_vs_early": -0.1,
@@ -212,8 +214,11 @@ def study(
         add(series, series)
       for window, offset in ((0, 0.0), (4, 0.0), (64, -0.05)):
         add(f"replay_{window}", "replay", offset, replay_window=window)
-      for every in (4, 16, 0):
-        add(f"semi_{every}", "semi_online", -0.01 * every, refresh_every=every)
+      for every in (4, 10, 16, 100, 0):
+        offset = -0.01 * min(every, 20)
+        add(f"semi_{every}", "semi_online", offset, refresh_every=every)
+      for beta in (0.05, 0.1):
+        add(f"longer_beta{beta}", "offline_longer", beta=beta)
       for fraction in (0.25, 0.5):
         add(f"hybrid_{fraction}", "hybrid", on_policy_fraction=fraction)
       add("golden_policy", "golden_policy")
