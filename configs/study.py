@@ -20,7 +20,7 @@ quickstart = documents.load("quickstart.py", beside=__file__)
 
 # What each figure is drawn from: groups of runs, defined below.
 FIGURES = {
-  "figure_01": ("online", "offline", "best_of_n"),
+  "figure_01": ("online", "offline", "offline_longer", "best_of_n"),
   "figure_04": ("online", "offline", "shuffled"),
   "figure_05": ("online", "offline", "shuffled", "final_vs_final"),
   "figure_06": (),  # the default runs, as classifiers of the online stream
@@ -49,34 +49,35 @@ def miniature():
   c = quickstart.get_config()
   c.data.update({"num_pairs": 60_000, "language": toy.RICH})
   c.vocab.words = toy.words(toy.RICH["num_words"])
-  c.prompt_length = 13  # 12 words and EOS
-  c.response_length = 17  # longer than any writer's, so that none is cut
-  c.judge_context_length = 50
+  c.prompt_length = 11  # 10 words and EOS
+  c.response_length = 15  # longer than any writer's, so that none is cut
+  c.judge_context_length = 44
   c.sft.steps = 2000
   # The golden model is larger than policies and proxy, and starts from SFT of its size.
-  c.golden_pm.update({"size": "llama_milli", "steps": 6000, "evaluations": 6})
+  c.golden_pm.update({"size": "llama_milli", "steps": 3000, "evaluations": 6})
   c.proxy_pm.update({"size": "llama_micro", "steps": 2000})
   policy = {
     "size": "llama_micro",
-    "learning_rate": 3e-4,
+    "learning_rate": 1e-3,
     "steps": 1000,
-    "evaluate_at": (0.02, 0.04, 0.08, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0),
+    "evaluate_at": (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0),
   }
   c.policy.update(policy)
   c.golden_policy.update(policy)
   c.evaluation.prompts = 1024
-  grid = {"beta": (0.02, 0.05, 0.1), "learning_rate": (3e-4, 1e-3)}
+  grid = {"beta": (0.01, 0.03, 0.1), "learning_rate": (3e-4, 1e-3)}
   rates = {"learning_rate": grid["learning_rate"]}
   return c, {
     "online": grid,
     "offline": grid,
     "shuffled": grid,
-    # Longer than the others: the paper gives it 20k steps instead of 4k.
-    "final_vs_final": rates | {"steps": (2000,)},
+    # The paper gives offline 20k steps besides 4k.
+    "offline_longer": {"beta": grid["beta"], "steps": (5000,)},
+    "final_vs_final": rates | {"steps": (2000,)},  # in the paper longer, too
     "resampled": rates,
     "best_of_2": rates,
     "losses": {"loss": ("dpo", "slic"), "beta": (0.1, 0.3)},
-    "sizes": {"size": ("llama_nano", "llama_tiny")} | rates,
+    "sizes": {"size": ("llama_pico", "llama_nano", "llama_tiny")},
     # Of 4000 batches the paper shuffles 4 and 500; here they are 1000.
     "replay": (0, 4, 125),
     "semi_online": (3, 10, 30, 100, 300, 0),
@@ -153,6 +154,8 @@ def get_config(chosen: str = "all"):
   add("replay", "replay", SHUFFLED | {"replay_window": axes["replay"]})
   add("semi_online", "semi_online", {"refresh_every": axes["semi_online"]})
   add("hybrid", "hybrid", {"on_policy_fraction": axes["hybrid"]})
+  if "offline_longer" in axes:  # at the paper's scale offline itself has more steps
+    add("offline_longer", "offline_longer", OFFLINE | axes["offline_longer"])
   if "best_of_n" in groups:
     c.evaluation.best_of = axes["best_of"]
   c.runs = {label: tuple(products) for label, products in runs.items()}

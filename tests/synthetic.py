@@ -214,15 +214,18 @@ def study(
         add(series, series)
       for window, offset in ((0, 0.0), (4, 0.0), (64, -0.05)):
         add(f"replay_{window}", "replay", offset, replay_window=window)
-      for every in (4, 10, 16, 100, 0):
-        offset = -0.01 * min(every, 20)
-        add(f"semi_{every}", "semi_online", offset, refresh_every=every)
-      for beta in (0.05, 0.1):
-        add(f"longer_beta{beta}", "offline_longer", beta=beta)
+      for every in (4, 16, 0):
+        add(f"semi_{every}", "semi_online", -0.01 * every, refresh_every=every)
       for fraction in (0.25, 0.5):
         add(f"hybrid_{fraction}", "hybrid", on_policy_fraction=fraction)
       add("golden_policy", "golden_policy")
       add_levels(runs, world, task, prompts, truth)
+  for world in range(worlds):
+    for task in tasks:
+      for every, offset in ((10, -0.1), (100, -0.2)):
+        add(f"semi_{every}", "semi_online", offset, refresh_every=every)
+      for beta in (0.05, 0.1):
+        add(f"longer_beta{beta}", "offline_longer", beta=beta)
   return runs
 
 
