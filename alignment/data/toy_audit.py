@@ -7,6 +7,7 @@ offline and in seconds; `check` refuses a world that a trivial policy wins.
   python -m alignment.data.toy_audit rich 0 6    # worlds 0 to 5 of a language
 """
 
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import sys
@@ -204,10 +205,27 @@ def _linear(
   return margin
 
 
+def summary(audits: Sequence[Audit]) -> Iterator[str]:
+  """Each number's mean and range over worlds."""
+  numbers = {
+    "optimum": [audit.optimum for audit in audits],
+    "writers": [audit.writers for audit in audits],
+    **{name: [a.trivial[name] for a in audits] for name in audits[0].trivial},
+    "best trivial policy's share of the way": [a.closest[1] for a in audits],
+  }
+  for name, values in numbers.items():
+    yield f"{name}: {np.mean(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
+  for name in ("blind", "linear", "raters"):
+    values = [getattr(audit, name) for audit in audits]
+    yield f"{name}: {np.mean(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
+
+
 def main(name: str, first: str, count: str) -> None:
-  fields = {"easy": toy.EASY, "rich": toy.RICH}[name]
+  fields, audits = {"easy": toy.EASY, "rich": toy.RICH}[name], []
   for world in range(int(first), int(first) + int(count)):
-    print(f"world {world}", *Audit.of(Language(world, **fields)).lines(), sep="\n  ")
+    audits.append(Audit.of(Language(world, **fields)))
+    print(f"world {world}", *audits[-1].lines(), sep="\n  ")
+  print("mean and range", *summary(audits), sep="\n  ")
 
 
 if __name__ == "__main__":
