@@ -220,8 +220,8 @@ def study(
         add(f"hybrid_{fraction}", "hybrid", on_policy_fraction=fraction)
       add("golden_policy", "golden_policy")
       add_levels(runs, world, task, prompts, truth)
-  for world in range(worlds):
-    for task in tasks:
+  for world in range(worlds):  # noqa: B007 - `add` reads both
+    for task in tasks:  # noqa: B007
       for every, offset in ((10, -0.1), (100, -0.2)):
         add(f"semi_{every}", "semi_online", offset, refresh_every=every)
       for beta in (0.05, 0.1):
