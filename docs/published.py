@@ -231,8 +231,8 @@ def main(arguments: list[str]) -> None:
     case ["pack", workdir, name]:
       pack(Path(workdir), name)
     case []:
-      for directory in sorted((DOCS / "data").iterdir()):
-        made(Data(directory))
+      for study in sorted((DOCS / "data").glob("*/study.json")):
+        made(Data(study.parent))
     case _:
       sys.exit(__doc__)
   for page in PAGES:

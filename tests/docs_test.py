@@ -259,9 +259,7 @@ def test_tables_are_what_docs_data_says(published):
     assert text.count("<!-- data:") == len(published.REGION.findall(text)), page.name
 
 
-@pytest.mark.parametrize(
-  "directory", STUDIES, ids=lambda directory: directory.name
-)
+@pytest.mark.parametrize("directory", STUDIES, ids=lambda directory: directory.name)
 def test_published_data_is_whole(published, directory, tmp_path):
   """All that claims, figures and the report are made of; where it is from is said."""
   data = published.Data(directory)
@@ -274,9 +272,7 @@ def test_published_data_is_whole(published, directory, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  "directory", STUDIES, ids=lambda directory: directory.name
-)
+@pytest.mark.parametrize("directory", STUDIES, ids=lambda directory: directory.name)
 def test_claims_are_those_of_the_published_outcomes(published, directory, tmp_path):
   data = published.Data(directory)
   data.unpack(tmp_path)

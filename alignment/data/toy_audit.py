@@ -102,8 +102,9 @@ class Audit:
       f"the best trivial policy ({name}) goes {share:.0%} of the way from the writers "
       "to the optimum",
       f"accuracy on the truth: blind to words {self.blind:.3f}, to topics "
-      f"{self.no_topics:.3f}, to kinds of neighbours {self.no_kinds:.3f}; best sum over "
-      f"words {self.linear:.3f}; of a perfect judge on raters' labels {self.raters:.3f}",
+      f"{self.no_topics:.3f}, to kinds of neighbours {self.no_kinds:.3f}; best sum "
+      f"over words {self.linear:.3f}; of a perfect judge on raters' labels "
+      f"{self.raters:.3f}",
     ]
 
 
