@@ -9,7 +9,8 @@ After the colon: a figure, or `all`; then `toy` (miniature, the default) or one 
 paper's tasks at its own scale. The miniature's language is the rich one, in which a
 word's worth depends on the post's topic and on its neighbours (alignment/data/toy.py).
 
-Hardware: two CPU cores for `toy`. Duration: not measured yet on this language.
+Hardware: two CPU cores for `toy`. Duration: about 90 minutes a world by estimate
+(docs/worlds.md says of what), not measured yet.
 """
 
 from alignment.data import toy
@@ -20,7 +21,7 @@ quickstart = documents.load("quickstart.py", beside=__file__)
 
 # What each figure is drawn from: groups of runs, defined below.
 FIGURES = {
-  "figure_01": ("online", "offline", "best_of_n"),
+  "figure_01": ("online", "offline", "offline_longer", "best_of_n"),
   "figure_04": ("online", "offline", "shuffled"),
   "figure_05": ("online", "offline", "shuffled", "final_vs_final"),
   "figure_06": (),  # the default runs, as classifiers of the online stream
@@ -47,40 +48,41 @@ SHUFFLED = OFFLINE | {"dataset": ("stream",)}
 def miniature():
   """(config, the axes of each group): sized for two cores."""
   c = quickstart.get_config()
-  c.data.update({"num_pairs": 60_000, "language": toy.RICH})
+  c.data.update({"num_pairs": 80_000, "language": toy.RICH})
   c.vocab.words = toy.words(toy.RICH["num_words"])
-  c.prompt_length = 13  # 12 words and EOS
-  c.response_length = 17  # longer than any writer's, so that none is cut
-  c.judge_context_length = 50
+  c.prompt_length = 11  # 10 words and EOS
+  c.response_length = 15  # longer than any writer's, so that none is cut
+  c.judge_context_length = 44
   c.sft.steps = 2000
   # The golden model is larger than policies and proxy, and starts from SFT of its size.
-  c.golden_pm.update({"size": "llama_milli", "steps": 6000, "evaluations": 6})
+  c.golden_pm.update({"size": "llama_milli", "steps": 3500, "evaluations": 5})
   c.proxy_pm.update({"size": "llama_micro", "steps": 2000})
   policy = {
     "size": "llama_micro",
-    "learning_rate": 3e-4,
+    "learning_rate": 1e-3,
     "steps": 1000,
-    "evaluate_at": (0.02, 0.04, 0.08, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0),
+    "evaluate_at": (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0),
   }
   c.policy.update(policy)
   c.golden_policy.update(policy)
-  c.evaluation.prompts = 1024
-  grid = {"beta": (0.02, 0.05, 0.1), "learning_rate": (3e-4, 1e-3)}
+  c.evaluation.prompts = 768
+  grid = {"beta": (0.01, 0.03, 0.1), "learning_rate": (3e-4, 1e-3)}
   rates = {"learning_rate": grid["learning_rate"]}
   return c, {
     "online": grid,
     "offline": grid,
     "shuffled": grid,
-    # Longer than the others: the paper gives it 20k steps instead of 4k.
-    "final_vs_final": rates | {"steps": (2000,)},
-    "resampled": rates,
+    # The paper gives offline 20k steps besides 4k.
+    "offline_longer": {"beta": grid["beta"], "steps": (5000,)},
+    "final_vs_final": rates | {"steps": (2000,)},  # in the paper longer, too
+    "resampled": {},
     "best_of_2": rates,
-    "losses": {"loss": ("dpo", "slic"), "beta": (0.1, 0.3)},
-    "sizes": {"size": ("llama_nano", "llama_tiny")} | rates,
+    "losses": {"loss": ("dpo", "slic")},
+    "sizes": {"size": ("llama_pico", "llama_nano", "llama_tiny")},
     # Of 4000 batches the paper shuffles 4 and 500; here they are 1000.
     "replay": (0, 4, 125),
-    "semi_online": (3, 10, 30, 100, 300, 0),
-    "hybrid": (0.25, 0.5, 0.75),
+    "semi_online": (10, 30, 100, 300, 0),
+    "hybrid": (0.25, 0.75),
     "best_of": (2, 4, 8, 16, 32, 64),
     "datasets": {"early": 0.2},
   }
@@ -153,6 +155,8 @@ def get_config(chosen: str = "all"):
   add("replay", "replay", SHUFFLED | {"replay_window": axes["replay"]})
   add("semi_online", "semi_online", {"refresh_every": axes["semi_online"]})
   add("hybrid", "hybrid", {"on_policy_fraction": axes["hybrid"]})
+  if "offline_longer" in axes:  # at the paper's scale offline itself has more steps
+    add("offline_longer", "offline_longer", OFFLINE | axes["offline_longer"])
   if "best_of_n" in groups:
     c.evaluation.best_of = axes["best_of"]
   c.runs = {label: tuple(products) for label, products in runs.items()}

@@ -242,7 +242,7 @@ def test_what_is_replayed_is_among_the_online_runs(task):
   runs = recipes.runs(config).values()
   online = [r.described() for series, r in runs if series == "online"]
   replays = [r for series, r in runs if series == "shuffled"]
-  assert len({r.size for r in replays}) == 3
+  assert len({r.size for r in replays}) >= 3
   for recipe in replays:
     stream = recipes.stream_of(config, recipe).described()
     assert stream | {"record": False} in online

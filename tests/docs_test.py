@@ -1,9 +1,7 @@
 """README.md, CONTRIBUTING.md and docs/: their Python runs, their commands parse, their
 links and the files that they name exist."""
 
-import csv
 import importlib
-import itertools
 import json
 from pathlib import Path
 import re
@@ -15,7 +13,7 @@ from absl.testing import flagsaver
 import pytest
 
 from alignment import judge_benchmark
-from alignment.analysis import topics
+from alignment.analysis import results, topics
 from alignment.core import evaluation, rules
 from alignment.core.losses import registry
 from alignment.data import datasets, readers
@@ -245,33 +243,44 @@ def test_the_tables_of_judges_are_their_data():
     assert rates in page, f"put the first table of {path.stem}.md into the page"
 
 
-def test_the_quickstarts_table_is_its_data():
-  """Every row: the golden preference model's accuracy, and four gaps."""
-  data = ROOT / "docs/data/quickstart"
-  models = map(json.loads, (data / "judges.jsonl").read_text().splitlines())
-  truth = {model["name"]: model["truth_accuracy"] for model in models}
-  with (data / "claims.csv").open() as file:
-    gaps = {
-      (row["world"], row["number"], row["judge"]): row
-      for row in csv.DictReader(file)
-      if row["compared"] == "online minus offline"
-    }
+STUDIES = sorted(path.parent for path in ROOT.glob("docs/data/*/study.json"))
 
-  def cell(world: str, number: str, judge: str) -> str:
-    row = gaps[world, number, judge]
-    value, low, high = (f"{float(row[k]):+.3f}" for k in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]".replace("-", "\N{MINUS SIGN}")
 
-  judges = "golden PM", "truth"
-  numbers = [
-    *itertools.product(("peak win rate", "win rate at equal KL"), judges)
-  ]  # fmt: skip
-  page = (ROOT / "docs/quickstart.md").read_text().replace("**", "")
-  for world in ("0", "1", "2", "3", "4", "5", "all"):
-    accuracy = f"{truth[f'world{world}_golden_pm']:.3f}" if world != "all" else ""
-    name = "0–5" if world == "all" else world
-    cells = [name, accuracy, *(cell(world, *number) for number in numbers)]
-    assert f"| {' | '.join(cells)} |" in page
+@pytest.fixture(name="published")
+def _published(monkeypatch):
+  monkeypatch.setattr(sys, "path", [str(ROOT / "docs"), *sys.path])
+  return importlib.import_module("published")
+
+
+def test_tables_are_what_docs_data_says(published):
+  for page in PAGES:
+    text = page.read_text(encoding="utf-8")
+    assert published.filled(text) == text, page.name
+    assert text.count("<!-- data:") == len(published.REGION.findall(text)), page.name
+
+
+@pytest.mark.parametrize("directory", STUDIES, ids=lambda directory: directory.name)
+def test_published_data_is_whole(published, directory, tmp_path):
+  """All that claims, figures and the report are made of; where it is from is said."""
+  data = published.Data(directory)
+  data.unpack(tmp_path)
+  study = results.published.load(tmp_path)
+  runs = results.load_runs(tmp_path, study.runs)
+  assert {run.world for run in runs} == set(study.worlds)
+  assert {row["world"] for row in data.claims} == {*map(str, study.worlds), "all"}
+  assert all(data.study[key] for key in ("commit", "lock", "config"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("directory", STUDIES, ids=lambda directory: directory.name)
+def test_claims_are_those_of_the_published_outcomes(published, directory, tmp_path):
+  data = published.Data(directory)
+  data.unpack(tmp_path)
+  study = json.loads((tmp_path / "study.json").read_text())
+  (tmp_path / "study.json").write_text(json.dumps(study | {"figures": []}))
+  results.redraw(tmp_path)
+  made = (tmp_path / "claims.csv").read_text()
+  assert made == (directory / "claims.csv").read_text()
 
 
 # --- The reference --------------------------------------------------------------------

@@ -26,6 +26,7 @@ MEASURED = {  # at every checkpoint, unless told otherwise
 OF_SERIES: dict[str, dict[str, Any]] = {
   "online": {"refresh_every": 1, "on_policy_fraction": 1.0},
   "offline": {"dataset": "golden", "on_policy_fraction": 0.0},
+  "offline_longer": {"dataset": "golden", "on_policy_fraction": 0.0},
   "shuffled": {"dataset": "stream", "replay_window": -1, "on_policy_fraction": 0.0},
   "replay": {"dataset": "stream", "replay_window": 0, "on_policy_fraction": 0.0},
   "semi_online": {"refresh_every": 16, "on_policy_fraction": 1.0},
@@ -147,6 +148,7 @@ def write(workdir: Path, run: Run) -> Path:
 
 EFFECT = {  # of the series on win rate, as the paper reports it
   "offline": -0.15,
+  "offline_longer": -0.13,
   "shuffled": -0.12,
   "final_vs_final": -0.35,
   "sft_vs_early": -0.1,
@@ -218,6 +220,12 @@ def study(
         add(f"hybrid_{fraction}", "hybrid", on_policy_fraction=fraction)
       add("golden_policy", "golden_policy")
       add_levels(runs, world, task, prompts, truth)
+  for world in range(worlds):  # noqa: B007 - `add` reads both
+    for task in tasks:  # noqa: B007
+      for every, offset in ((10, -0.1), (100, -0.2)):
+        add(f"semi_{every}", "semi_online", offset, refresh_every=every)
+      for beta in (0.05, 0.1):
+        add(f"longer_beta{beta}", "offline_longer", beta=beta)
   return runs
 
 

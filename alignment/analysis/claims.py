@@ -6,6 +6,9 @@ the statement holds (agrees), or has no point in common with it (disagrees). Any
 else is "undecided", with the reason. So is what has more runs to choose from on one
 side than on the other. With equal numbers, one run a side is enough: intervals at equal
 KL and of peaks cover what they should (tests/analysis/coverage_test.py).
+
+A world whose golden preference model is a poor judge of the truth, where that is known,
+counts for no claim (`Published.refused`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,6 +47,11 @@ class Claim:
   reading: str  # what these worlds show, where they are too few to decide
 
   @property
+  def of_the_paper(self) -> bool:
+    """Whether it is about one of its figures."""
+    return self.figure.startswith("App.") or self.figure[0].isdigit()
+
+  @property
   def compared(self) -> str:
     """For tables: "online minus offline"."""
     return ", ".join([" minus ".join(self.groups[:2]), *self.groups[2:]])
@@ -63,15 +71,17 @@ def claims(
   hypotheses: Sequence[Hypothesis] = HYPOTHESES,
   resamples: int = RESAMPLES,
   classification: Sequence[Classification] = (),
+  refused: Mapping[int, str] | None = None,
 ) -> list[Claim]:
   """Measures every hypothesis on every task and loss, in the order of the paper.
 
   A statement that no world has the runs for is left out; worlds that lack some of them
-  are named in the reason. `classification` is what figure 6 is drawn from.
+  are named in the reason. `classification` is what figure 6 is drawn from. `refused`
+  worlds count for nothing: world -> why.
   """
   main = main_loss(runs)
   measured = [
-    _claim(hypothesis, task, loss, pool, resamples)
+    _claim(hypothesis, task, loss, pool, resamples, refused or {})
     for hypothesis in hypotheses
     for (task, loss), pool in _pools(runs, classification).items()
     if hypothesis.is_about(task, loss, main)
@@ -98,7 +108,12 @@ def _pools(
 
 
 def _claim(
-  hypothesis: Hypothesis, task: str, loss: str, pool: Pool, resamples: int
+  hypothesis: Hypothesis,
+  task: str,
+  loss: str,
+  pool: Pool,
+  resamples: int,
+  refused: Mapping[int, str],
 ) -> Claim | None:
   """None where there is no judge, or no world that has runs of all groups."""
   worlds = {run.world for run in pool.runs} | {c.world for c in pool.classification}
@@ -106,7 +121,9 @@ def _claim(
   if hypothesis.number.judged:
     judges = list(pool.runs[0].wins) if pool.runs else []
   measured = {
-    world: _measured(hypothesis, pool.of_world(world), judges, resamples)
+    world: _measured(
+      hypothesis, pool.of_world(world), judges, resamples, refused.get(world, "")
+    )
     for world in sorted(worlds)
   }
   if not judges or all(0 in world.num_runs for world in measured.values()):
@@ -146,14 +163,18 @@ class _Measured:
 
 
 def _measured(
-  hypothesis: Hypothesis, in_world: Pool, judges: Sequence[str], resamples: int
+  hypothesis: Hypothesis,
+  in_world: Pool,
+  judges: Sequence[str],
+  resamples: int,
+  refused: str,
 ) -> _Measured:
   every = [group.members(in_world) for group in hypothesis.groups]
   matching = hypothesis.match(every)
   num_runs = tuple(map(_num_runs, matching))
   lacking = [g for g, runs in zip(hypothesis.groups, every, strict=True) if not runs]
-  if lacking:
-    reason = f"no {' and no '.join(map(str, lacking))} run"
+  if lacking or refused:
+    reason = refused or f"no {' and no '.join(map(str, lacking))} run"
     return _Measured(num_runs, dict.fromkeys(judges, undefined(reason)), {})
   number = hypothesis.number
   estimates = {j: _measure(number, matching, j, resamples) for j in judges}
@@ -275,12 +296,13 @@ def _reading(
 
 
 def tally(claims: Sequence[Claim]) -> dict[str, int]:
-  """verdict -> statements; of one that is made of several losses, all must say it.
+  """verdict -> the paper's statements; of one that is made of several losses, all must
+  say it.
 
   One that agrees for some losses and disagrees for others is "mixed".
   """
   verdicts: dict[tuple[str, str, str], set[str]] = {}
-  for claim in claims:
+  for claim in (claim for claim in claims if claim.of_the_paper):
     about = claim.figure, claim.statement, claim.task
     verdicts.setdefault(about, set()).add(claim.verdict)
   counts = dict.fromkeys(("agrees", "disagrees", "mixed", "undecided"), 0)
@@ -361,8 +383,9 @@ def _text_rows(claim: Claim) -> list[tuple[str, ...]]:
 def _text_notes(claim: Claim) -> list[str]:
   """Lines below a claim's rows; the last is empty."""
   because = f" ({claim.reason})" if claim.reason else ""
+  who = "paper" if claim.of_the_paper else "beyond the paper"
   notes = [
-    f'paper: "{claim.statement}": {claim.verdict}{because}',
+    f'{who}: "{claim.statement}": {claim.verdict}{because}',
     f"number: {claim.compared}; holds if {claim.region}",
   ]
   if claim.reading:

@@ -194,6 +194,27 @@ def fall_in_steps(
   return over_prompts(np.mean(falls, axis=0), runs)
 
 
+def staleness_slope(
+  online: Sequence[Run],
+  semi_online: Sequence[Run],
+  judge: str,
+  *,
+  resamples: int = RESAMPLES,
+) -> Estimate:
+  """Change of the peak win rate where the sampling policy is ten times as old.
+
+  Least squares over the logarithm of the steps between its renewals, which are 1
+  online. Runs whose sampling policy is never renewed have no age, and are left out.
+  """
+  runs = [*online, *(run for run in semi_online if run.refresh_every)]
+  ages_N = np.log10([run.refresh_every or 1 for run in runs])
+  if np.ptp(ages_N) == 0:
+    return undefined("the sampling policy is equally old in all runs")
+  centred_N = ages_N - ages_N.mean()
+  peaks_RxN = np.stack([peak_R([run], judge, 1, resamples) for run in runs], axis=1)
+  return over_prompts(peaks_RxN @ centred_N / (centred_N @ centred_N), runs)
+
+
 def log_kl_ratio_at_peak(
   runs_a: Sequence[Run],
   runs_b: Sequence[Run],

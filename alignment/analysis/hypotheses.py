@@ -45,6 +45,9 @@ GAPS_AT_BUDGETS = {
 }
 PEAK_GAP = Number("peak win rate", gaps.peak_gap, selects=True)
 LAST_GAP = Number("last win rate", gaps.last_gap)
+STALENESS_SLOPE = Number(
+  "change of the peak per tenfold age of the sampling policy", gaps.staleness_slope
+)
 PEAK_ABOVE_SFT = Number("peak above SFT", gaps.peak_above_level)
 FALL_FROM_PEAK = Number("peak above largest KL", gaps.fall_from_peak)
 FALL_IN_STEPS = Number("peak above last step, per run", gaps.fall_in_steps)
@@ -115,6 +118,11 @@ REPLAY_SHUFFLED_A_LITTLE = Group("replay", shuffling=Shuffling.LEAST)
 FINAL_VS_FINAL = Group("final_vs_final")
 SFT_VS_EARLY = Group("sft_vs_early")
 EARLY_VS_FINAL = Group("early_vs_final")
+OFFLINE_LONGER = Group("offline_longer")  # more steps at some of offline's settings
+SEMI_ONLINE = Group("semi_online")
+SEMI_ONLINE_10, SEMI_ONLINE_100 = (
+  dataclasses.replace(SEMI_ONLINE, refresh_every=every) for every in (10, 100)
+)
 # On the recorded online stream.
 PROXY_PM = Classifier("proxy_pm")
 ONLINE_CLASSIFIER, OFFLINE_CLASSIFIER = Classifier("online"), Classifier("offline")

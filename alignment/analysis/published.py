@@ -14,6 +14,7 @@
   training: names of `training/<name>.jsonl`, training statistics of a model each
   samples: {"note": string, "rows": [{"prompt": string, "responses": {column: string}}]}
   version, commit: of the code that made it, strings or null; may be absent
+  config, lock: its configuration and the sha256 of requirements.lock, for people
 """
 
 import dataclasses
@@ -41,6 +42,9 @@ from alignment.analysis.records import (
 from alignment.types import UserError
 
 FILE = "study.json"
+# Of held-out pairs: with less agreement a golden preference model has been seen to turn
+# the sign of what it judges.
+TRUTH_NEEDED = 0.85
 _REMEDY = "run the study's command again, which writes it"
 
 _INTEGERS = list_of(INTEGER)
@@ -68,9 +72,9 @@ _MODEL: Schema = {
   "steps": MEASURED,
   "train_accuracy": MEASURED,
   "validation_accuracy": MEASURED,
-  "validation_stderr": MEASURED,
+  "validation_within": MEASURED,
   "truth_accuracy": MEASURED,
-  "truth_stderr": MEASURED,
+  "truth_within": MEASURED,
 }
 _AUDIT: Schema = {
   "orders_agree": MEASURED,
@@ -102,9 +106,9 @@ class Model:
   steps: float | None  # of the checkpoint that was chosen
   train_accuracy: float | None
   validation_accuracy: float | None  # over prompts that no model has learned from
-  validation_stderr: float | None
+  validation_within: float | None  # half of the 95 % interval
   truth_accuracy: float | None  # where the truth is known
-  truth_stderr: float | None
+  truth_within: float | None
   audit: Audit | None = None
 
   @property
@@ -138,6 +142,18 @@ class Published:
   samples_note: str  # of what checkpoints they are
   version: str | None = None  # of the code that made it
   commit: str | None = None
+
+  @property
+  def refused(self) -> dict[int, str]:
+    """world -> why it counts for no claim, of those that do not."""
+    accuracies = {model.name: model.truth_accuracy for model in self.models}
+    of_world = {w: accuracies.get(f"world{w}_golden_pm") for w in self.worlds}
+    return {
+      world: f"the golden PM agrees with the truth on {accuracy:.3f} of held-out "
+      f"pairs, less than {TRUTH_NEEDED}"
+      for world, accuracy in of_world.items()
+      if accuracy is not None and accuracy < TRUTH_NEEDED
+    }
 
 
 def load(workdir: Path) -> Published:

@@ -8,7 +8,7 @@ from typing import Any
 from alignment.analysis.answer import answer, worlds_in_words
 from alignment.analysis.claims import NO_JUDGE, WORLDS_NEEDED, Claim, tally
 from alignment.analysis.figures import FIGURES, to_svg, training_curves
-from alignment.analysis.intervals import NORMAL_QUANTILE, Estimate
+from alignment.analysis.intervals import Estimate
 from alignment.analysis.page import (
   cell,
   figure,
@@ -72,7 +72,7 @@ def write_report(
     "Figures": _figures(drawings, others),
     "Training curves": "".join(map(_curves, curves, curves.values())),
     "Data": items(study.data),
-    "Claims": _claims(claims, len(study.worlds)),
+    "Claims": _refused(study) + _claims(claims, len(study.worlds)),
   }
   first, last = study.worlds[0], study.worlds[-1]
   worlds = f"world {first}" if first == last else f"worlds {first} to {last}"
@@ -144,7 +144,7 @@ def _audit(name: str, audit: Audit) -> str:
 
 
 def _model(model: Model) -> str:
-  validation = _accuracy(model.validation_accuracy, model.validation_stderr)
+  validation = _accuracy(model.validation_accuracy, model.validation_within)
   values = (
     text(model.name),
     number(model.parameters),
@@ -153,7 +153,7 @@ def _model(model: Model) -> str:
     number(model.train_accuracy),
     validation,
     validation if model.labelled_by_golden_pm else number(None),
-    _accuracy(model.truth_accuracy, model.truth_stderr),
+    _accuracy(model.truth_accuracy, model.truth_within),
   )
   return "".join(
     cell(content, column, "" if column in ("role", "started from") else "number")
@@ -161,11 +161,11 @@ def _model(model: Model) -> str:
   )
 
 
-def _accuracy(value: float | None, stderr: float | None) -> str:
-  """With its 95 % margin, if there is one."""
-  if value is None or stderr is None or math.isnan(value):
+def _accuracy(value: float | None, within: float | None) -> str:
+  """With half of its 95 % interval, if there is one."""
+  if value is None or within is None or math.isnan(value):
     return number(value)
-  return f"{value:.3f} ± {NORMAL_QUANTILE * stderr:.3f}"
+  return f"{value:.3f} ± {within:.3f}"
 
 
 def _samples(samples: Sequence[Sample]) -> str:
@@ -208,6 +208,13 @@ def _estimate(estimate: Estimate, worlds: int) -> str:
   return "<br>".join(lines)
 
 
+def _refused(study: Published) -> str:
+  return "".join(
+    paragraph(f"World {world} counts for no claim: {reason}.")
+    for world, reason in study.refused.items()
+  )
+
+
 def _claims(claims: Sequence[Claim], worlds: int) -> str:
   """A table grouped by figure, one row per claim, a column per judge.
 
@@ -222,7 +229,7 @@ def _claims(claims: Sequence[Claim], worlds: int) -> str:
   head = ("the paper's statement", "task, loss", *judges, "runs", decided)
   rows = []
   for name in dict.fromkeys(claim.figure for claim in claims):
-    title = name if name.startswith("App") else f"Figure {name}"
+    title = f"Figure {name}" if name[0].isdigit() else name
     rows.append(f'<th scope="rowgroup" colspan="{len(head)}">{text(title)}</th>')
     rows += [
       _claim_row(claim, judges, worlds) for claim in claims if claim.figure == name
@@ -248,7 +255,8 @@ def _tally(claims: Sequence[Claim]) -> str:
   counts = tally(claims)
   words = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
   return (
-    f"{sum(counts.values())} statements, each counted once for all losses: {words}."
+    f"{sum(counts.values())} statements of the paper, each counted once for all "
+    f"losses: {words}."
   )
 
 

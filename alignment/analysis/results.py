@@ -37,7 +37,8 @@ def redraw(workdir: Path) -> None:
   classified = _classification(workdir, study)
   curves = _curves(workdir, study)
   drawn, missing = _draw(workdir, study, runs, classified)
-  measured = claims(runs, classification=classified)
+  refused = study.refused
+  measured = claims(runs, classification=classified, refused=refused)
   csv_path, page_path = workdir / "claims.csv", workdir / "report.html"
   write_report(
     page_path,
@@ -53,6 +54,8 @@ def redraw(workdir: Path) -> None:
   if length_rows:
     write_atomically(length_path, figures.csv_bytes(length_rows))
   print(format_claims(measured))
+  for world, reason in refused.items():
+    print(f"world {world} counts for no claim: {reason}\n")
   print(best_checkpoints(runs))
   for path in (
     *(path for figure in drawn.values() for path in (figure.png, figure.csv)),

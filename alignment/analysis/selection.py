@@ -139,6 +139,7 @@ class Group:
   shuffling: Shuffling | None = None  # of a replay; None takes all
   default: bool = False  # only runs of default hyper-parameters
   measured: str = ""  # only runs whose evaluations have this key
+  refresh_every: int | None = None  # only runs whose sampler is so many steps old
 
   def members(self, pool: Pool) -> list[Run]:
     runs = [run for run in pool.runs if run.series == self.series]
@@ -148,6 +149,8 @@ class Group:
       runs = [r for r in runs if window is not None and r.replay_window == window]
     if self.default:
       runs = [run for run in runs if run.default]
+    if self.refresh_every is not None:
+      runs = [run for run in runs if run.refresh_every == self.refresh_every]
     if self.measured:
       runs = [
         run
@@ -175,6 +178,7 @@ class Group:
       self.series.replace("_", "-"),
       "of all sizes" if self.size is Size.ALL else "",
       self.shuffling.value if self.shuffling else "",
+      f"of every {self.refresh_every} steps" if self.refresh_every else "",
     )
     return " ".join(filter(None, words))
 

@@ -7,6 +7,7 @@ margins are fixed (`hypotheses.py`), before any fresh world is run.
 """
 
 from alignment.analysis import hypotheses as h
+from alignment.analysis.beyond import BEYOND_THE_PAPER
 from alignment.analysis.hypotheses import Hypothesis
 from alignment.analysis.selection import matched_sizes, unmatched
 
@@ -413,4 +414,5 @@ HYPOTHESES = (
   *_SCALING,
   *_DATA,
   *_APPENDICES,
+  *BEYOND_THE_PAPER,
 )

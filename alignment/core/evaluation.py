@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
+from scipy import special
 
 from alignment.core import host_judges, logprobs, sampling, scoring
 from alignment.core.judges import Judge, PreferenceModel
@@ -280,16 +281,18 @@ class PolicyEvaluation:
     }
 
 
-def clustered_stderr(values_P: np.ndarray, clusters_P: np.ndarray) -> float:
-  """Standard error of a mean whose values vary together within a cluster (a prompt).
+def clustered_within(values_P: np.ndarray, clusters_P: np.ndarray) -> float:
+  """Half the 95 % interval of a mean whose values vary together within a cluster.
 
-  From the sums of deviations of the clusters, at least two; the usual one where every
-  cluster has one value.
+  A cluster is a prompt; there are at least two. The standard error is from the sums of
+  their deviations (the usual one where every cluster has one value), and the quantile
+  Student's t: of few clusters the error itself is known badly.
   """
   _, at_P = np.unique(clusters_P, return_inverse=True)
   sums_C = np.bincount(at_P, values_P - values_P.mean())
   size = len(sums_C)
-  return float(np.sqrt(size / (size - 1) * (sums_C**2).sum()) / len(values_P))
+  stderr = np.sqrt(size / (size - 1) * (sums_C**2).sum()) / len(values_P)
+  return float(special.stdtrit(size - 1, 0.975) * stderr)
 
 
 def _stderr(values: np.ndarray) -> float:

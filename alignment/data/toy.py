@@ -48,20 +48,20 @@ EASY: dict[str, Any] = {
   "temperature": 0.45,
 }
 RICH: dict[str, Any] = {
-  "num_words": 48,
-  "prompt_words": 12,
-  "response_words": 12,
-  "fewest_words": 6,
+  "num_words": 32,
+  "prompt_words": 10,
+  "response_words": 10,
+  "fewest_words": 5,
   "weights": (-0.6, 0.6),
-  "topics": 4,
+  "topics": 2,
   "topic_weight": 0.9,
-  "kinds": 4,
+  "kinds": 3,
   "kind_bonus": 0.8,
   "order_bonus": 0.15,
   "repeat_cost": 1.5,
   "length_cost": 0.1,
   "spread": 0.3,
-  "temperature": 1.0,
+  "temperature": 0.8,
   "stranger_rate": 0.05,
 }
 

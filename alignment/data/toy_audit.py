@@ -7,6 +7,7 @@ offline and in seconds; `check` refuses a world that a trivial policy wins.
   python -m alignment.data.toy_audit rich 0 6    # worlds 0 to 5 of a language
 """
 
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import sys
@@ -32,6 +33,7 @@ class Audit:
     trivial: of policies that need not know what words are worth, by name.
     blind: accuracy of the utility of an average word: it knows costs and order, but
       neither weights nor kinds.
+    no_topics, no_kinds: accuracies of those who know all else.
     linear: accuracy of the best sum over words, which is told the true utilities.
     raters: of the best judge there is, on labels: raters disagree with themselves.
   """
@@ -41,6 +43,8 @@ class Audit:
   writers: float
   trivial: dict[str, float]
   blind: float
+  no_topics: float
+  no_kinds: float
   linear: float
   raters: float
 
@@ -61,7 +65,9 @@ class Audit:
         name: float(values.utilities(some, responses).mean())
         for name, responses in _trivial(language, some, both[0]).items()
       },
-      blind=_accuracy(_blind(language, posts, both), gap),
+      blind=_accuracy(_without(language, posts, both, "words", "kinds"), gap),
+      no_topics=_accuracy(_without(language, posts, both, "topics"), gap),
+      no_kinds=_accuracy(_without(language, posts, both, "kinds"), gap),
       linear=_accuracy(_linear(language, posts, both, gap), gap),
       raters=float(np.mean(1 / (1 + np.exp(-np.abs(gap) / language.temperature)))),
     )
@@ -95,8 +101,10 @@ class Audit:
       + ", ".join(f"{name} {value:.2f}" for name, value in self.trivial.items()),
       f"the best trivial policy ({name}) goes {share:.0%} of the way from the writers "
       "to the optimum",
-      f"accuracy on the truth: blind to words {self.blind:.3f}, best sum over words "
-      f"{self.linear:.3f}; of a perfect judge on raters' labels {self.raters:.3f}",
+      f"accuracy on the truth: blind to words {self.blind:.3f}, to topics "
+      f"{self.no_topics:.3f}, to kinds of neighbours {self.no_kinds:.3f}; best sum "
+      f"over words {self.linear:.3f}; of a perfect judge on raters' labels "
+      f"{self.raters:.3f}",
     ]
 
 
@@ -159,13 +167,20 @@ def _accuracy(margin: np.ndarray, gap: np.ndarray) -> float:
   return float(right[gap != 0].mean())
 
 
-def _blind(language, posts_NxS: np.ndarray, both: list[np.ndarray]) -> np.ndarray:
-  """The margin of one who takes all words for average ones."""
-  v = language.values
+def _without(
+  language, posts_NxS: np.ndarray, both: list[np.ndarray], *unknown: str
+) -> np.ndarray:
+  """The margin of one who takes words, topics or kinds for average ones."""
+  weights_ZxW = language.values.weights_ZxW
+  bonus_KxK = language.values.kind_bonus_KxK
+  if "words" in unknown:
+    weights_ZxW = np.full_like(weights_ZxW, weights_ZxW.mean())
+  if "topics" in unknown:
+    weights_ZxW = np.broadcast_to(weights_ZxW.mean(axis=0), weights_ZxW.shape)
+  if "kinds" in unknown:
+    bonus_KxK = np.full_like(bonus_KxK, bonus_KxK.mean())
   average = dataclasses.replace(
-    v,
-    weights_ZxW=np.full_like(v.weights_ZxW, v.weights_ZxW.mean()),
-    kind_bonus_KxK=np.full_like(v.kind_bonus_KxK, v.kind_bonus_KxK.mean()),
+    language.values, weights_ZxW=weights_ZxW, kind_bonus_KxK=bonus_KxK
   )
   first, second = (average.utilities(posts_NxS, responses) for responses in both)
   return first - second
@@ -204,10 +219,27 @@ def _linear(
   return margin
 
 
+def summary(audits: Sequence[Audit]) -> Iterator[str]:
+  """Each number's mean and range over worlds."""
+  numbers = {
+    "optimum": [audit.optimum for audit in audits],
+    "writers": [audit.writers for audit in audits],
+    **{name: [a.trivial[name] for a in audits] for name in audits[0].trivial},
+    "best trivial policy's share of the way": [a.closest[1] for a in audits],
+  }
+  for name, values in numbers.items():
+    yield f"{name}: {np.mean(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
+  for name in ("blind", "no_topics", "no_kinds", "linear", "raters"):
+    values = [getattr(audit, name) for audit in audits]
+    yield f"{name}: {np.mean(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
+
+
 def main(name: str, first: str, count: str) -> None:
-  fields = {"easy": toy.EASY, "rich": toy.RICH}[name]
+  fields, audits = {"easy": toy.EASY, "rich": toy.RICH}[name], []
   for world in range(int(first), int(first) + int(count)):
-    print(f"world {world}", *Audit.of(Language(world, **fields)).lines(), sep="\n  ")
+    audits.append(Audit.of(Language(world, **fields)))
+    print(f"world {world}", *audits[-1].lines(), sep="\n  ")
+  print("mean and range", *summary(audits), sep="\n  ")
 
 
 if __name__ == "__main__":

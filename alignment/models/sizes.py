@@ -75,6 +75,7 @@ _GEMMA_3 = _GEMMA | {
   "rope": Rope(1e6),
   "local_rope": Rope(),
 }
+_PICO = (32, 64, 2, 2, 1, 16)
 _NANO = (48, 96, 2, 4, 2, 16)
 _MICRO = (64, 128, 3, 4, 2, 16)
 _MILLI = (64, 128, 4, 4, 2, 16)
@@ -87,6 +88,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "llama",
     _COLUMNS,
     (
+      ("llama_pico", *_PICO),
       ("llama_nano", *_NANO),
       ("llama_micro", *_MICRO),
       ("llama_milli", *_MILLI),

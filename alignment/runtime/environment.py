@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 import functools
+import hashlib
 import importlib.metadata
 import os
 from pathlib import Path
@@ -35,7 +36,10 @@ def environment(state: Any) -> dict[str, Any]:
 
 @functools.cache
 def code() -> dict[str, str | None]:
-  """The version of this package, and the commit of a checkout (None elsewhere)."""
+  """The version of this package; of a checkout also commit and lock file's sha256.
+
+  What is not known is None.
+  """
   root = Path(__file__).parents[2]
   commit = None
   if (root / ".git").exists():
@@ -49,7 +53,9 @@ def code() -> dict[str, str | None]:
     version = importlib.metadata.version(_DISTRIBUTION)
   except importlib.metadata.PackageNotFoundError:  # run where it is not installed
     version = None
-  return {"version": version, "commit": commit}
+  lock = root / "requirements.lock"
+  sha256 = hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None
+  return {"version": version, "commit": commit, "lock": sha256}
 
 
 def changes(saved: Mapping[str, Any], state: Any) -> Iterator[str]:

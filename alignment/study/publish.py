@@ -5,7 +5,8 @@ What is published needs neither the configuration nor the artefacts any more:
   runs/<run>/            evaluations.jsonl, outcomes.npz, metrics.jsonl
   classification/        world<w>.jsonl
   training/<name>.jsonl  training curves of the models of the first world
-  study.json             the task, worlds, runs, figures, models and samples
+  study.json             the task, worlds, runs, figures, models and samples; the
+                         configuration, commit and lock file they are of
 
 `alignment.analysis` draws figures, claims and the report from them.
 """
@@ -68,6 +69,7 @@ def publish(config: ConfigDict, studies: Sequence[Study], workdir: Path) -> None
   note, rows = _samples(first, workdir, runs)
   content = {
     **environment.code(),
+    "config": recipes.plain(config),
     "task": config.task,
     "worlds": [study.world for study in studies],
     "figures": list(config.figures),
@@ -149,9 +151,9 @@ _OF_LENGTH = ("longer_wins", "longer_preferred")
 _ACCURACIES = (
   "train_accuracy",
   "validation_accuracy",
-  "validation_stderr",
+  "validation_within",
   "truth_accuracy",
-  "truth_stderr",
+  "truth_within",
 )
 
 

@@ -99,6 +99,17 @@ def test_a_world_counts_where_every_judge_has_its_number():
   assert verdict == ("undecided", "5 worlds: 6 are needed; world 3: flat")
 
 
+def test_a_refused_world_counts_for_no_claim():
+  runs = worlds_of_runs((-5.0, *AHEAD))
+  measured = claims_lib.claims(
+    runs, FIGURE_1, resamples=10, refused={0: "a poor judge"}
+  )
+  for claim in measured:
+    assert claim.estimates[JUDGE].value == pytest.approx(np.mean(AHEAD))
+    assert claim.estimates[JUDGE].reason == "world 0: a poor judge"
+    assert claim.verdict == "agrees" and math.isnan(claim.per_world[0][JUDGE].value)
+
+
 def test_few_worlds_are_read_by_the_statements_region():
   equal = dataclasses.replace(FIGURE_1[0], holds=(-0.02, 0.02))
   (claim,) = claims_lib.claims(worlds_of_runs((0.0, 0.1, 0.2)), [equal], resamples=10)
@@ -264,7 +275,7 @@ def test_every_statement_of_the_paper_is_measured(study_claims):
   figures = {claim.figure for claim in study_claims}
   assert figures == {
     *("1", "4", "5", "6", "7", "8 top", "8 bottom", "9", "10", "11, 14", "12", "13"),
-    *("App. E.1", "App. F"),
+    *("App. E.1", "App. F", "offline for longer", "staleness"),
   }
   measured = {(claim.figure, claim.statement) for claim in study_claims}
   on_other_tasks = {
@@ -315,6 +326,9 @@ def test_what_holds_in_the_made_up_study_is_found(study_claims):
     ("13", "a lot of shuffling", "undecided"),
     ("App. E.1", "chance: offline", "agrees"),
     ("App. F", "0.1 %", "agrees"),
+    ("offline for longer", "peak", "agrees"),
+    ("staleness", "(10 steps) is as good", "disagrees"),
+    ("staleness", "teach less", "agrees"),
   ):
     seen = [v for (f, text), v in verdicts.items() if f == figure and words in text]
     assert seen == [verdict], (figure, words, seen)

@@ -225,6 +225,20 @@ def test_a_fall_in_steps_is_within_a_run_whatever_its_kl():
   assert value(gaps.fall_in_steps([falls, rises], JUDGE, resamples=5)) == 0.1
 
 
+def test_the_slope_of_peaks_is_per_tenfold_age():
+  def aged(peak, every):
+    wins_ExP = synthetic.certain([0.2, peak])
+    return synthetic.make_run(
+      f"r{every}", "semi_online", wins_ExP, [1, 2], refresh_every=every
+    )
+
+  online = [make_run([0.2, 0.6])]
+  semi = [aged(0.55, 10), aged(0.5, 100), aged(0.1, 0)]  # never renewed: of no age
+  estimate = gaps.staleness_slope(online, semi, JUDGE, resamples=3)
+  assert value(estimate) == -0.05
+  assert "equally old" in gaps.staleness_slope(online, semi[2:], JUDGE).reason
+
+
 def test_a_level_has_noise_of_its_own():
   wins_ExP = np.array([[1.0, 0.0] * 20])
   level = [synthetic.make_run("sft", "sft", wins_ExP, [0.0])]

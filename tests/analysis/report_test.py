@@ -66,9 +66,9 @@ MODEL = Model(
   steps=10,
   train_accuracy=None,
   validation_accuracy=None,
-  validation_stderr=None,
+  validation_within=None,
   truth_accuracy=None,
-  truth_stderr=None,
+  truth_within=None,
 )
 STUDY = Published(
   task=HOSTILE,
@@ -132,12 +132,12 @@ def test_claims_show_estimates_intervals_verdict_and_counts(tmp_path):
   [
     ({"name": "sft", "train_accuracy": 0.73123}, ["0.731", "–", "–", "–"]),
     (
-      {"name": "golden_pm", "validation_accuracy": 0.9264, "validation_stderr": 0.006},
+      {"name": "golden_pm", "validation_accuracy": 0.9264, "validation_within": 0.012},
       ["–", "0.926 ± 0.012", "–", "–"],
     ),
     (
-      {"name": "world1_proxy_pm", "validation_accuracy": 0.9, "validation_stderr": 0.01}
-      | {"truth_accuracy": 0.8, "truth_stderr": 0.02},
+      {"name": "world1_proxy_pm", "validation_accuracy": 0.9, "validation_within": 0.02}
+      | {"truth_accuracy": 0.8, "truth_within": 0.039},
       ["–", "0.900 ± 0.020", "0.900 ± 0.020", "0.800 ± 0.039"],
     ),
     ({"name": "x", "truth_accuracy": float("nan")}, ["–", "–", "–", "–"]),

@@ -21,9 +21,9 @@ MODEL = {
   "steps": 8,
   "train_accuracy": 0.75,
   "validation_accuracy": 0.9,
-  "validation_stderr": 0.01,
+  "validation_within": 0.02,
   "truth_accuracy": None,
-  "truth_stderr": None,
+  "truth_within": None,
 }
 STUDY = {
   "task": "tldr",
@@ -140,6 +140,19 @@ def test_what_a_study_says_is_read(workdir):
   publish(workdir, models=[MODEL | {"audit": audit}])
   assert published.load(workdir).models[0].audit == published.Audit(**audit)
   assert study.samples == [published.Sample("p", {"a": "b"})]
+
+
+@pytest.mark.parametrize("accuracy, told", [(0.84, True), (0.85, False), (None, False)])
+def test_a_world_whose_golden_judge_misses_the_truth_is_refused(
+  workdir, accuracy, told, capsys
+):
+  golden = MODEL | {"name": "world0_golden_pm", "truth_accuracy": accuracy}
+  publish(workdir, models=[golden], figures=[])
+  results.redraw(workdir)
+  words = "counts for no claim: the golden PM agrees with the truth on 0.840"
+  assert (f"world 0 {words}" in capsys.readouterr().out) == told
+  assert (f"World 0 {words}" in (workdir / "report.html").read_text()) == told
+  assert (b"world 0: the golden PM" in (workdir / "claims.csv").read_bytes()) == told
 
 
 def test_code_is_named_where_it_is_known(workdir):

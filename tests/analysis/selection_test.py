@@ -77,6 +77,7 @@ def test_matched_sizes_are_matched_in_settings_too():
     (Group("online", default=True), []),
     (Group("offline", default=True), ["micro"]),
     (Group("online", measured="self_classification_accuracy"), []),
+    (Group("semi_online", refresh_every=10), [10]),
   ],
 )
 def test_groups(group, expected):
@@ -85,9 +86,11 @@ def test_groups(group, expected):
     *(make_run("online", size=s, measured=unmeasured) for s in ("micro", "milli")),
     make_run("offline", default=True),
     *(make_run("replay", replay_window=window) for window in (500, -1, 4, 0)),
+    *(make_run("semi_online", refresh_every=every) for every in (100, 10)),
   ]
   members = group.members(Pool(runs, (), "micro", "milli"))
-  key = "replay_window" if group.series == "replay" else "size"
+  keys = {"replay": "replay_window", "semi_online": "refresh_every"}
+  key = keys.get(group.series, "size")
   assert [getattr(run, key) for run in members] == expected
 
 

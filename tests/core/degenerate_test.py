@@ -95,7 +95,7 @@ def test_a_judge_that_always_says_a_learns_from_both_orders():
 
 
 def test_a_golden_judge_at_chance_stops_the_study():
-  report = {"validation_accuracy": 0.5, "validation_stderr": 0.0, "train_accuracy": 0.5}
+  report = {"validation_accuracy": 0.5, "validation_within": 0.0, "train_accuracy": 0.5}
   with pytest.raises(UserError, match="accuracy 0.500 .* is not above 0.6: use more"):
     judging.check_judge(0, report)
 

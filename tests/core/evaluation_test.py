@@ -7,6 +7,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 
 from alignment.core import evaluation, rows, sampling, scoring
 from alignment.models import t5
@@ -265,13 +266,25 @@ def test_ties_count_half():
   np.testing.assert_array_equal(outcomes, [1, 0.5, 0])
 
 
-def test_standard_errors_of_pairs_that_share_prompts():
+def test_intervals_of_pairs_that_share_prompts():
   values, alone = np.array([1.0, 0.0, 1.0, 1.0, 0.0]), np.arange(5)
-  usual = values.std(ddof=1) / 5**0.5
-  assert evaluation.clustered_stderr(values, 7 - alone) == pytest.approx(usual)
+  usual = stats.t.ppf(0.975, 4) * values.std(ddof=1) / 5**0.5
+  assert evaluation.clustered_within(values, 7 - alone) == pytest.approx(usual)
   # Every pair twice is no more than every pair once.
-  twice = evaluation.clustered_stderr(np.repeat(values, 2), np.repeat(alone, 2))
+  twice = evaluation.clustered_within(np.repeat(values, 2), np.repeat(alone, 2))
   assert twice == pytest.approx(usual)
+
+
+@pytest.mark.parametrize("clusters", [4, 10, 100])
+def test_intervals_of_few_prompts_cover_the_mean(clusters):
+  rng = np.random.default_rng(0)
+  prompts = np.repeat(np.arange(clusters), 1 + np.arange(clusters) % 3)
+  covered = []
+  for _ in range(2000):
+    values = rng.normal(size=clusters)[prompts] + rng.normal(size=len(prompts))
+    within = evaluation.clustered_within(values, prompts)
+    covered.append(abs(values.mean()) <= within)
+  assert abs(np.mean(covered) - 0.95) < 0.02
 
 
 def test_rows_are_mapped_in_order_in_batches_of_one_shape():

@@ -6,6 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from scipy import special
 
 from alignment.core import audits, evaluation
 from alignment.data import pairs, stream
@@ -103,7 +104,8 @@ def test_preference_models_report_accuracies(nano):
     for measure in ("validation", "truth"):  # of pairs that share no prompt
       accuracy, count = report[f"{measure}_accuracy"], report["validation_pairs"]
       usual = math.sqrt(accuracy * (1 - accuracy) / (count - 1))
-      assert report[f"{measure}_stderr"] == pytest.approx(usual, rel=0.2)
+      within = special.stdtrit(count - 1, 0.975) * usual
+      assert report[f"{measure}_within"] == pytest.approx(within, rel=0.2)
     assert report["validation_pairs"] > 0
     for key in ("orders_agree", "longer_wins", "longer_preferred"):
       assert 0 <= report[key] <= 1
@@ -147,7 +149,7 @@ def test_prompts_that_choose_a_step_do_not_report_it(nano, tmp_path, monkeypatch
     "step": 4,
     "validation_accuracy": pytest.approx(1 / 3),
     # Two prompts, one of them with two pairs.
-    "validation_stderr": pytest.approx(2 / 9),
+    "validation_within": pytest.approx(special.stdtrit(1, 0.975) * 2 / 9),
     "validation_pairs": 3,
     "train_accuracy": 1.0,
     "orders_agree": 0.5,

@@ -85,7 +85,7 @@ def test_a_figure_without_its_runs_costs_nothing_else(nano, tmp_path):
 
 def test_a_judge_check_switched_on_later_holds(nano, monkeypatch, tmp_path):
   (tmp_path / "artefacts").symlink_to(nano.workdir / "artefacts")
-  report = {"validation_accuracy": 0.5, "validation_stderr": 0.0, "train_accuracy": 0.5}
+  report = {"validation_accuracy": 0.5, "validation_within": 0.0, "train_accuracy": 0.5}
   monkeypatch.setattr(publish, "read_json", lambda _: report)
   config = studies.every(**{"evaluation.require_good_judge": True})
   with pytest.raises(UserError, match="golden preference model of world 0: held-out"):

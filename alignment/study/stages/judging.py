@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from alignment.analysis.published import TRUTH_NEEDED
 from alignment.core import audits, evaluation, judges, rollout
 from alignment.data import pairs
+from alignment.runtime.activity import progress
 from alignment.study.artefacts import Artefact, Read
 from alignment.study.programs import Program
 from alignment.study.setting import Setting
@@ -111,7 +113,7 @@ def accuracies(
   seen = margins(train_set, np.arange(min(len(train_set), len(held_out))))
   report = {
     "validation_accuracy": float(held_out.mean()),
-    "validation_stderr": evaluation.clustered_stderr(held_out, prompts),
+    "validation_within": evaluation.clustered_within(held_out, prompts),
     "validation_pairs": len(held_out),
     "train_accuracy": float(evaluation.outcome(seen).mean()),
     **audits.audit(of_rows, lengths_Px2),
@@ -122,19 +124,19 @@ def accuracies(
     of_prompt = prompts[gap != 0]
     if len(np.unique(of_prompt)) > 1:
       report["truth_accuracy"] = float(agree.mean())
-      report["truth_stderr"] = evaluation.clustered_stderr(agree, of_prompt)
+      report["truth_within"] = evaluation.clustered_within(agree, of_prompt)
   return report
 
 
 def check_judge(world: int, report: Mapping[str, Any]) -> None:
-  """Stops a study whose golden preference model is unusable.
+  """Stops a study whose golden preference model is unusable; says it of a poor one.
 
   Raises:
     UserError: if its held-out accuracy is not clearly above 0.6, or trails its
       training accuracy by more than 0.1: everything downstream would be meaningless.
   """
-  accuracy, stderr = report["validation_accuracy"], report["validation_stderr"]
-  low = accuracy - 1.96 * stderr
+  accuracy = report["validation_accuracy"]
+  low = accuracy - report["validation_within"]
   advice = "use more pairs or fewer steps, or set evaluation.require_good_judge=False"
   if low <= 0.6:
     raise UserError(
@@ -146,4 +148,11 @@ def check_judge(world: int, report: Mapping[str, Any]) -> None:
       f"golden preference model of world {world}: held-out accuracy {accuracy:.3f} "
       f"trails training accuracy {report['train_accuracy']:.3f} by more than 0.1: "
       f"{advice}"
+    )
+  truth = report.get("truth_accuracy")
+  if truth is not None and truth < TRUTH_NEEDED:
+    progress(
+      f"golden preference model of world {world}: it agrees with the truth on "
+      f"{truth:.3f} of held-out pairs, less than {TRUTH_NEEDED}: this world counts for "
+      "no claim"
     )

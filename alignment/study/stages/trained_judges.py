@@ -109,10 +109,12 @@ class TrainedJudge(TrainedModel, Judge):
     if self.translation is not None:
       report |= read_json(read(self.data) / "translation.json")["validation"]
     write_json(directory / REPORT, report)
+    of_truth = report.get("truth_accuracy")
     progress(
       f"{self.name}: best at step {report['step']}; accuracy "
       f"{report['validation_accuracy']:.3f} on held-out pairs, "
       f"{report['train_accuracy']:.3f} on training pairs"
+      + ("" if of_truth is None else f", {of_truth:.3f} on the truth")
     )
 
   def _initial(self, read: Read, seed: int) -> Params:

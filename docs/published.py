@@ -1,0 +1,243 @@
+"""Published numbers: a finished study into docs/data, and from there into the pages.
+
+  python docs/published.py pack WORKDIR NAME   # a finished study into docs/data/NAME
+  python docs/published.py                     # all its tables and figures anew
+
+docs/data/NAME/ has what alignment/study/publish.py publishes: study.json, with commit,
+configuration and the lock file's hash; claims.csv, which is made of the rest; and in
+files.tar.xz evaluations, outcomes and training statistics. Figures go to docs/NAME/. In
+a page a table lies between two comments, which stay:
+
+  <!-- data: quickstart gaps -->
+  <!-- end -->
+"""
+
+from collections.abc import Iterator, Mapping
+import csv
+import dataclasses
+import functools
+import json
+from pathlib import Path
+import re
+import shutil
+import sys
+import tarfile
+import tempfile
+from typing import Any
+
+from alignment.analysis.results import redraw
+
+DOCS = Path(__file__).parent
+PAGES = (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
+FILES = "files.tar.xz"
+PUBLISHED = ("runs", "classification", "training")
+ELSEWHERE = {"quickstart/figure_01.png": "quickstart.png"}  # figures, in docs/
+JUDGES = ("golden PM", "truth")
+REGION = re.compile(
+  r"(<!-- data: (?P<name>\w+) (?P<table>\w+) -->)\n.*?(<!-- end -->)", re.DOTALL
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """One directory of docs/data."""
+
+  directory: Path
+
+  @functools.cached_property
+  def study(self) -> dict[str, Any]:
+    return json.loads((self.directory / "study.json").read_text())
+
+  @functools.cached_property
+  def claims(self) -> list[dict[str, str]]:
+    with (self.directory / "claims.csv").open() as file:
+      return list(csv.DictReader(file))
+
+  @property
+  def main_loss(self) -> str:
+    """That of most statements."""
+    losses = [row["loss"] for row in self.claims if row["loss"]]
+    return max(losses, key=losses.count)
+
+  @functools.cached_property
+  def records(self) -> list[dict[str, Any]]:
+    """The evaluations of this study's runs."""
+    with tarfile.open(self.directory / FILES) as archive:
+      texts = [
+        archive.extractfile(f"runs/{run}/evaluations.jsonl").read().decode()
+        for run in self.study["runs"]
+      ]
+    return [json.loads(line) for text in texts for line in text.splitlines()]
+
+  def unpack(self, workdir: Path) -> None:
+    """Into a working directory, of which `redraw` makes all else."""
+    with tarfile.open(self.directory / FILES) as archive:
+      archive.extractall(workdir, filter="data")
+    shutil.copy(self.directory / "study.json", workdir)
+
+
+def pack(workdir: Path, name: str) -> None:
+  """A finished study into docs/data/NAME: the same files give the same bytes."""
+  directory = DOCS / "data" / name
+  directory.mkdir(parents=True, exist_ok=True)
+  study = json.loads((workdir / "study.json").read_text())
+  of_study = {*study["runs"], *(f"world{w}.jsonl" for w in study["classified_worlds"])}
+  of_study |= {f"{model}.jsonl" for model in study["training"]}
+  with tarfile.open(directory / FILES, "w:xz", format=tarfile.USTAR_FORMAT) as archive:
+    for path in sorted(p for part in PUBLISHED for p in workdir.glob(f"{part}/**/*")):
+      inside = path.relative_to(workdir)
+      if path.is_file() and inside.parts[1] in of_study:
+        member = tarfile.TarInfo(inside.as_posix())  # no dates, no owners
+        member.size = path.stat().st_size
+        with path.open("rb") as file:
+          archive.addfile(member, file)
+  shutil.copy(workdir / "study.json", directory)
+  made(Data(directory))
+
+
+def made(data: Data) -> None:
+  """Makes `claims.csv` and the figures of what is packed."""
+  name = data.directory.name
+  with tempfile.TemporaryDirectory() as temporary:
+    workdir = Path(temporary)
+    data.unpack(workdir)
+    redraw(workdir)
+    shutil.copy(workdir / "claims.csv", data.directory)
+    for figure in sorted(workdir.glob("figures/*.png")):
+      drawn = f"{name}/{figure.name}"
+      target = DOCS / ELSEWHERE.get(drawn, drawn)
+      target.parent.mkdir(exist_ok=True)
+      shutil.copy(figure, target)
+
+
+def filled(page: str) -> str:
+  """A page with its tables as docs/data has them."""
+
+  def table(match: re.Match[str]) -> str:
+    rows = TABLES[match["table"]](Data(DOCS / "data" / match["name"]))
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{match[1]}\n\n{lines}\n\n{match[4]}"
+
+  return REGION.sub(table, page)
+
+
+# --- tables: rows of cells, the first two of them the head's --------------------------
+
+Rows = Iterator[tuple[str, ...]]
+
+
+def gaps(data: Data) -> Rows:
+  """Figure 1's two gaps, per world, with the golden preference model's accuracy."""
+  truth = {m["name"]: m["truth_accuracy"] for m in data.study["models"]}
+  worlds = data.study["worlds"]
+  yield from _head("world", "golden PM agrees with the truth", *_GAPS)
+  for world in worlds:
+    yield (
+      str(world),
+      f"{truth[f'world{world}_golden_pm']:.3f}",
+      *_gaps(data, str(world)),
+    )
+  of_all = (f"**{cell}**" for cell in _gaps(data, "all"))
+  yield f"**{worlds[0]}–{worlds[-1]}**", "", *of_all
+
+
+def answer(data: Data) -> Rows:
+  """The same over all worlds."""
+  yield from _head(*_GAPS)
+  yield _gaps(data, "all")
+
+
+_NUMBERS = {"peak": "peak win rate", "equal KL": "win rate at equal KL"}
+_GAPS = tuple(f"{short}, {judge}" for short in _NUMBERS for judge in JUDGES)
+
+
+def _gaps(data: Data, world: str) -> tuple[str, ...]:
+  rows = {
+    (row["number"], row["judge"]): row
+    for row in data.claims
+    if (row["figure"], row["loss"], row["world"]) == ("1", data.main_loss, world)
+    and row["compared"] == "online minus offline"
+  }
+  return tuple(_estimate(rows[n, j]) for n in _NUMBERS.values() for j in JUDGES)
+
+
+def utilities(data: Data) -> Rows:
+  """What policies are worth by the truth: means over worlds of the best checkpoints."""
+  yield from _head("the checkpoint that wins most often", "true utility", *JUDGES)
+  keys = ("true_utility", "win_rate", "true_win_rate")
+  for series in ("sft", "offline", "online", "golden_policy"):
+    best = [
+      max(
+        (r for r in data.records if (r["world"], r["series"]) == (world, series)),
+        key=lambda record: record["win_rate"],
+      )
+      for world in data.study["worlds"]
+    ]
+    means = [sum(record[key] for record in best) / len(best) for key in keys]
+    name = {"sft": "SFT"}.get(series, series.replace("_", " "))
+    yield name, _signed(means[0], 2), *(f"{mean:.2f}" for mean in means[1:])
+
+
+def claims(data: Data) -> Rows:
+  """Every statement over all worlds."""
+  yield from _head(
+    "fig.", "the paper's statement", "holds if", "golden PM (or alone)", "truth",
+    "verdict",
+  )  # fmt: skip
+  rows: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
+  for row in data.claims:
+    if row["world"] == "all":
+      key = row["figure"], row["statement"], row["loss"], row["holds_if"]
+      rows.setdefault(key, {})[row["judge"]] = row
+  for (figure, statement, loss, region), of_judge in rows.items():
+    alone = of_judge.get("-") or of_judge[JUDGES[0]]
+    truth = of_judge.get(JUDGES[1])
+    about = statement if loss in ("", data.main_loss) else f"{statement} ({loss})"
+    verdict = alone["verdict"]
+    if alone["reason"]:
+      verdict += f": {alone['reason']}"
+    yield (
+      figure,
+      about,
+      region.replace("-", MINUS),
+      _estimate(alone),
+      _estimate(truth) if truth else "",
+      f"**{verdict}**" if verdict == "disagrees" else verdict,
+    )
+
+
+TABLES = {table.__name__: table for table in (gaps, answer, utilities, claims)}
+MINUS = "\N{MINUS SIGN}"
+
+
+def _head(*cells: str) -> Rows:
+  yield cells
+  yield ("---",) * len(cells)
+
+
+def _signed(value: float, digits: int = 3) -> str:
+  return f"{value:+.{digits}f}".replace("-", MINUS)
+
+
+def _estimate(row: Mapping[str, str]) -> str:
+  if not row["value"]:
+    return "n/a"
+  value, *ends = (_signed(float(row[k])) for k in ("value", "low", "high") if row[k])
+  return f"{value} [{', '.join(ends)}]" if ends else value
+
+
+def main(arguments: list[str]) -> None:
+  match arguments:
+    case ["pack", workdir, name]:
+      pack(Path(workdir), name)
+    case []:
+      for study in sorted((DOCS / "data").glob("*/study.json")):
+        made(Data(study.parent))
+    case _:
+      sys.exit(__doc__)
+  for page in PAGES:
+    page.write_text(filled(page.read_text()))
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])
