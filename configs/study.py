@@ -51,22 +51,22 @@ def miniature():
   c.data.update({"num_pairs": 80_000, "language": toy.RICH})
   c.vocab.words = toy.words(toy.RICH["num_words"])
   c.prompt_length = 11  # 10 words and EOS
-  c.response_length = 15  # longer than any writer's, so that none is cut
-  c.judge_context_length = 44
+  c.response_length = 17  # longer than any writer's: hardly any is cut
+  c.judge_context_length = 48
   c.sft.steps = 2000
   # The golden model is larger than policies and proxy, and starts from SFT of its size.
   c.golden_pm.update({"size": "llama_milli", "steps": 3500, "evaluations": 5})
   c.proxy_pm.update({"size": "llama_micro", "steps": 2000})
   policy = {
     "size": "llama_micro",
-    "learning_rate": 1e-3,
+    "learning_rate": 3e-4,
     "steps": 1000,
     "evaluate_at": (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0),
   }
   c.policy.update(policy)
   c.golden_policy.update(policy)
   c.evaluation.prompts = 768
-  grid = {"beta": (0.01, 0.03, 0.1), "learning_rate": (3e-4, 1e-3)}
+  grid = {"beta": (0.01, 0.03, 0.1), "learning_rate": (1e-4, 3e-4)}
   rates = {"learning_rate": grid["learning_rate"]}
   return c, {
     "online": grid,
