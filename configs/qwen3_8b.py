@@ -9,8 +9,9 @@ MODEL is a directory with Qwen3-8B (on the hub: Qwen/Qwen3-8B); it is the start 
 role as it is, there is no SFT. PAIRS is any preference file (docs/your_data.md). What
 configs/smollm2.py shows on two cores is this study at the scale at which people do it.
 
-Hardware, by estimate: v5p-8 (--topology=v5p:2x2x1), v5e-16 or v6e-8; with :lora v5e-8
-(--topology=v5e:2x4) or v6e-4.
+Hardware, by estimate: v5p-8 (--topology=v5p:2x2x1) or v6e-8; with :lora v6e-4 or v5e-8
+(--topology=v5e:2x4 --config.mesh.tensor=4: while it samples, a policy is whole on every
+chip but for what `tensor` divides).
 Duration: not known, this config has not been run. By arithmetic (2 and 6 operations per
 parameter and token) 2.4e19 operations, 4e18 of them for an online and 2.5e18 for an
 offline run: at 40 % of the peak of a v5p-8 nine hours. Sampling comes on top.
