@@ -62,7 +62,8 @@ def test_a_record_says_whether_its_settings_are_the_configurations(nano):
 def test_outcomes_are_those_of_the_records(nano):
   for r in nano.records():
     arrays = read_npz(nano.workdir / "runs" / r["run"] / "outcomes.npz")
-    assert arrays.keys() == {"steps_E", "golden_ExP", "truth_ExP"}
+    assert arrays.keys() == {"steps_E", "golden_ExP", "truth_ExP", "length_gaps_ExP"}
+    assert arrays["length_gaps_ExP"].shape == arrays["golden_ExP"].shape
     row = arrays["steps_E"].tolist().index(r["step"])
     for name, rate in (("golden_ExP", "win_rate"), ("truth_ExP", "true_win_rate")):
       wins_P = arrays[name][row]
