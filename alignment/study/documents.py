@@ -31,7 +31,8 @@ def load(path: str | Path, beside: str = "") -> ModuleType:
   except (OSError, ValueError) as error:  # the latter for a NUL in its name
     raise UserError(f"{path}: {getattr(error, 'strerror', error)}") from None
   with mistakes_in(path):
-    exec(compile(source, str(path), "exec"), vars(module))
+    # Its rules' source is looked up later, perhaps from another working directory.
+    exec(compile(source, str(path.absolute()), "exec"), vars(module))
   return module
 
 
@@ -46,7 +47,8 @@ def mistakes_in(path: Path) -> Iterator[None]:
     lines = [
       f"{frame.filename}:{frame.lineno}"
       for frame in traceback.extract_tb(error.__traceback__)
-      if Path(frame.filename).parent == path.parent  # of the file, or what it loads
+      # Of the file, or of what it loads.
+      if Path(frame.filename).parent.absolute() == path.parent.absolute()
     ]
     where = lines[-1] if lines else path
     raise UserError(f"{where}: {type(error).__name__}: {_reason(error)}") from None

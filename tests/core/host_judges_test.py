@@ -161,6 +161,14 @@ def test_two_files_cannot_have_a_rule_of_one_name(tmp_path):
     documents.load(tmp_path / "b.py")
 
 
+def test_a_rule_is_the_same_whatever_the_working_directory(tmp_path, monkeypatch):
+  (tmp_path / "a.py").write_text(SOURCE)
+  monkeypatch.chdir(tmp_path)
+  documents.load("a.py")
+  monkeypatch.chdir(tmp_path.parent)
+  documents.load(tmp_path / "a.py")
+
+
 # --- the truth ------------------------------------------------------------------------
 
 
