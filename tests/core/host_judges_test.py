@@ -162,7 +162,9 @@ def test_two_files_cannot_have_a_rule_of_one_name(tmp_path):
 
 
 def test_a_rule_is_the_same_whatever_the_working_directory(tmp_path, monkeypatch):
-  (tmp_path / "a.py").write_text(SOURCE)
+  # With a function below the rule, which is not there yet when the rule is registered.
+  below = "\n\ndef last(texts):\n  return texts[1]\n"
+  (tmp_path / "a.py").write_text(SOURCE.replace("][1]", "] and last(prompt)") + below)
   monkeypatch.chdir(tmp_path)
   documents.load("a.py")
   monkeypatch.chdir(tmp_path.parent)
