@@ -85,6 +85,14 @@ def test_every_prompt_gets_pairs_at_every_temperature(files, tmp_path):
   }  # fmt: skip
 
 
+def test_every_temperature_has_draws_of_its_own(files, tmp_path):
+  config = initial(files, **{"sampled.temperatures": (1.5, 1.5)})
+  train = load(config, tmp_path, "sampled_data")
+  first = [train.responses[0][i].tolist() for i in range(len(train))]
+  half = len(first) // 2
+  assert first[:half] != first[-half:]
+
+
 def test_a_stage_that_was_killed_goes_on_and_samples_the_same(
   files, tmp_path, monkeypatch
 ):
