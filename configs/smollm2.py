@@ -83,7 +83,7 @@ def world(model: str, name: str):
   }
   c.evaluation.update(
     {"prompts": 64, "kl_prompts": 64, "pairs": 64, "batch_size": 16,
-     "best_of": (2, 4, 8)}
+     "best_of": (2, 4, 8), "length_control": True}
   )  # fmt: skip
   c.figures = ("figure_01", "figure_04", "staleness")
   c.log_every, c.save_every = 5, 20

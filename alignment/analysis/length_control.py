@@ -16,10 +16,14 @@ are over prompts, of the sandwich covariance, taken on logits: right where the l
 is not. None where nearly all responses are on one side of the opponent's length: the
 rate at equal length would be a guess.
 
+`as_judge` makes a judge of it, so that every figure and claim is seen at equal length,
+too: a statement that length alone explains holds for one judge, and not for the other.
+
 Shape letters: E checkpoints of a run, P prompts.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import math
 from typing import Any
 
@@ -27,7 +31,10 @@ import numpy as np
 
 from alignment.analysis.intervals import NORMAL_QUANTILE, Estimate, undefined
 from alignment.analysis.runs import Run
+from alignment.types import UserError
 
+JUDGE = "golden PM"
+AT_EQUAL_LENGTH = f"{JUDGE} at equal length"
 LEAST = 5  # prompts that must be on either side of equal length
 _ITERATIONS = 100
 
@@ -39,13 +46,9 @@ def length_controlled(wins_P: np.ndarray, gaps_P: np.ndarray) -> Estimate:
     wins_P: 1 won, 0.5 tied, 0 lost.
     gaps_P: tokens of the policy's response less those of the opponent's.
   """
-  for side, count in (("short", (gaps_P <= 0).sum()), ("long", (gaps_P >= 0).sum())):
-    if count < LEAST:
-      return undefined(
-        f"{count} of {len(gaps_P)} responses are as {side} as the opponent's"
-      )
-  scale = float(gaps_P.std()) or 1.0
-  x_Px2 = np.stack([np.ones(len(gaps_P)), np.tanh(gaps_P / scale)], axis=1)
+  if reason := _one_sided(gaps_P):
+    return undefined(reason)
+  x_Px2 = _design(gaps_P)
   at_2, hessian_2x2 = _fit(x_Px2, wins_P)
   residuals_P = wins_P - _logistic(x_Px2 @ at_2)
   scores_Px2 = residuals_P[:, None] * x_Px2
@@ -54,6 +57,61 @@ def length_controlled(wins_P: np.ndarray, gaps_P: np.ndarray) -> Estimate:
   margin = NORMAL_QUANTILE * math.sqrt(covariance_2x2[0, 0])
   value, low, high = _logistic(at_2[0] + np.array([0.0, -margin, margin])).tolist()
   return Estimate(value, low, high, "prompts, 1 world", len(wins_P))
+
+
+def _one_sided(gaps_P: np.ndarray) -> str:
+  """Why there is no rate at equal length; "" if there is one."""
+  for side, count in (("short", (gaps_P <= 0).sum()), ("long", (gaps_P >= 0).sum())):
+    if count < LEAST:
+      return f"{count} of {len(gaps_P)} responses are as {side} as the opponent's"
+  return ""
+
+
+def _design(gaps_P: np.ndarray) -> np.ndarray:
+  scale = float(gaps_P.std()) or 1.0
+  return np.stack([np.ones(len(gaps_P)), np.tanh(gaps_P / scale)], axis=1)
+
+
+def adjusted_P(wins_P: np.ndarray, gaps_P: np.ndarray) -> np.ndarray:
+  """Outcomes less what the regression says of their lengths.
+
+  Their mean is the win rate at equal length, and their spread over prompts its noise,
+  with the slope taken as known. Where nearly all responses are on one side of the
+  opponent's length the prior holds the slope near 0, and outcomes are hardly changed.
+  """
+  x_Px2 = _design(gaps_P)
+  at_2, _ = _fit(x_Px2, wins_P)
+  residuals_P = wins_P - _logistic(x_Px2 @ at_2)
+  return _logistic(at_2[0]) + residuals_P - residuals_P.mean()
+
+
+def longer_wins(wins_P: np.ndarray, gaps_P: np.ndarray) -> float:
+  """How often a response of equal quality wins by being one s longer; see above.
+
+  The judge's own taste for length, as far as this policy's responses show it: 0.5 where
+  it has none. NaN where the rate at equal length is undefined.
+  """
+  if _one_sided(gaps_P):
+    return math.nan
+  at_2, _ = _fit(_design(gaps_P), wins_P)
+  return float(_logistic(at_2[1] * math.tanh(1)))
+
+
+def as_judge(runs: Sequence[Run]) -> list[Run]:
+  """The runs, with `AT_EQUAL_LENGTH` as one more judge.
+
+  Raises:
+    UserError: for a run whose lengths are not recorded.
+  """
+  return [_with_judge(run) for run in runs]
+
+
+def _with_judge(run: Run) -> Run:
+  if run.length_gaps_ExP is None:
+    raise UserError(f"runs/{run.name}/outcomes.npz: no lengths; evaluate it again")
+  outcomes = zip(run.wins[JUDGE], run.length_gaps_ExP, strict=True)
+  adjusted_ExP = np.stack([adjusted_P(*of_checkpoint) for of_checkpoint in outcomes])
+  return dataclasses.replace(run, wins=run.wins | {AT_EQUAL_LENGTH: adjusted_ExP})
 
 
 def of_checkpoint(run: Run, at: int, judge: str) -> Estimate:
@@ -89,6 +147,7 @@ def _row(run: Run, at: int, judge: str) -> dict[str, Any]:
     "low": estimate.low,
     "high": estimate.high,
     "longer_by_tokens": float(run.length_gaps_ExP[at].mean()),
+    "longer_wins": longer_wins(run.wins[judge][at], run.length_gaps_ExP[at]),
     "note": estimate.reason,
   }
 

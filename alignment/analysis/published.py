@@ -13,6 +13,8 @@
     has an `audit`, an object with the keys of `Audit`
   training: names of `training/<name>.jsonl`, training statistics of a model each
   samples: {"note": string, "rows": [{"prompt": string, "responses": {column: string}}]}
+  length_control: boolean, whether figures and claims have the golden preference model
+    at equal length as one more judge (length_control.py); may be absent
   version, commit: of the code that made it, strings or null; may be absent
   config, lock: its configuration and the sha256 of requirements.lock, for people
 """
@@ -25,6 +27,7 @@ from typing import Any
 
 from alignment.analysis.captions import FIGURES
 from alignment.analysis.records import (
+  BOOLEAN,
   FILE_NAME,
   FINITE,
   INTEGER,
@@ -64,6 +67,7 @@ _STUDY: Schema = {
   "training": list_of(FILE_NAME),
   "samples": OBJECT,
 }
+_OPTIONAL: Schema = {"length_control": BOOLEAN}
 _OF_CODE: Schema = {"version": or_null(STRING), "commit": or_null(STRING)}
 _MODEL: Schema = {
   "name": STRING,
@@ -140,6 +144,7 @@ class Published:
   training: list[str]
   samples: list[Sample]
   samples_note: str  # of what checkpoints they are
+  length_control: bool = False
   version: str | None = None  # of the code that made it
   commit: str | None = None
 
@@ -174,6 +179,8 @@ def load(workdir: Path) -> Published:
   check(record, _STUDY, str(path), _REMEDY)
   of_code = {key: record.get(key) for key in _OF_CODE}
   check(of_code, _OF_CODE, str(path), _REMEDY)
+  optional = {key: record[key] for key in _OPTIONAL if key in record}
+  check(optional, {key: _OPTIONAL[key] for key in optional}, str(path), _REMEDY)
   _check_each(record["models"], _MODEL, f"{path}: models")
   check(record["samples"], _SAMPLES, f"{path}: samples", _REMEDY)
   rows = record["samples"]["rows"]
@@ -183,6 +190,7 @@ def load(workdir: Path) -> Published:
   return Published(
     **plain,
     **of_code,
+    **optional,
     models=[_model(model, f"{path}: models[{i}].audit") for i, model in models],
     samples=[Sample(row["prompt"], row["responses"]) for row in rows],
     samples_note=record["samples"]["note"],

@@ -33,7 +33,8 @@ def redraw(workdir: Path) -> None:
       end for figures whose runs the study does not have.
   """
   study = published.load(workdir)
-  runs = _runs(workdir, study)
+  plain_runs = _runs(workdir, study)
+  runs = length_control.as_judge(plain_runs) if study.length_control else plain_runs
   classified = _classification(workdir, study)
   curves = _curves(workdir, study)
   drawn, missing = _draw(workdir, study, runs, classified)
@@ -49,7 +50,7 @@ def redraw(workdir: Path) -> None:
     claims=measured,
   )
   write_atomically(csv_path, figures.csv_bytes(table(measured)))
-  length_rows = length_control.table(runs)
+  length_rows = length_control.table(plain_runs)
   length_path = workdir / "length_control.csv"
   if length_rows:
     write_atomically(length_path, figures.csv_bytes(length_rows))

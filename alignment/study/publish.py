@@ -74,6 +74,7 @@ def publish(config: ConfigDict, studies: Sequence[Study], workdir: Path) -> None
     "worlds": [study.world for study in studies],
     "figures": list(config.figures),
     "notes": list(config.notes),
+    "length_control": config.evaluation.length_control,
     "runs": runs,
     "classified_worlds": [s.world for s in studies if s.classification()],
     "data": _data_statistics(first, workdir),

@@ -188,6 +188,7 @@ def evaluation() -> dict:
     "pairs": 256,  # of D_golden, for the policy as a classifier
     "batch_size": 64,
     "require_good_judge": True,  # stop if the golden preference model is unusable
+    "length_control": False,  # the golden model at equal length as one more judge
     "stream_steps": 10,  # figure 6: steps of the online stream, and pairs near each
     "stream_pairs": 64,
     "best_of": (),  # n of best-of-n from SFT, judged by the proxy: () is none

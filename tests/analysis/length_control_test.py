@@ -8,6 +8,7 @@ import pytest
 
 from alignment.analysis import length_control, runs
 from alignment.analysis.length_control import length_controlled
+from alignment.types import UserError
 from tests import synthetic
 
 
@@ -108,3 +109,33 @@ def test_lengths_are_read_and_told_of_every_checkpoint(tmp_path):
   assert rows[0]["longer_by_tokens"] == -0.5 and rows[0]["note"] == ""
   assert math.isnan(rows[1]["low"]) and "as short as" in rows[1]["note"]
   assert rows[1]["win_rate"] == run.wins["golden PM"][1].mean()
+
+
+def test_a_judge_at_equal_length_has_the_rates_of_the_table():
+  wins_P, gaps_P = drawn(3, 0.5, 1.2, 20, prompts=300)
+  run = synthetic.make_run(
+    "online_0", "online", np.stack([wins_P, 1 - wins_P]), [0.1, 2.0], steps=[10, 20]
+  )
+  run = dataclasses.replace(run, length_gaps_ExP=np.stack([gaps_P, gaps_P]))
+  (judged,) = length_control.as_judge([run])
+  assert list(judged.wins) == [*run.wins, length_control.AT_EQUAL_LENGTH]
+  rates_E = judged.win_rates_E(length_control.AT_EQUAL_LENGTH)
+  rows = [r for r in length_control.table([run]) if r["judge"] == "golden PM"]
+  np.testing.assert_allclose(rates_E, [row["length_controlled"] for row in rows])
+  # Its noise is that of the table's intervals, but for the slope's own.
+  adjusted_P = judged.wins[length_control.AT_EQUAL_LENGTH][0]
+  within = 1.96 * adjusted_P.std() / math.sqrt(300)
+  assert within == pytest.approx((rows[0]["high"] - rows[0]["low"]) / 2, rel=0.3)
+
+
+def test_without_lengths_there_is_no_judge_at_equal_length():
+  run = synthetic.make_run("online_0", "online", synthetic.drawn([0.4], 0), [0.1])
+  with pytest.raises(UserError, match="runs/online_0/outcomes.npz: no lengths"):
+    length_control.as_judge([run])
+
+
+def test_a_taste_for_length_is_told_apart_from_quality():
+  for slope in (-1.0, 0.0, 1.0):
+    rate = length_control.longer_wins(*drawn(4, 0.8, slope, 5, prompts=4000))
+    assert rate == pytest.approx(logistic(slope * math.tanh(1)), abs=0.04)
+  assert math.isnan(length_control.longer_wins(np.ones(40), np.arange(40) + 1.0))

@@ -122,6 +122,27 @@ def test_win_rates_at_equal_length_are_written_where_lengths_are_recorded(
   assert all(0 < float(row["low"]) < float(row["high"]) < 1 for row in rows)
 
 
+def test_equal_length_is_one_more_judge_of_figures_and_claims(workdir):
+  publish(workdir, length_control=True, figures=["figure_04"])
+  with pytest.raises(UserError, match="no lengths; evaluate it again"):
+    results.redraw(workdir)
+  assert not (workdir / "claims.csv").exists()
+  for name in STUDY["runs"]:
+    path = workdir / "runs" / name / "outcomes.npz"
+    with np.load(path) as file:
+      arrays = dict(file)
+    gaps_ExP = np.random.default_rng(0).integers(-9, 20, arrays["golden_ExP"].shape)
+    np.savez(path, length_gaps_ExP=gaps_ExP, **arrays)
+  results.redraw(workdir)
+  judges = {"golden PM", "golden PM at equal length"}
+  for name in ("figures/figure_04.csv", "claims.csv"):
+    with (workdir / name).open() as file:
+      assert {row["judge"] for row in csv.DictReader(file)} - {"-"} == judges
+  page = (workdir / "report.html").read_text()
+  assert "judged by the golden PM at equal length" in page
+  assert "(1 run, 8 tokens)" in page  # of each line
+
+
 def test_figures_without_runs_are_named_when_all_else_is_written(workdir):
   publish(workdir, figures=["figure_06", "figure_13", "staleness"])
   with pytest.raises(UserError, match="figure_13: no .*; staleness: no evaluated run"):

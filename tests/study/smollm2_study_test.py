@@ -73,6 +73,7 @@ def study(model, tmp_path, cli):
       for path in tmp_path.glob("runs/*/evaluations.jsonl")
     }
     assert records.keys() == RUNS
+    assert "golden PM at equal length" in (tmp_path / "claims.csv").read_text()
     return out, records, read_json(tmp_path / "study.json")
 
   return run

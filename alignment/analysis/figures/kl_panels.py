@@ -11,6 +11,7 @@ from alignment.analysis.envelopes import KL_FLOOR, RESAMPLES, envelope, upper_en
 from alignment.analysis.figures import style
 from alignment.analysis.figures.style import Drawing, Rows
 from alignment.analysis.intervals import by_world
+from alignment.analysis.length_control import AT_EQUAL_LENGTH
 from alignment.analysis.runs import Run
 from alignment.analysis.selection import matched
 
@@ -106,14 +107,29 @@ def _at_common_settings(lines: list[Line]) -> list[Line]:
 
 
 def _legend(lines: Sequence[Line]) -> dict[str, str]:
-  """Label -> that with the number of its runs, if all panels have the same."""
-  counts: dict[str, set[int]] = {}
+  """Label -> that with the number of its runs, if all panels have the same.
+
+  And with the mean length of its responses, where a judge compares at equal length.
+  """
+  lines_of_label: dict[str, list[Line]] = {}
   for line in lines:
-    counts.setdefault(line.label, set()).add(len(line.runs))
-  return {
-    label: f"{label} ({n} run{'' if n == 1 else 's'})" if not others else label
-    for label, (n, *others) in counts.items()
-  }
+    lines_of_label.setdefault(line.label, []).append(line)
+  return {label: _in_words(label, some) for label, some in lines_of_label.items()}
+
+
+def _in_words(label: str, lines: Sequence[Line]) -> str:
+  n, *others = {len(line.runs) for line in lines}
+  parts = [] if others else [f"{n} run{'' if n == 1 else 's'}"]
+  parts += _tokens([run for line in lines for run in line.runs])
+  return f"{label} ({', '.join(parts)})" if parts else label
+
+
+def _tokens(runs: Sequence[Run]) -> list[str]:
+  """The mean length of their responses, where a judge compares at equal length."""
+  if not runs or AT_EQUAL_LENGTH not in runs[0].wins:
+    return []
+  tokens = np.concatenate([run.measured_E("response_length") for run in runs])
+  return [f"{tokens.mean():.0f} tokens"]
 
 
 def _draw_line(axes: Axes, line: Line, legend: str, judge: str, resamples: int) -> Rows:
@@ -229,7 +245,7 @@ def _draw_levels(
   rows: Rows = []
   size = next((line.runs[0].size for line in lines if not line.behind), None)
   sft = [run for run in runs if run.series == "sft" and run.size == size]
-  golden = any(run.series == "golden_policy" for run in runs)
+  golden = [run for run in runs if run.series == "golden_policy"]
   rates = [
     np.mean([run.win_rates_E(judge)[-1] for run in in_world])
     for in_world in by_world(sft).values()
@@ -239,6 +255,7 @@ def _draw_levels(
     ("sft", float(np.mean(rates)) if rates else None, "SFT", (1, 1.5)),
   ):
     if level is not None:
+      label = ", ".join([label, *_tokens(golden if series == "golden_policy" else sft)])
       axes.axhline(level, color="#333333", lw=1.1, dashes=dashes, label=label)
       row = {"task": task, "judge": judge, "series": series, "win_rate": level}
       rows.append({"kind": "level", **row})
