@@ -25,7 +25,10 @@ import tarfile
 import tempfile
 from typing import Any
 
+from alignment.analysis.best import HEADER, best_rows
+from alignment.analysis.claims import NO_JUDGE, WORLDS_NEEDED
 from alignment.analysis.results import redraw
+from alignment.analysis.runs import Run, load_runs
 
 DOCS = Path(__file__).parent
 PAGES = (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
@@ -33,6 +36,7 @@ FILES = "files.tar.xz"
 PUBLISHED = ("runs", "classification", "training")
 ELSEWHERE = {"quickstart/figure_01.png": "quickstart.png"}  # figures, in docs/
 JUDGES = ("golden PM", "truth")
+SAMPLES_SHOWN = 4
 REGION = re.compile(
   r"(<!-- data: (?P<name>\w+) (?P<table>\w+) -->)\n.*?(<!-- end -->)", re.DOTALL
 )
@@ -58,6 +62,12 @@ class Data:
     """That of most statements."""
     losses = [row["loss"] for row in self.claims if row["loss"]]
     return max(losses, key=losses.count)
+
+  @functools.cached_property
+  def runs(self) -> list[Run]:
+    with tempfile.TemporaryDirectory() as temporary:
+      self.unpack(Path(temporary))
+      return load_runs(temporary, self.study["runs"])
 
   @functools.cached_property
   def records(self) -> list[dict[str, Any]]:
@@ -179,34 +189,87 @@ def utilities(data: Data) -> Rows:
 
 
 def claims(data: Data) -> Rows:
-  """Every statement over all worlds."""
-  yield from _head(
-    "fig.", "the paper's statement", "holds if", "golden PM (or alone)", "truth",
-    "verdict",
-  )  # fmt: skip
+  """Every statement over all worlds; of too few to decide anything, what they show."""
   rows: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
   for row in data.claims:
     if row["world"] == "all":
       key = row["figure"], row["statement"], row["loss"], row["holds_if"]
       rows.setdefault(key, {})[row["judge"]] = row
+  first, *others = dict.fromkeys(j for of_judge in rows.values() for j in of_judge)
+  others = [judge for judge in others if judge != NO_JUDGE]
+  decided = len(data.study["worlds"]) >= WORLDS_NEEDED
+  yield from _head(
+    "fig.", "the statement", "holds if", f"{first} (or alone)", *others,
+    "verdict" if decided else "in these worlds",
+  )  # fmt: skip
   for (figure, statement, loss, region), of_judge in rows.items():
-    alone = of_judge.get("-") or of_judge[JUDGES[0]]
-    truth = of_judge.get(JUDGES[1])
+    alone = of_judge.get(NO_JUDGE) or of_judge[first]
     about = statement if loss in ("", data.main_loss) else f"{statement} ({loss})"
-    verdict = alone["verdict"]
-    if alone["reason"]:
-      verdict += f": {alone['reason']}"
     yield (
       figure,
       about,
       region.replace("-", MINUS),
       _estimate(alone),
-      _estimate(truth) if truth else "",
-      f"**{verdict}**" if verdict == "disagrees" else verdict,
+      *(_estimate(of_judge[j]) if j in of_judge else "" for j in others),
+      _verdict(alone) if decided else alone["reading"].removesuffix(" in this world"),
     )
 
 
-TABLES = {table.__name__: table for table in (gaps, answer, utilities, claims)}
+def _verdict(row: Mapping[str, str]) -> str:
+  verdict = "**disagrees**" if row["verdict"] == "disagrees" else row["verdict"]
+  return f"{verdict}: {row['reason']}" if row["reason"] else verdict
+
+
+def best(data: Data) -> Rows:
+  """The best checkpoint of every series."""
+  yield from _head(*HEADER)
+  yield from best_rows(data.runs)
+
+
+def judges(data: Data) -> Rows:
+  """Of held-out pairs: how good judges are, and what they go by."""
+  yield from _head(
+    "judge", "agrees with its labels", "agrees with the truth", "prefers the longer",
+    "its labels do", "accuracy by margin, least certain quarter first",
+  )  # fmt: skip
+  for model in data.study["models"]:
+    if audit := model["audit"]:
+      yield (
+        re.sub(r"world\d+_", "", model["name"]).replace("_", " "),
+        _share(model["validation_accuracy"], model["validation_within"]),
+        _share(model["truth_accuracy"], model["truth_within"]),
+        _share(audit["prefers_longer"]),
+        _share(audit["labels_prefer_longer"]),
+        ", ".join(map(_share, audit["accuracy_by_margin"])),
+      )
+
+
+def _share(value: float | None, within: float | None = None) -> str:
+  if value is None:
+    return "unknown"
+  return f"{value:.3f}" if within is None else f"{value:.3f} ± {within:.3f}"
+
+
+WRITERS = ("SFT", "online", "offline", "golden policy")
+
+
+def samples(data: Data) -> Rows:
+  """The first prompts, with everybody's response."""
+  yield from _head("prompt", *WRITERS)
+  for row in data.study["samples"]["rows"][:SAMPLES_SHOWN]:
+    cells = (row["prompt"], *(row["responses"].get(name, "") for name in WRITERS))
+    yield tuple(map(_in_a_cell, cells))
+
+
+def _in_a_cell(text: str) -> str:
+  plain = re.sub(r"([\\`*_<>|#\[\]~$])", r"\\\1", text.strip())
+  return re.sub(r"\s*\n\s*", "<br>", plain)
+
+
+TABLES = {
+  table.__name__: table
+  for table in (gaps, answer, utilities, claims, best, judges, samples)
+}
 MINUS = "\N{MINUS SIGN}"
 
 

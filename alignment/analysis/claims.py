@@ -328,6 +328,7 @@ def table(claims: Sequence[Claim]) -> list[dict[str, Any]]:
       "holds_if": claim.region,
     }
     decided = {"verdict": claim.verdict, "reason": claim.reason}
+    decided |= {"reading": claim.reading}
     for judge, estimate in claim.estimates.items():
       rows.append(about | _cells("all", judge, estimate) | decided)
     for world, estimates in claim.per_world.items():

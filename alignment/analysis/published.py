@@ -82,8 +82,8 @@ _MODEL: Schema = {
 }
 _AUDIT: Schema = {
   "orders_agree": MEASURED,
-  "longer_wins": MEASURED,
-  "longer_preferred": MEASURED,
+  "prefers_longer": MEASURED,
+  "labels_prefer_longer": MEASURED,
   "accuracy_by_margin": list_of(FINITE),
 }
 _SAMPLES: Schema = {"note": STRING, "rows": list_of(OBJECT)}
@@ -95,8 +95,8 @@ class Audit:
   """What a judge goes by, and when it errs: shares of held-out pairs."""
 
   orders_agree: float | None  # one response preferred, whichever is read first
-  longer_wins: float | None  # of pairs whose responses differ in length
-  longer_preferred: float | None  # of the same, by their labels
+  prefers_longer: float | None  # of pairs whose responses differ in length
+  labels_prefer_longer: float | None  # of the same, by their labels
   accuracy_by_margin: list[float]  # of equally many pairs, the least certain first
 
 

@@ -133,8 +133,8 @@ def _audit(name: str, audit: Audit) -> str:
   values = (
     text(name),
     number(audit.orders_agree),
-    number(audit.longer_wins),
-    number(audit.longer_preferred),
+    number(audit.prefers_longer),
+    number(audit.labels_prefer_longer),
     ", ".join(map(number, audit.accuracy_by_margin)),
   )
   return "".join(

@@ -22,10 +22,10 @@ def audit(margins_P: np.ndarray, lengths_Px2: np.ndarray) -> dict[str, Any]:
   Returns:
     orders_agree: 1, as of a judge that reads each response by itself; of others, see
       `orders_agree`.
-    longer_wins: how often the judge prefers the longer response, of pairs that have
+    prefers_longer: how often the judge prefers the longer response, of pairs that have
       one; None if there are none.
-    longer_preferred: how often their labels do. A judge above it goes by length more
-      than those who labelled.
+    labels_prefer_longer: how often their labels do. A judge above it goes by length
+      more than those who labelled.
     by_margin: from the least to the most certain quarter of the pairs, its smallest
       margin, its accuracy, and how many pairs it has.
   """
@@ -34,8 +34,8 @@ def audit(margins_P: np.ndarray, lengths_Px2: np.ndarray) -> dict[str, Any]:
   wins_Q = outcome(margins_P[differ_P] * longer_Q)
   return {
     "orders_agree": 1.0,
-    "longer_wins": float(wins_Q.mean()) if len(wins_Q) else None,
-    "longer_preferred": float((longer_Q > 0).mean()) if len(wins_Q) else None,
+    "prefers_longer": float(wins_Q.mean()) if len(wins_Q) else None,
+    "labels_prefer_longer": float((longer_Q > 0).mean()) if len(wins_Q) else None,
     "by_margin": accuracy_by_margin(margins_P),
   }
 

@@ -148,7 +148,7 @@ def _audit(report: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-_OF_LENGTH = ("longer_wins", "longer_preferred")
+_OF_LENGTH = ("prefers_longer", "labels_prefer_longer")
 _ACCURACIES = (
   "train_accuracy",
   "validation_accuracy",

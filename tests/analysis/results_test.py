@@ -156,7 +156,7 @@ def test_what_a_study_says_is_read(workdir):
   study = published.load(workdir)
   assert (study.task, study.worlds, study.samples_note) == ("tldr", [0], "Of world 0.")
   assert study.models == [published.Model(**MODEL)]
-  audit = {"orders_agree": 1, "longer_wins": None, "longer_preferred": 0.5}
+  audit = {"orders_agree": 1, "prefers_longer": None, "labels_prefer_longer": 0.5}
   audit |= {"accuracy_by_margin": [0.5, 1]}
   publish(workdir, models=[MODEL | {"audit": audit}])
   assert published.load(workdir).models[0].audit == published.Audit(**audit)

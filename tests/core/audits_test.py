@@ -10,13 +10,13 @@ def test_length_is_compared_with_what_the_labels_say_of_it():
   margins = np.array([1.0, -2.0, 9.0, 0.0, 3.0])  # longer, longer, -, tie, shorter
   audit = audits.audit(margins, lengths)
   assert audit["orders_agree"] == 1
-  assert audit["longer_wins"] == (1 + 1 + 0.5 + 0) / 4
-  assert audit["longer_preferred"] == 2 / 4
+  assert audit["prefers_longer"] == (1 + 1 + 0.5 + 0) / 4
+  assert audit["labels_prefer_longer"] == 2 / 4
 
 
 def test_pairs_of_one_length_say_nothing_of_length():
   audit = audits.audit(np.array([1.0, -1.0]), np.array([[2, 2], [3, 3]]))
-  assert audit["longer_wins"] is audit["longer_preferred"] is None
+  assert audit["prefers_longer"] is audit["labels_prefer_longer"] is None
 
 
 def test_accuracy_is_told_from_the_least_to_the_most_certain():

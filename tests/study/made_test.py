@@ -107,7 +107,7 @@ def test_preference_models_report_accuracies(nano):
       within = special.stdtrit(count - 1, 0.975) * usual
       assert report[f"{measure}_within"] == pytest.approx(within, rel=0.2)
     assert report["validation_pairs"] > 0
-    for key in ("orders_agree", "longer_wins", "longer_preferred"):
+    for key in ("orders_agree", "prefers_longer", "labels_prefer_longer"):
       assert 0 <= report[key] <= 1
     counts = [each["pairs"] for each in report["by_margin"]]
     assert sum(counts) == report["validation_pairs"] and np.ptp(counts) <= 1
@@ -153,8 +153,8 @@ def test_prompts_that_choose_a_step_do_not_report_it(nano, tmp_path, monkeypatch
     "validation_pairs": 3,
     "train_accuracy": 1.0,
     "orders_agree": 0.5,
-    "longer_wins": None,  # all have one token
-    "longer_preferred": None,
+    "prefers_longer": None,  # all have one token
+    "labels_prefer_longer": None,
     "by_margin": [
       {"least_margin": 1.0, "accuracy": right, "pairs": 1} for right in (0.0, 0.0, 1.0)
     ],
