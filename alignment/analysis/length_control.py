@@ -1,20 +1,25 @@
 """Win rates at equal length: what is left of an advantage without its length.
 
-The estimator of AlpacaEval's length-controlled win rates (Dubois et al. 2024, arXiv
+The regression of AlpacaEval's length-controlled win rates (Dubois et al. 2024, arXiv
 2404.04475), for one policy against one opponent on the same prompts:
 
   logit P(win) = a + b tanh(d / s),   length-controlled win rate = 1 / (1 + exp(-a))
 
 d is how many tokens the policy's response is longer than the opponent's, s the standard
 deviation of d over the prompts. At d = 0 the length term is 0, so the rate is what the
-regression says of responses of equal length. Left out is AlpacaEval's term for how hard
-a prompt is: it is fitted over many models, and here all runs answer the same prompts.
+regression says of responses of equal length. AlpacaEval's estimator differs in that
 
-Fitted with one half win and one half loss at equal length, and b^2 / 4, added to the
-negative log-likelihood, so that no number is infinite; a tie is half a win. Intervals
-are over prompts, of the sandwich covariance, taken on logits: right where the logistic
-is not. None where nearly all responses are on one side of the opponent's length: the
-rate at equal length would be a guess.
+  - d is in characters, and a win is the judge's probability, not 1, 1/2 (a tie) or 0;
+  - each prompt's logit has a term for how hard it is, fitted over many models, and the
+    rate is the mean over prompts; here all runs answer the same prompts;
+  - numbers are kept finite by an L1 penalty, chosen by cross-validation, and by the
+    outcomes of two baselines that were told to be long or short, at a weight of 0.1
+    each; here by one half win and one half loss at equal length, and b^2 / 4, added to
+    the negative log-likelihood.
+
+Intervals are over prompts, of the sandwich covariance, taken on logits: right where the
+logistic is not. None where nearly all responses are on one side of the opponent's
+length: the rate at equal length would be a guess.
 
 `as_judge` makes a judge of it, so that every figure and claim is seen at equal length,
 too: a statement that length alone explains holds for one judge, and not for the other.
@@ -73,16 +78,24 @@ def _design(gaps_P: np.ndarray) -> np.ndarray:
 
 
 def adjusted_P(wins_P: np.ndarray, gaps_P: np.ndarray) -> np.ndarray:
-  """Outcomes less what the regression says of their lengths.
+  """The win rate at equal length as one outcome per prompt, which may leave [0, 1].
 
-  Their mean is the win rate at equal length, and their spread over prompts its noise,
-  with the slope taken as known. Where nearly all responses are on one side of the
-  opponent's length the prior holds the slope near 0, and outcomes are hardly changed.
+  Their mean is the rate, and each differs from it by that prompt's influence on it:
+  residual x derivative of the rate. So their spread is the noise of `length_controlled`
+  (the slope's part included), and the mean of half of the prompts what is, to first
+  order, the fit to that half: halves stay independent, as cross-fitting needs.
+
+  Where nearly all responses are on one side of the opponent's length the rate is a
+  guess: the prior shares an advantage out between length and all else, and the noise
+  is not its error. `guesses` says where.
   """
   x_Px2 = _design(gaps_P)
-  at_2, _ = _fit(x_Px2, wins_P)
+  at_2, hessian_2x2 = _fit(x_Px2, wins_P)
+  rate = _logistic(at_2[0])
   residuals_P = wins_P - _logistic(x_Px2 @ at_2)
-  return _logistic(at_2[0]) + residuals_P - residuals_P.mean()
+  of_intercept_P = residuals_P * (x_Px2 @ np.linalg.inv(hessian_2x2)[0])
+  influence_P = len(wins_P) * rate * (1 - rate) * of_intercept_P
+  return rate + influence_P - influence_P.mean()
 
 
 def prefers_longer(wins_P: np.ndarray, gaps_P: np.ndarray) -> float:
@@ -112,6 +125,29 @@ def _with_judge(run: Run) -> Run:
   outcomes = zip(run.wins[JUDGE], run.length_gaps_ExP, strict=True)
   adjusted_ExP = np.stack([adjusted_P(*of_checkpoint) for of_checkpoint in outcomes])
   return dataclasses.replace(run, wins=run.wins | {AT_EQUAL_LENGTH: adjusted_ExP})
+
+
+def guesses(runs: Sequence[Run]) -> str:
+  """Which checkpoints of runs that judge has no estimate of, in a sentence, or ""."""
+  steps_of = {
+    run.name: [
+      str(step)
+      for step, gaps_P in zip(run.steps_E, run.length_gaps_ExP, strict=True)
+      if _one_sided(gaps_P)
+    ]
+    for run in runs
+    if run.length_gaps_ExP is not None
+  }
+  named = "; ".join(
+    f"{n} at {', '.join(steps)}" for n, steps in steps_of.items() if steps
+  )
+  if not named:
+    return ""
+  return (
+    "At equal length these checkpoints have guesses for win rates, in figures and "
+    "claims too, because nearly all of their responses are longer, or nearly all "
+    f"shorter, than the golden policy's: {named}."
+  )
 
 
 def of_checkpoint(run: Run, at: int, judge: str) -> Estimate:

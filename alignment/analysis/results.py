@@ -1,6 +1,7 @@
 """The results of a study, made of what it has published: figures, claims, report."""
 
 from collections.abc import Sequence
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def redraw(workdir: Path) -> None:
   study = published.load(workdir)
   plain_runs = _runs(workdir, study)
   runs = length_control.as_judge(plain_runs) if study.length_control else plain_runs
+  guesses = length_control.guesses(plain_runs) if study.length_control else ""
   classified = _classification(workdir, study)
   curves = _curves(workdir, study)
   drawn, missing = _draw(workdir, study, runs, classified)
@@ -43,7 +45,7 @@ def redraw(workdir: Path) -> None:
   csv_path, page_path = workdir / "claims.csv", workdir / "report.html"
   write_report(
     page_path,
-    study,
+    dataclasses.replace(study, notes=[*study.notes, *([guesses] if guesses else [])]),
     loss=main_loss(runs),
     curves=curves,
     drawings={name: figure.svg for name, figure in drawn.items()},
@@ -57,6 +59,8 @@ def redraw(workdir: Path) -> None:
   print(format_claims(measured))
   for world, reason in refused.items():
     print(f"world {world} counts for no claim: {reason}\n")
+  if guesses:
+    print(f"{guesses}\n")
   print(best_checkpoints(runs))
   for path in (
     *(path for figure in drawn.values() for path in (figure.png, figure.csv)),

@@ -122,10 +122,50 @@ def test_a_judge_at_equal_length_has_the_rates_of_the_table():
   rates_E = judged.win_rates_E(length_control.AT_EQUAL_LENGTH)
   rows = [r for r in length_control.table([run]) if r["judge"] == "golden PM"]
   np.testing.assert_allclose(rates_E, [row["length_controlled"] for row in rows])
-  # Its noise is that of the table's intervals, but for the slope's own.
+  # Its noise is that of the table's intervals, too.
   adjusted_P = judged.wins[length_control.AT_EQUAL_LENGTH][0]
   within = 1.96 * adjusted_P.std() / math.sqrt(300)
-  assert within == pytest.approx((rows[0]["high"] - rows[0]["low"]) / 2, rel=0.3)
+  assert within == pytest.approx((rows[0]["high"] - rows[0]["low"]) / 2, rel=0.03)
+
+
+@pytest.mark.parametrize(
+  ("intercept", "slope", "shift"), [(0.0, 1.0, 30), (0.5, 1.0, -40)]
+)
+def test_intervals_of_the_judge_at_equal_length_cover_the_truth(
+  intercept, slope, shift
+):
+  """Also where lengths differ by their own spread, and the slope decides."""
+  truth, covered = logistic(intercept), []
+  for seed in range(200):
+    adjusted_P = length_control.adjusted_P(*drawn(seed, intercept, slope, shift))
+    within = 1.96 * adjusted_P.std() / math.sqrt(len(adjusted_P))
+    covered.append(abs(adjusted_P.mean() - truth) < within)
+  assert 0.9 < np.mean(covered) < 0.985
+
+
+def test_the_judge_at_equal_length_says_of_half_of_the_prompts_what_their_fit_does():
+  """So that what is selected on one half is reported without bias by the other."""
+  whole, fitted = [], []
+  for seed in range(50):
+    wins_P, gaps_P = drawn(seed, 0.0, 1.0, 30)
+    adjusted_P = length_control.adjusted_P(wins_P, gaps_P)
+    whole.append(adjusted_P[:200].mean() - adjusted_P.mean())
+    of_half = length_controlled(wins_P[:200], gaps_P[:200]).value
+    fitted.append(of_half - adjusted_P.mean())
+  assert np.corrcoef(whole, fitted)[0, 1] > 0.95
+  assert np.std(whole) == pytest.approx(np.std(fitted), rel=0.15)
+
+
+def test_checkpoints_without_an_estimate_are_named():
+  gaps_ExP = np.stack([np.arange(40) - 20.0, np.arange(40) + 30.0])
+  run = synthetic.make_run(
+    "online_0", "online", synthetic.drawn([0.4, 0.6], 0), [0.1, 2.0], steps=[10, 20]
+  )
+  assert length_control.guesses([run]) == ""
+  run = dataclasses.replace(run, length_gaps_ExP=gaps_ExP)
+  assert length_control.guesses([run]).endswith("golden policy's: online_0 at 20.")
+  equal = dataclasses.replace(run, length_gaps_ExP=0 * gaps_ExP)
+  assert length_control.guesses([equal]) == ""
 
 
 def test_without_lengths_there_is_no_judge_at_equal_length():

@@ -122,7 +122,7 @@ def test_win_rates_at_equal_length_are_written_where_lengths_are_recorded(
   assert all(0 < float(row["low"]) < float(row["high"]) < 1 for row in rows)
 
 
-def test_equal_length_is_one_more_judge_of_figures_and_claims(workdir):
+def test_equal_length_is_one_more_judge_of_figures_and_claims(workdir, capsys):
   publish(workdir, length_control=True, figures=["figure_04"])
   with pytest.raises(UserError, match="no lengths; evaluate it again"):
     results.redraw(workdir)
@@ -132,6 +132,8 @@ def test_equal_length_is_one_more_judge_of_figures_and_claims(workdir):
     with np.load(path) as file:
       arrays = dict(file)
     gaps_ExP = np.random.default_rng(0).integers(-9, 20, arrays["golden_ExP"].shape)
+    if name == "on":
+      gaps_ExP[1:] = 9  # always longer
     np.savez(path, length_gaps_ExP=gaps_ExP, **arrays)
   results.redraw(workdir)
   judges = {"golden PM", "golden PM at equal length"}
@@ -141,6 +143,9 @@ def test_equal_length_is_one_more_judge_of_figures_and_claims(workdir):
   page = (workdir / "report.html").read_text()
   assert "judged by the golden PM at equal length" in page
   assert "(1 run, 8 tokens)" in page  # of each line
+  for said in (page, capsys.readouterr().out):
+    assert "have guesses for win rates" in said
+    assert ": on at 100, 200." in said
 
 
 def test_figures_without_runs_are_named_when_all_else_is_written(workdir):
