@@ -257,6 +257,17 @@ def test_chi_po_is_clipped_on_both_sides_and_finite_everywhere():
   assert np.all(np.isfinite(grad))
 
 
+@pytest.mark.parametrize(("log_ratios", "z"), [((30, 25), 10), ((21, 50), -10)])
+def test_two_far_likelier_responses_are_clipped_in_chi_po_and_not_taken_for_equal(
+  log_ratios, z
+):
+  value, vjp = jax.vjp(
+    lambda x: losses.chi_po(x, jnp.zeros((1, 2)), 0.1), jnp.array([log_ratios], float)
+  )
+  np.testing.assert_allclose(value, np.log1p(np.exp(-z)), rtol=1e-6)
+  np.testing.assert_array_equal(vjp(jnp.ones(1))[0], 0)
+
+
 def test_directions_of_beta_without_a_reference():
   """SimPO: a margin of gamma / beta is at log 2. ORPO: beta weighs the preference."""
   lengths = jnp.array([[4, 2]])

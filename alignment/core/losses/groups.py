@@ -42,11 +42,12 @@ def grpo(
   """GRPO: mean_i of (-A_i log pi(y_i|x) + beta KL_i) / |y_i|, A = (score - mean) / std.
 
   Its first step on fresh samples, where nothing is clipped (Shao et al.,
-  arXiv 2402.03300, eq. 3, with the exact KL for the estimate of eq. 4). Mean and
-  standard deviation (N - 1, plus 1e-4, as TRL has it) are the group's. Each response
-  weighs the same whatever its length: TRL's loss_type "grpo", not its default. Larger
-  beta, per nat and token, is stronger regularisation; as in the paper, it has no part
-  in the advantages. The value itself means nothing.
+  arXiv 2402.03300, eq. 3, with the exact KL for the estimate of eq. 4: of the same
+  mean, but that estimate's mean gradient is KL(pi_ref || pi)'s, which is the same only
+  near pi_ref). Mean and standard deviation (N - 1, plus 1e-4, as TRL has it) are the
+  group's. Each response weighs the same whatever its length: TRL's loss_type "grpo",
+  not its default. Larger beta, per nat and token, is stronger regularisation; as in the
+  paper, it has no part in the advantages. The value itself means nothing.
   """
   del ref_logps_BxN
   logps_BxN, scores_BxN, kl_BxN = _group(logps_BxN, scores_BxN, kl_BxN)

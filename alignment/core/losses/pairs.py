@@ -162,11 +162,11 @@ def chi_po(
   chi^2 and KL together: an over-likely response costs exponentially. Larger beta is
   stronger. z is clipped to +-`clip`, the paper's 2 R_max, twice the largest reward
   (Huang et al., arXiv 2407.13399, Alg. 1); the default is ours. Outside, a pair has no
-  gradient, on the wrong side too. log u is cut at 20 in u alone: e^20 is beyond any
-  clip, and e^88 beyond float32.
+  gradient, on the wrong side too. log u is cut at 80 in u alone, as e^88 is beyond
+  float32: no response of a pair gets there, and of two that do u says nothing.
   """
   log_u_Bx2 = responses(logps_Bx2, 2) - responses(ref_logps_Bx2, 2)
-  phi_Bx2 = jnp.exp(jnp.minimum(log_u_Bx2, 20.0)) + log_u_Bx2
+  phi_Bx2 = jnp.exp(jnp.minimum(log_u_Bx2, 80.0)) + log_u_Bx2
   z_B = jnp.clip(beta * (phi_Bx2[:, 0] - phi_Bx2[:, 1]), -clip, clip)
   return jax.nn.softplus(-z_B)
 
