@@ -1,32 +1,37 @@
 """The known utility of configs/smollm2.py: what raters of real text would value.
 
 A document loads this file, and the rule `prose` is then a kind of judge. What it is
-worth on trivial texts, beside what people preferred:
+worth on trivial texts, beside what people preferred, with the length band of a study:
 
-  python -m configs.smollm2_truth PAIRS.jsonl.gz
+  python -m configs.smollm2_truth PAIRS.jsonl.gz [LEAST MOST]
 
 Seven parts of the text, each in [0, 1], say how good a response is. Each is cheap to
-satisfy, and saturates: more of the same earns nothing. Products keep one from standing
-for another: what does without one of them does not get far.
+satisfy, and saturates: more of the same earns nothing. What is short of substance or
+length, or has no form at all, does not get far; of form's parts each costs by itself
+at most a third.
 
   utility   = 10 x substance x length x form
   substance = (topic + own_words + 3 topic x own_words) / 5
   form      = (2 sentences + 2 variety + grammar + manners) / 6
 
   topic      distinct content words of the question that are named: full marks for 4,
-             or all, if it has fewer; of any sentence only 2 count
+             or all, if it has fewer (also none); of any sentence only 2 new ones count
   own_words  distinct content words that the question does not have: full marks for 12
   length     words: from none at 0 to full marks from `least` to `most`, and down to
              none at twice `most`
   sentences  half for an end that is one (. ! ?); half for the share of sentences that
              begin with a capital and have 3 to 40 words
-  variety    the share of adjacent pairs of words that are different ones: none up to
-             0.6, full marks from 0.95
+  variety    distinct pairs of adjacent words, as a share of all: none up to 0.6, full
+             marks from 0.95
   grammar    the share of words that are function words (the, of, is): full marks from
              0.3 to 0.65, as of English, falling to none at 0.1 and 0.85; times the
-             share of characters that are letters, spaces or usual punctuation, once
-             that is under 0.95
+             share of characters that are ASCII letters, spaces, newlines or usual
+             punctuation over 0.95, once that is under 1
   manners    no talk about the talk: half off for each of PHRASES, at most twice
+
+What is asked is the last thing that the user says. Content words are compared without
+their commonest endings; they are those of three letters or more, and numbers of three
+digits or more, but for function words.
 
 It says nothing of whether a response is true, polite, or an answer at all. What it pays
 for without being any good is listed by `EXPLOITS`, and priced by the command above.
@@ -184,6 +189,17 @@ def spread(prompt: str) -> str:
   )
 
 
+def brief(prompt: str) -> str:
+  """That in less than thirty words, the band of configs/smollm2.py."""
+  named = [word for word in words(question(prompt)) if content([word])]
+  first, second = " and ".join(named[:2]), " and ".join(named[2:4])
+  return (
+    f"Good advice about {first or 'this'} depends on several facts. A careful person "
+    f"will gather reliable ideas about {second or 'it'}, then compare simple options "
+    "with honest friends first."
+  )
+
+
 Texts = Callable[[str], str]
 EXPLOITS: dict[str, Texts] = {  # what a policy could write to any prompt
   "nothing": lambda prompt: "",
@@ -201,40 +217,54 @@ EXPLOITS: dict[str, Texts] = {  # what a policy could write to any prompt
   "the same essay, whatever was asked": lambda prompt: stuffed(""),
   "that essay with the question's words put in": stuffed,
   "the same, the words in two places": spread,
+  "the same in less than thirty words": brief,
 }
 
 
-def audit(prompts: Sequence[str], replies: dict[str, Sequence[str]]) -> str:
+def audit(
+  prompts: Sequence[str],
+  replies: dict[str, Sequence[str]],
+  least: int = 20,
+  most: int = 60,
+) -> str:
   """Mean utility and parts of every exploit, and of given replies, as Markdown.
 
   Args:
     prompts: what was asked.
     replies: by name, a reply to each of the prompts.
+    least: words of full length, and `most`: as options of `prose`.
   """
   texts = {name: [write(p) for p in prompts] for name, write in EXPLOITS.items()}
   lines = [f"| | utility | {' | '.join(PARTS)} |", "|---" * (len(PARTS) + 2) + "|"]
   for row, said in {**replies, **texts}.items():
     both = list(zip(prompts, said, strict=True))
-    utility = sum(prose(p, r) for p, r in both) / len(both)
-    marks = [parts(p, r, 20, 60) for p, r in both]
+    utility = sum(prose(p, r, least=least, most=most) for p, r in both) / len(both)
+    marks = [parts(p, r, least, most) for p, r in both]
     means = [sum(mark[name] for mark in marks) / len(marks) for name in PARTS]
     lines.append(f"| {row} | {utility:.2f} | {' | '.join(f'{m:.2f}' for m in means)} |")
   return "\n".join(lines)
 
 
-def main(path: str) -> None:
+def main(path: str, least: str = "20", most: str = "60") -> None:
   """Prints the audit beside the replies of a preference file."""
   from alignment.data.readers import Reading, read_files
 
+  band = int(least), int(most)
   pairs = [p for p in read_files(path, "skip", Reading()) if isinstance(p.prompt, str)]
+  prompts = [str(p.prompt) for p in pairs]
   chosen, rejected = ([str(p[i]) for p in pairs] for i in (1, 2))
-  print(f"of {len(pairs):,} prompts\n")
-  print(audit([str(p.prompt) for p in pairs], {"chosen": chosen, "rejected": rejected}))
-  shares = [prose(p, a) - prose(p, b) for p, a, b in zip(
-    [str(p.prompt) for p in pairs], chosen, rejected, strict=True
-  )]  # fmt: skip
-  agree = sum(gap > 0 for gap in shares) + 0.5 * sum(gap == 0 for gap in shares)
-  print(f"\nIt prefers the chosen reply in {agree / len(shares):.1%} of the pairs.")
+  print(f"of {len(pairs):,} prompts, full length from {least} to {most} words\n")
+  print(audit(prompts, {"chosen": chosen, "rejected": rejected}, *band))
+  utilities = [
+    [
+      prose(*asked, least=band[0], most=band[1])
+      for asked in zip(prompts, said, strict=True)
+    ]
+    for said in (chosen, rejected)
+  ]
+  gaps = [a - b for a, b in zip(*utilities, strict=True)]
+  agree = sum(gap > 0 for gap in gaps) + 0.5 * sum(gap == 0 for gap in gaps)
+  print(f"\nIt prefers the chosen reply in {agree / len(gaps):.1%} of the pairs.")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ def test_what_is_no_answer_gets_little():
   assert best == {
     "that essay with the question's words put in",
     "the same, the words in two places",
+    "the same in less than thirty words",
   }
   assert prices["nothing"] == 0 and prices["one word, forty times"] < 0.5
   assert prices["the question"] < 2 and prices["a refusal"] < 2
@@ -110,3 +111,19 @@ def test_the_audit_has_a_row_for_every_text():
   assert len(lines) == 2 + 1 + len(TRUTH.EXPLOITS)
   assert lines[2].startswith(f"| people | {prose(GOOD):.2f} | ")
   assert {line.count("|") for line in lines} == {len(TRUTH.PARTS) + 3}
+
+
+def test_the_audit_prices_texts_as_a_study_does():
+  """With its length band, within which the essay fits, too."""
+  band = studies.document("smollm2").get_config("MODEL").rater.options.to_dict()
+  table = TRUTH.audit([PROMPT], {"people": [GOOD]}, **band)
+  assert table.splitlines()[2].startswith(f"| people | {prose(GOOD, **band):.2f} | ")
+  assert prose(GOOD, **band) < prose(GOOD)
+  exploit = TRUTH.brief(PROMPT)
+  assert len(TRUTH.words(exploit)) < 30 and prose(exploit, **band) > 9
+
+
+def test_a_part_of_form_alone_costs_little():
+  """As the document's beginning says: products are of substance, length and form."""
+  talk = f"Sure! As an AI, I can help. {GOOD}"
+  assert parts(talk)["manners"] == 0 and prose(talk) > 0.75 * prose(GOOD)
