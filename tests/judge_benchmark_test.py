@@ -138,6 +138,9 @@ def test_what_cannot_be_is_refused(run, tmp_path):
     (["--folds=3"], "--folds is 3, but there are 2"),
     (["--parts=9"], "4 groups of topics cannot be dealt into 9"),
     (["--parts=2", "--pattern=Debate"], "1 groups of topics"),
+    (["--pattern=["], "--pattern is no regular expression: unterminated"),
+    (["--seed=-1"], "--seed is -1; give 0 or more"),
+    (["--pairs_per_topic=-1"], "--pairs_per_topic is -1; give 0 or more"),
   ]:
     with pytest.raises(UserError, match=message):
       run(tmp_path, *words)

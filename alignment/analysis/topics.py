@@ -115,7 +115,7 @@ _WORDS = {
   "above_longer_wins": "accuracy above that",
   "accuracy_where_shorter_won": "accuracy where the shorter response won",
   "accuracy_where_longer_won": "accuracy where the longer response won",
-  "accuracy_at_equal_shares": "the mean of these two",
+  "accuracy_at_equal_shares": "the mean of these two, of topics that have both",
   "judge_prefers_longer": "the judge prefers the longer response",
 }
 

@@ -51,6 +51,16 @@ class Division:
   pairs_per_topic: int = 100
   seed: int = 0
 
+  def __post_init__(self):
+    """Raises UserError for what is no pattern, and for numbers below 0."""
+    for key in ("pairs_per_topic", "seed"):
+      if getattr(self, key) < 0:
+        raise UserError(f"--{key} is {getattr(self, key)}; give 0 or more")
+    try:
+      re.compile(self.pattern)
+    except re.error as error:
+      raise UserError(f"--pattern is no regular expression: {error}") from None
+
   def held_out(self, topics: Sequence[str], fold: int) -> set[str]:
     """The topics that a fold holds out, of the topics of all pairs.
 

@@ -107,3 +107,15 @@ def test_folds_are_put_together_and_topics_listed():
   text = topics.table(both)
   assert "of 12 held-out pairs" in text and "| c | 4 | 1.00 | 1.00 |" in text
   assert "0.750 [" in text and "+0.083" in text
+
+
+def test_the_mean_of_shares_is_said_to_be_of_topics_that_have_both():
+  """Shorter responses won in topic a alone: what b adds to the longer is left out."""
+  data = held_out(
+    [1.0, -1.0, 1.0, -1.0], ["a", "a", "b", "b"], [9, 9, 9, 9], [5, 10, 5, 5]
+  )
+  rates = data.rates()
+  shorter, longer = (rates[f"accuracy_where_{s}_won"] for s in ("shorter", "longer"))
+  assert (shorter.value, longer.value, longer.n) == (0, 0.75, 2)
+  assert rates["accuracy_at_equal_shares"].value == 0.5
+  assert "| the mean of these two, of topics that have both | " in topics.table(data)
