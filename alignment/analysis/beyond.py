@@ -1,9 +1,12 @@
 """What goes beyond the paper: statements of later papers, and offline with more steps.
 
-Later papers are quoted from their abstracts. Semi-online and online DPO have "similar
-performance and convergence" and "strongly outperform offline methods" (Lanchantin et
-al. 2025, arXiv 2506.21495); "samples from previous iterations of our model [...] give a
-worse training signal" (Noukhovitch et al. 2024, arXiv 2410.18252).
+Later papers are quoted from their abstracts. Of "online and semi-online" DPO and GRPO
+one finds "similar performance and convergence between these variants, which all
+strongly outperform offline methods" (Lanchantin et al. 2025, arXiv 2506.21495). Another
+says of "samples from previous iterations of our model" that they "give a worse training
+signal", online DPO being "most robust" to it (Noukhovitch et al. 2024, arXiv
+2410.18252). Both are asked here of a study's main loss: with IPO, what holds or fails
+is not their own finding.
 """
 
 from alignment.analysis import hypotheses as h

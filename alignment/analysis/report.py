@@ -236,7 +236,7 @@ def _claims(claims: Sequence[Claim], worlds: int) -> str:
     ]
   explanation = (
     "Win rates are against the golden policy. A verdict needs six worlds and one "
-    "answer from both judges: “agrees” where the interval lies within the region in "
+    "answer from all judges: “agrees” where the interval lies within the region in "
     "which the statement holds, “disagrees” where it lies outside. Checkpoints are "
     "selected on one half of the prompts and reported on the other. Of two series with "
     "different numbers of runs both are given the smaller number (the mean over all "

@@ -152,7 +152,7 @@ class RelabelledPairs(Artefact):
       agreement[split] = float(1 - swap.mean())
     write_json(directory / "agreement.json", agreement)
     if self.setting.config.sampled.data != "golden":
-      progress(f"D_golden: keeps {agreement['train']:.1%} of the human labels")
+      progress(f"D_golden: keeps {agreement['train']:.1%} of D_initial's labels")
 
   def programs(self) -> Iterator[Program]:
     yield from self.golden_pm.margins_programs((self.name,), {})
