@@ -265,7 +265,10 @@ def _verdict(
 def _reading(
   hypothesis: Hypothesis, per_world: Mapping[int, Mapping[str, Estimate]]
 ) -> str:
-  """What one world's interval says, or in how many worlds the number is as stated."""
+  """What one world's interval says, or in how many worlds the number is as stated.
+
+  Of one world's number that has no interval, what the number itself says.
+  """
   defined = [
     of_judge
     for of_judge in per_world.values()
@@ -292,6 +295,8 @@ def _reading(
     words = words_of[sides[judges[0]]]
   else:
     words = ", ".join(f"{words_of[side]}{by(judge)}" for judge, side in sides.items())
+  if all(math.isnan(estimate.low) for estimate in defined[0].values()):
+    words += " (no interval)"
   return f"{words} in this world"
 
 

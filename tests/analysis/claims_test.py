@@ -116,6 +116,20 @@ def test_few_worlds_are_read_by_the_statements_region():
   assert claim.reading == "holds in 1 (golden PM), 1 (truth) of 3 worlds"
 
 
+@pytest.mark.parametrize(
+  ("number", "reading"),
+  [(0.5, "holds (no interval)"), (0.56, "does not hold (no interval)")],
+)
+def test_one_worlds_number_without_an_interval_is_read_as_such(number, reading):
+  """An accuracy on a few pairs may well be chance: its noise is not known here."""
+  statement = next(h for h in claims_lib.HYPOTHESES if h.holds == hypotheses.CHANCE)
+  (run,) = worlds_of_runs((0.1,), num_offline=0)
+  records = [r | {"classification_accuracy": number} for r in run.records]
+  runs = [dataclasses.replace(run, default=True, records=records)]
+  (claim,) = claims_lib.claims(runs, [statement], resamples=10)
+  assert claim.reading == f"{reading} in this world"
+
+
 def test_claims_count_runs_and_leave_out_what_has_none():
   runs = worlds_of_runs((0.1,), num_offline=3)
   claim = claims_of_figure_1(runs)[0]
