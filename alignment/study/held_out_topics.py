@@ -26,7 +26,7 @@ from alignment.study.artefacts import Read
 from alignment.study.recipes import PreferenceRecipe
 from alignment.study.setting import Setting
 from alignment.study.stages.data import PairData
-from alignment.study.stages.judging import margins_of
+from alignment.study.stages.judging import margins_of, spread
 from alignment.study.stages.trained_judges import TrainedJudge
 from alignment.types import UserError
 
@@ -164,11 +164,11 @@ class TopicJudge(TrainedJudge):
     margins = functools.partial(margins_of, setting, judge, params)
     held_out = margins(validation)
     write_npz(read(self) / MARGINS, margins=held_out)
-    spread = np.linspace(0, len(train_set) - 1, min(SEEN, len(train_set))).astype(int)
+    seen = margins(train_set, spread(SEEN, len(train_set)))
     report = {
       "step": step,
       "validation_accuracy": float(evaluation.outcome(held_out).mean()),
-      "train_accuracy": float(evaluation.outcome(margins(train_set, spread)).mean()),
+      "train_accuracy": float(evaluation.outcome(seen).mean()),
     }
     if isinstance(judge, PreferenceModel):
       orders = setting.map_pairs(

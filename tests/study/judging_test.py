@@ -2,6 +2,7 @@
 
 import json
 import re
+import types
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from alignment.core import rules
 from alignment.data import pairs, stream, translation
 from alignment.runtime.files import read_json
 from alignment.study import publish
+from alignment.study.stages import judging
 from alignment.types import UserError
 from tests import studies
 
@@ -47,6 +49,21 @@ def test_the_truth_labels_as_the_language_values(tmp_path):
   report = read_json(judge / "model.json")
   assert report["truth_accuracy"] == 1
   assert 0.6 < report["validation_accuracy"] < 1  # the raters' noise
+
+
+def test_the_training_accuracy_is_of_pairs_of_all_the_data():
+  """The first pairs are of one topic of a file, or of one temperature of samples."""
+  rows = pairs.Ragged(np.arange(9, dtype=np.int32), np.arange(10))
+  dataset, asked = pairs.PairDataset(rows, (rows, rows)), []
+
+  def margins(dataset, rows):
+    asked.append(rows.tolist())
+    return np.ones(len(rows))
+
+  setting = types.SimpleNamespace(true_gap=lambda *_: None)
+  judging.accuracies(setting, margins, dataset, dataset, np.arange(3))
+  assert asked == [[0, 1, 2], [0, 4, 8]]
+  assert judging.spread(20, 9).tolist() == list(range(9))
 
 
 def test_noisy_truth_labels_otherwise_and_alike_when_made_again(tmp_path):

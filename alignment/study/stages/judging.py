@@ -110,7 +110,7 @@ def accuracies(
   of_rows = margins(validation, rows)
   held_out = evaluation.outcome(of_rows)
   lengths_Px2 = np.stack([part.lengths[rows] for part in validation.responses], axis=1)
-  seen = margins(train_set, np.arange(min(len(train_set), len(held_out))))
+  seen = margins(train_set, spread(len(held_out), len(train_set)))
   report = {
     "validation_accuracy": float(held_out.mean()),
     "validation_within": evaluation.clustered_within(held_out, prompts),
@@ -126,6 +126,14 @@ def accuracies(
       report["truth_accuracy"] = float(agree.mean())
       report["truth_within"] = evaluation.clustered_within(agree, of_prompt)
   return report
+
+
+def spread(count: int, size: int) -> np.ndarray:
+  """So many of `size` rows, or all, evenly spaced: files and samples are in an order.
+
+  The first would be of a few topics, or of one temperature.
+  """
+  return np.linspace(0, size - 1, min(count, size)).astype(int)
 
 
 def check_judge(world: int, report: Mapping[str, Any]) -> None:
