@@ -19,7 +19,7 @@ from alignment.core import host_judges, logprobs, sampling, scoring
 from alignment.core.judges import Judge, PreferenceModel
 from alignment.core.rows import map_rows
 from alignment.models.protocol import BASE, Model
-from alignment.types import Array, Batch, Params
+from alignment.types import Array, Batch, Params, UserError
 
 Responses = tuple[np.ndarray, np.ndarray]  # tokens_PxT, lengths_P
 SAMPLES = 2  # per prompt: the first is judged, both say how a policy classifies its own
@@ -110,6 +110,20 @@ def both_orders(judge: PreferenceModel, params: Params, batch: Batch) -> Any:
   return judge.both_orders(params, batch)
 
 
+def numbers(margins_P: np.ndarray) -> np.ndarray:
+  """A judge's margins, of which none is NaN: that would pass for a loss, or an order.
+
+  Raises:
+    UserError: saying how many are.
+  """
+  if count := int(np.isnan(margins_P).sum()):
+    raise UserError(
+      f"{count} of {len(margins_P)} margins of a judge are not numbers: it has "
+      "diverged; lower its learning rate, or take another"
+    )
+  return margins_P
+
+
 def outcome(margins_B: np.ndarray) -> np.ndarray:
   """A margin as a result: win 1, tie 1/2, loss 0."""
   return (margins_B > 0) + 0.5 * (margins_B == 0)
@@ -185,7 +199,8 @@ class Contest:
     both = self.prompts.replace(
       responses_BxNxT=np.stack([a[0], b[0]], 1), lengths_BxN=np.stack([a[1], b[1]], 1)
     )
-    return self.map(lambda x: margins(judge, params, x), both, doing="judging")
+    judged = self.map(lambda x: margins(judge, params, x), both, doing="judging")
+    return numbers(judged)
 
   def map(self, function: Callable[..., Any], *trees: Any, doing: str) -> Any:
     """`function` over the rows of trees of host arrays."""

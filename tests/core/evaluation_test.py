@@ -318,3 +318,12 @@ def test_a_column_of_ones_own_is_its_mean_over_prompts(monkeypatch):
   record, _ = contest.record(responses, np.ones(11))
   share = responses[1] / (prompts.prompt_lengths_B + responses[1])
   assert record["prompt_share"] == pytest.approx(share.mean())
+
+
+def test_a_judge_that_says_no_number_is_refused_and_not_taken_for_a_loss(monkeypatch):
+  contest = evaluator().contest
+  monkeypatch.setattr(
+    evaluation, "margins", lambda *_: np.array([1.0, np.nan, -1.0, np.inf])
+  )
+  with pytest.raises(UserError, match="3 of 11 margins of a judge are not numbers"):
+    contest.compare(contest.opponent, contest.start)

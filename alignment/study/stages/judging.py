@@ -84,10 +84,15 @@ def margins_of(
   dataset: pairs.PairDataset,
   rows: np.ndarray | None = None,
 ) -> np.ndarray:
-  """A judge's order-free margins of pairs, by default all: float32 P."""
-  return setting.map_pairs(
+  """A judge's order-free margins of pairs, by default all: float32 P.
+
+  Raises:
+    UserError: if one is not a number.
+  """
+  judged = setting.map_pairs(
     lambda batch: evaluation.margins(judge, params, batch), dataset, rows, "judging"
   )
+  return evaluation.numbers(judged)
 
 
 def accuracies(
