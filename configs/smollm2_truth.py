@@ -43,6 +43,8 @@ import re
 import sys
 
 from alignment.core.rules import rule
+from alignment.runtime.exits import exit_with_status
+from alignment.types import UserError
 
 FORM = {"sentences": 2, "variety": 2, "grammar": 1, "manners": 1}
 PARTS = ("topic", "own_words", "length", *FORM)
@@ -245,21 +247,27 @@ def audit(
   return "\n".join(lines)
 
 
-def main(path: str, least: str = "20", most: str = "60") -> None:
-  """Prints the audit beside the replies of a preference file."""
+def main(path: str = "", *band: str) -> None:
+  """Prints the audit beside the replies of a preference file.
+
+  Raises:
+    UserError: for a file that cannot be read, and for what is no length band.
+  """
   from alignment.data.readers import Reading, read_files
 
-  band = int(least), int(most)
+  numbers = all(word.isdecimal() and int(word) for word in band)
+  if not path or len(band) not in (0, 2) or not numbers:
+    raise UserError("say python -m configs.smollm2_truth PAIRS.jsonl.gz [LEAST MOST]")
+  least, most = map(int, band or ("20", "60"))
   pairs = [p for p in read_files(path, "skip", Reading()) if isinstance(p.prompt, str)]
+  if not pairs:
+    raise UserError(f"{path}: no pair has a prompt that is a text")
   prompts = [str(p.prompt) for p in pairs]
   chosen, rejected = ([str(p[i]) for p in pairs] for i in (1, 2))
   print(f"of {len(pairs):,} prompts, full length from {least} to {most} words\n")
-  print(audit(prompts, {"chosen": chosen, "rejected": rejected}, *band))
+  print(audit(prompts, {"chosen": chosen, "rejected": rejected}, least, most))
   utilities = [
-    [
-      prose(*asked, least=band[0], most=band[1])
-      for asked in zip(prompts, said, strict=True)
-    ]
+    [prose(p, r, least=least, most=most) for p, r in zip(prompts, said, strict=True)]
     for said in (chosen, rejected)
   ]
   gaps = [a - b for a, b in zip(*utilities, strict=True)]
@@ -268,4 +276,4 @@ def main(path: str, least: str = "20", most: str = "60") -> None:
 
 
 if __name__ == "__main__":
-  main(*sys.argv[1:])
+  exit_with_status(lambda: main(*sys.argv[1:]))

@@ -1,8 +1,11 @@
 """The utility of real text: what is worth how much, and what gets nowhere."""
 
+import json
+
 import pytest
 
 from alignment.core import rules
+from alignment.types import UserError
 from tests import studies
 
 TRUTH = studies.document("smollm2_truth")
@@ -127,3 +130,26 @@ def test_a_part_of_form_alone_costs_little():
   """As the document's beginning says: products are of substance, length and form."""
   talk = f"Sure! As an AI, I can help. {GOOD}"
   assert parts(talk)["manners"] == 0 and prose(talk) > 0.75 * prose(GOOD)
+
+
+def test_the_command_prices_a_file_in_a_band(tmp_path, capsys):
+  path = tmp_path / "pairs.jsonl"
+  record = {"prompt": PROMPT, "chosen": GOOD, "rejected": "Sow seeds."}
+  path.write_text(json.dumps(record) + "\n")
+  TRUTH.main(str(path), "12", "30")
+  printed = capsys.readouterr().out
+  assert "of 1 prompts, full length from 12 to 30 words" in printed
+  assert f"| chosen | {prose(GOOD, least=12, most=30):.2f} | " in printed
+  assert printed.endswith("prefers the chosen reply in 100.0% of the pairs.\n")
+
+
+@pytest.mark.parametrize(
+  ("words", "message"),
+  [
+    ([], "PAIRS.jsonl.gz"), (["a", "12"], "LEAST MOST"), (["a", "0", "x"], "LEAST"),
+    (["none.jsonl"], "none.jsonl: cannot be read"),
+  ],
+)  # fmt: skip
+def test_what_the_command_cannot_do_is_a_line(words, message):
+  with pytest.raises(UserError, match=message):
+    TRUTH.main(*words)
