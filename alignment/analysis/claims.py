@@ -133,7 +133,8 @@ def _claim(
   unequal = any(world.of_all_runs for world in measured.values())
   estimates = _over_worlds(hypothesis, per_world)
   verdict, reason = _verdict(hypothesis, estimates, per_world)
-  if verdict != "undecided" and not _equal_numbers(hypothesis, measured.values()):
+  differ = not _equal_numbers(hypothesis, measured.values())
+  if verdict != "undecided" and differ:
     verdict, reason = "undecided", "numbers of runs differ, of which the best count"
   return Claim(
     figure=hypothesis.figure,
@@ -149,7 +150,7 @@ def _claim(
     per_world=per_world,
     verdict=verdict,
     reason=reason,
-    reading=_reading(hypothesis, per_world) if verdict == "undecided" else "",
+    reading=_reading(hypothesis, per_world, differ) if verdict == "undecided" else "",
   )
 
 
@@ -263,11 +264,14 @@ def _verdict(
 
 
 def _reading(
-  hypothesis: Hypothesis, per_world: Mapping[int, Mapping[str, Estimate]]
+  hypothesis: Hypothesis,
+  per_world: Mapping[int, Mapping[str, Estimate]],
+  differ: bool,
 ) -> str:
   """What one world's interval says, or in how many worlds the number is as stated.
 
-  Of one world's number that has no interval, what the number itself says.
+  Of one world's number that has no interval, what the number itself says. Sides whose
+  numbers of runs `differ` are said to: there a sweep's mean meets one chosen setting.
   """
   defined = [
     of_judge
@@ -278,6 +282,7 @@ def _reading(
     return ""
   low, high = hypothesis.holds
   judges = list(defined[0])
+  remark = " (numbers of runs differ)" if differ else ""
 
   def by(judge: str) -> str:
     return "" if judge == NO_JUDGE else f" ({judge})"
@@ -288,7 +293,7 @@ def _reading(
       for judge in judges
     }
     words = ", ".join(f"{count}{by(judge)}" for judge, count in counts.items())
-    return f"holds in {words} of {len(defined)} worlds"
+    return f"holds in {words} of {len(defined)} worlds{remark}"
   sides = {judge: _side(hypothesis, defined[0][judge]) for judge in judges}
   words_of = {1: "holds", -1: "does not hold", 0: "not separated"}
   if len(set(sides.values())) == 1:
@@ -297,7 +302,7 @@ def _reading(
     words = ", ".join(f"{words_of[side]}{by(judge)}" for judge, side in sides.items())
   if all(math.isnan(estimate.low) for estimate in defined[0].values()):
     words += " (no interval)"
-  return f"{words} in this world"
+  return f"{words}{remark} in this world"
 
 
 def tally(claims: Sequence[Claim]) -> dict[str, int]:

@@ -116,6 +116,19 @@ def test_few_worlds_are_read_by_the_statements_region():
   assert claim.reading == "holds in 1 (golden PM), 1 (truth) of 3 worlds"
 
 
+def test_few_worlds_say_that_numbers_of_runs_differ():
+  """They decide nothing in six worlds, and show no more in one."""
+  for gaps, reading in (
+    ((0.1,), "holds (numbers of runs differ) in this world"),
+    (
+      (0.1, 0.1),
+      "holds in 2 (golden PM), 2 (truth) of 2 worlds (numbers of runs differ)",
+    ),
+  ):
+    for claim in claims_of_figure_1(worlds_of_runs(gaps, num_offline=3)):
+      assert claim.reading == reading
+
+
 @pytest.mark.parametrize(
   ("number", "reading"),
   [(0.5, "holds (no interval)"), (0.56, "does not hold (no interval)")],
