@@ -325,7 +325,7 @@ class Study:
   def _best_of_n(self, run: str, recipe: PolicyRecipe) -> BestOfN:
     contest = self._contest(run, "best_of_n", recipe)
     numbers = tuple(self.config.evaluation.best_of)
-    return BestOfN(**contest, proxy_pm=self.proxy_pm(), numbers=numbers)
+    return BestOfN(**contest, numbers=numbers)
 
   def _contest(self, run: str, series: str, recipe: PolicyRecipe) -> dict[str, Any]:
     """What every evaluation of a policy of this start reads."""
@@ -336,6 +336,7 @@ class Study:
       "reference": self.start(recipe),
       "pairs": self.scored(self.golden_data(), recipe),
       "golden_pm": self.golden_pm(),
+      "proxy_pm": self.proxy_pm(),
       "golden_samples": self.golden_samples(),
       "sft_samples": self.sft_samples(),
     }
