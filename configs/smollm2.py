@@ -24,7 +24,7 @@ tokens; a token of 16 samples takes 20 ms): about 75 minutes, of which
   D_golden     2,400 pairs judged, 1,800 scored under SFT                       6 min
   online       5 runs (golden policy too) x 40 steps of 5 s                    17 min
   offline      3 runs x 40 steps of 3 s                                         6 min
-  evaluations  18 checkpoints x 30 s, best-of-n                                12 min
+  evaluations  16 checkpoints x 30 s, best-of-n                                12 min
 """
 
 from alignment.study import documents, schema

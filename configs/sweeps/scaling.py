@@ -6,7 +6,9 @@ On this machine, two members at a time; then at the paper's scale on Cloud TPU:
     --sweep=configs/sweeps/scaling.py --workdir=/tmp/scaling --jobs=2
   python -m launch.sweep --config=configs/study.py:figure_14,tldr \\
     --sweep=configs/sweeps/scaling.py --workdir=gs://BUCKET/scaling --tpu=v5p \\
-    --name=scaling --zone=ZONE --capacity=spot -- --config.sft.init='gs://BUCKET/T5/{size}'
+    --name=scaling --zone=ZONE --capacity=spot -- \\
+    --config.sft.init='gs://BUCKET/T5/{size}' --config.data.data_dir=gs://BUCKET/data \\
+    --config.vocab.path=gs://BUCKET/T5/spiece.model
 
 All sizes meet the same proxy preference model and the same golden policy, so these are
 made first, by whichever slice holds the golden preference model.
