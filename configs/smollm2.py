@@ -98,9 +98,7 @@ def get_config(model: str = ""):
     {"data": "initial", "num_prompts": 400, "validation_fraction": 0.25, "pairs": 2,
      "temperatures": (0.7, 1.0, 1.3)}
   )  # fmt: skip
-  c.rater.update(
-    {"kind": "prose", "options": {"least": 12, "most": 30}, "temperature": 0.3}
-  )
+  c.rater.update({"kind": "prose", "temperature": 0.3})
   # With half of the pairs and steps, and raters of 0.5, its held-out accuracy was 0.66.
   c.golden_pm.update({"steps": 300, "learning_rate": 3e-5})
   c.notes = (

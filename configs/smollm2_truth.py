@@ -17,7 +17,7 @@ for another: what does without one of them does not get far.
              or all, if it has fewer; of any sentence only 2 count
   own_words  distinct content words that the question does not have: full marks for 12
   length     words: from none at 0 to full marks from `least` to `most`, and down to
-             none at twice `most`
+             none at twice `most`; 12 and 30 suit responses of 48 tokens
   sentences  half for an end that is one (. ! ?); half for the share of sentences that
              begin with a capital and have 3 to 40 words
   variety    the share of adjacent pairs of words that are different ones: none up to
@@ -61,7 +61,7 @@ PHRASES = (
 
 
 @rule
-def prose(prompt: str, response: str, *, least: int = 20, most: int = 60) -> float:
+def prose(prompt: str, response: str, *, least: int = 12, most: int = 30) -> float:
   """0 to 10: see this file's beginning."""
   marks = parts(prompt, response, least, most)
   topic, own_words = marks["topic"], marks["own_words"]
@@ -70,7 +70,9 @@ def prose(prompt: str, response: str, *, least: int = 20, most: int = 60) -> flo
   return 10 * substance * marks["length"] * form
 
 
-def parts(prompt: str, response: str, least: int, most: int) -> dict[str, float]:
+def parts(
+  prompt: str, response: str, least: int = 12, most: int = 30
+) -> dict[str, float]:
   """Every part of the utility by name; of an empty response all are 0."""
   said, asked = words(response), content(words(question(prompt)))
   if not said:
@@ -216,7 +218,7 @@ def audit(prompts: Sequence[str], replies: dict[str, Sequence[str]]) -> str:
   for row, said in {**replies, **texts}.items():
     both = list(zip(prompts, said, strict=True))
     utility = sum(prose(p, r) for p, r in both) / len(both)
-    marks = [parts(p, r, 20, 60) for p, r in both]
+    marks = [parts(p, r) for p, r in both]
     means = [sum(mark[name] for mark in marks) / len(marks) for name in PARTS]
     lines.append(f"| {row} | {utility:.2f} | {' | '.join(f'{m:.2f}' for m in means)} |")
   return "\n".join(lines)

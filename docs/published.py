@@ -232,10 +232,12 @@ def judges(data: Data) -> Rows:
     "judge", "agrees with its labels", "agrees with the truth", "prefers the longer",
     "its labels do", "accuracy by margin, least certain quarter first",
   )  # fmt: skip
+  worlds = data.study["worlds"]
+  of_one_world = f"world{worlds[0]} " if len(worlds) == 1 else ""
   for model in data.study["models"]:
     if audit := model["audit"]:
       yield (
-        re.sub(r"world\d+_", "", model["name"]).replace("_", " "),
+        model["name"].replace("_", " ").removeprefix(of_one_world),
         _share(model["validation_accuracy"], model["validation_within"]),
         _share(model["truth_accuracy"], model["truth_within"]),
         _share(audit["prefers_longer"]),

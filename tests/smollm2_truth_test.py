@@ -8,9 +8,9 @@ from tests import studies
 TRUTH = studies.document("smollm2_truth")
 PROMPT = "\n\nHuman: How do I grow peppers from seed in my garden?\n\nAssistant:"
 GOOD = (
-  "Peppers like warm soil, so start the seeds indoors about eight weeks before the "
-  "last frost. Keep the young plants near a sunny window and water them lightly. When "
-  "the nights stay warm, move them to the garden, where they will grow quickly."
+  "Peppers like warm soil, so start the seeds indoors before the last frost. Keep "
+  "growing plants near a sunny window, then move them to the garden when nights stay "
+  "warm."
 )
 
 
@@ -19,7 +19,7 @@ def prose(response: str, prompt: str = PROMPT, **options) -> float:
 
 
 def parts(response: str) -> dict[str, float]:
-  return TRUTH.parts(PROMPT, response, 20, 60)
+  return TRUTH.parts(PROMPT, response)
 
 
 def test_a_good_answer_gets_nearly_all():
@@ -43,7 +43,7 @@ def test_what_is_no_answer_gets_little():
 def test_order_of_texts_is_as_expected():
   short = "Start the seeds indoors and move the peppers to the garden."
   unfinished = GOOD.rpartition(",")[0]
-  endless = " ".join([GOOD] * 12)
+  endless = " ".join([GOOD] * 20)
   assert len(endless.split()) > 500
   assert prose(GOOD) > prose(unfinished) > prose(short) > prose("Sure.")
   assert prose(endless) < prose(short)
@@ -77,7 +77,7 @@ def test_more_of_the_same_earns_nothing():
 
 def test_length_band_is_an_option():
   assert prose(GOOD, least=60, most=90) < prose(GOOD)
-  assert prose(GOOD, most=30) < prose(GOOD)
+  assert prose(GOOD, most=20) < prose(GOOD)
 
 
 def test_what_was_asked_is_the_last_turn():

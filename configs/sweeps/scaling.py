@@ -21,9 +21,8 @@ def get_sweep():
     "by": "size",
     # What more than one member reads. Two slices must not make the same stage.
     "shared": ("proxy_pm", "golden_samples", "sft_samples"),
-    # generation -> size -> accelerator type: by arithmetic, what holds a policy of that
-    # size in training (12 bytes a parameter with reference and decoding copy, besides
-    # activations), and the golden preference model beside it at evaluation.
+    # generation -> size -> accelerator type that holds a policy of that size, and the
+    # golden preference model: docs/memory.md says what was compiled.
     # XXL trains on batches of 4 and 8, fewer than the slice has chips: hence `tensor`.
     "slices": {
       "v4": {
@@ -34,7 +33,7 @@ def get_sweep():
       "v5e": {
         "t5_1_1_large": "v5e-8",
         "t5_1_1_xl": "v5e-8",
-        "t5_1_1_xxl": "v5e-16 --config.mesh.tensor=4",
+        "t5_1_1_xxl": "v5e-32 --config.mesh.tensor=8",
       },
       "v5p": {
         "t5_1_1_large": "v5p-8",
