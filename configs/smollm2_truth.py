@@ -207,21 +207,27 @@ EXPLOITS: dict[str, Texts] = {  # what a policy could write to any prompt
 
 
 def audit(prompts: Sequence[str], replies: dict[str, Sequence[str]]) -> str:
-  """Mean utility and parts of every exploit, and of given replies, as Markdown.
-
-  Args:
-    prompts: what was asked.
-    replies: by name, a reply to each of the prompts.
-  """
+  """`priced` of given replies and every exploit, as a Markdown table."""
   texts = {name: [write(p) for p in prompts] for name, write in EXPLOITS.items()}
-  lines = [f"| | utility | {' | '.join(PARTS)} |", "|---" * (len(PARTS) + 2) + "|"]
-  for row, said in {**replies, **texts}.items():
+  head = ("", "utility", *PARTS)
+  rows = [head, ("---",) * len(head), *priced(prompts, {**replies, **texts})]
+  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def priced(
+  prompts: Sequence[str], replies: dict[str, Sequence[str]]
+) -> list[tuple[str, ...]]:
+  """A row for each name of `replies`, which has a reply to each of the prompts.
+
+  Its cells are the name, the mean utility and the means of PARTS.
+  """
+  rows = []
+  for name, said in replies.items():
     both = list(zip(prompts, said, strict=True))
-    utility = sum(prose(p, r) for p, r in both) / len(both)
-    marks = [parts(p, r) for p, r in both]
-    means = [sum(mark[name] for mark in marks) / len(marks) for name in PARTS]
-    lines.append(f"| {row} | {utility:.2f} | {' | '.join(f'{m:.2f}' for m in means)} |")
-  return "\n".join(lines)
+    marks = [{"utility": prose(p, r), **parts(p, r)} for p, r in both]
+    means = [sum(m[key] for m in marks) / len(marks) for key in ("utility", *PARTS)]
+    rows.append((name, *(f"{mean:.2f}" for mean in means)))
+  return rows
 
 
 def main(path: str) -> None:

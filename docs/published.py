@@ -29,6 +29,7 @@ from alignment.analysis.best import HEADER, best_rows
 from alignment.analysis.claims import NO_JUDGE, WORLDS_NEEDED
 from alignment.analysis.results import redraw
 from alignment.analysis.runs import Run, load_runs
+from alignment.study import documents
 
 DOCS = Path(__file__).parent
 PAGES = (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
@@ -268,9 +269,18 @@ def _in_a_cell(text: str) -> str:
   return re.sub(r"\s*\n\s*", "<br>", plain)
 
 
+def parts(data: Data) -> Rows:
+  """What the known utility of configs/smollm2_truth.py pays everybody for."""
+  rows = data.study["samples"]["rows"]
+  replies = {name: [row["responses"][name] for row in rows] for name in WRITERS}
+  truth = documents.load(DOCS.parent / "configs" / "smollm2_truth.py")
+  yield from _head("the best of", "utility", *truth.PARTS)
+  yield from truth.priced([row["prompt"] for row in rows], replies)
+
+
 TABLES = {
   table.__name__: table
-  for table in (gaps, answer, utilities, claims, best, judges, samples)
+  for table in (gaps, answer, utilities, claims, best, judges, samples, parts)
 }
 MINUS = "\N{MINUS SIGN}"
 
