@@ -3,9 +3,9 @@
   python -m alignment.main --config=configs/own_model.py:MODEL --workdir=WORK \\
     --config.data.path=PAIRS
 
-MODEL is a directory with `config.json`, `model.safetensors` and `tokenizer.json`; every
-role starts from it: SFT, both preference models, policies. PAIRS is any preference file
-(docs/your_data.md).
+MODEL is a directory with `config.json`, `model.safetensors` and `tokenizer.json`. SFT
+and the golden preference model start from it, the proxy and policies from that SFT.
+PAIRS is any preference file (docs/your_data.md).
 
 Hardware: what holds a policy with its optimizer, the reference and a preference model
 of that size; `python -m launch.compile_check` with the same options says which slice.

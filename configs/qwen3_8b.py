@@ -6,8 +6,7 @@
   python -m launch.compile_check --config=configs/qwen3_8b.py     # what holds it
 
 MODEL is a directory with Qwen3-8B (on the hub: Qwen/Qwen3-8B); it is the start of every
-role as it is, there is no SFT. PAIRS is any preference file (docs/your_data.md). What
-configs/smollm2.py shows on two cores is this study at the scale at which people do it.
+role as it is, there is no SFT. PAIRS is any preference file (docs/your_data.md).
 
 Hardware, by estimate: v5p-8 (--topology=v5p:2x2x1) or v6e-8; with :lora v6e-4 or v5e-8
 (--topology=v5e:2x4 --config.mesh.tensor=4: while it samples, a policy is whole on every

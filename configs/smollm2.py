@@ -17,14 +17,14 @@ split, of whose dialogues the first turns are asked.
 
 Hardware: two CPU cores with AMX and 16 GB of memory, 40 GB of disk. Duration, by
 arithmetic (135M parameters, 600 GFLOP/s in bfloat16; a step reads 8 x (48 + 2 x 48)
-tokens; a token of 16 samples takes 20 ms): about 60 minutes, of which
+tokens; a token of 16 samples takes 20 ms): about 75 minutes, of which
   SFT          40 steps of 3 s                                                  2 min
-  samples      400 prompts x 6 x 48 tokens                                      3 min
-  judges       150 and 100 steps of 2.5 s, each with its report                15 min
-  D_golden     1,200 pairs judged, 900 scored under SFT                         3 min
+  samples      400 prompts x 12 x 48 tokens                                     6 min
+  judges       300 and 100 steps of 2.5 s, each with its report                22 min
+  D_golden     2,400 pairs judged, 1,800 scored under SFT                       6 min
   online       5 runs (golden policy too) x 40 steps of 5 s                    17 min
   offline      3 runs x 40 steps of 3 s                                         6 min
-  evaluations  18 checkpoints x 30 s, best-of-n                                12 min
+  evaluations  16 checkpoints x 30 s, best-of-n                                12 min
 """
 
 from alignment.study import documents, schema
@@ -95,12 +95,12 @@ def get_config(model: str = ""):
   c.data.prompt_format = FORMAT
   c.prompt_length, c.response_length = 48, 48
   c.sampled.update(
-    {"data": "initial", "num_prompts": 400, "validation_fraction": 0.25, "pairs": 1,
+    {"data": "initial", "num_prompts": 400, "validation_fraction": 0.25, "pairs": 2,
      "temperatures": (0.7, 1.0, 1.3)}
   )  # fmt: skip
-  c.rater.update(
-    {"kind": "prose", "options": {"least": 12, "most": 30}, "temperature": 0.5}
-  )
+  c.rater.update({"kind": "prose", "temperature": 0.3})
+  # With half of the pairs and steps, and raters of 0.5, its held-out accuracy was 0.66.
+  c.golden_pm.update({"steps": 300, "learning_rate": 3e-5})
   c.notes = (
     "D_initial is sampled by SFT, and labelled by a utility that is a function of the "
     "text: configs/smollm2_truth.py says what it rewards, and how it can be cheated.",

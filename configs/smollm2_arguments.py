@@ -22,7 +22,7 @@ a step: about 65 minutes, of which
   D_golden     1,170 pairs judged, 940 scored under SFT                         3 min
   online       5 runs (golden policy too) x 40 steps of 5.5 s                  19 min
   offline      3 runs x 40 steps of 3.5 s                                       7 min
-  evaluations  18 checkpoints x 30 s, best-of-n                                12 min
+  evaluations  16 checkpoints x 30 s, best-of-n                                12 min
 """
 
 from pathlib import Path

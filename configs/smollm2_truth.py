@@ -1,9 +1,9 @@
 """The known utility of configs/smollm2.py: what raters of real text would value.
 
 A document loads this file, and the rule `prose` is then a kind of judge. What it is
-worth on trivial texts, beside what people preferred, with the length band of a study:
+worth on trivial texts, beside what people preferred:
 
-  python -m configs.smollm2_truth PAIRS.jsonl.gz [LEAST MOST]
+  python -m configs.smollm2_truth PAIRS.jsonl.gz
 
 Seven parts of the text, each in [0, 1], say how good a response is. Each is cheap to
 satisfy, and saturates: more of the same earns nothing. What is short of substance or
@@ -18,7 +18,7 @@ at most a third.
              or all, if it has fewer (also none); of any sentence only 2 new ones count
   own_words  distinct content words that the question does not have: full marks for 12
   length     words: from none at 0 to full marks from `least` to `most`, and down to
-             none at twice `most`
+             none at twice `most`; 12 and 30 suit responses of 48 tokens
   sentences  half for an end that is one (. ! ?); half for the share of sentences that
              begin with a capital and have 3 to 40 words
   variety    distinct pairs of adjacent words, as a share of all: none up to 0.6, full
@@ -68,7 +68,7 @@ PHRASES = (
 
 
 @rule
-def prose(prompt: str, response: str, *, least: int = 20, most: int = 60) -> float:
+def prose(prompt: str, response: str, *, least: int = 12, most: int = 30) -> float:
   """0 to 10: see this file's beginning."""
   marks = parts(prompt, response, least, most)
   topic, own_words = marks["topic"], marks["own_words"]
@@ -77,7 +77,9 @@ def prose(prompt: str, response: str, *, least: int = 20, most: int = 60) -> flo
   return 10 * substance * marks["length"] * form
 
 
-def parts(prompt: str, response: str, least: int, most: int) -> dict[str, float]:
+def parts(
+  prompt: str, response: str, least: int = 12, most: int = 30
+) -> dict[str, float]:
   """Every part of the utility by name; of an empty response all are 0."""
   said, asked = words(response), content(words(question(prompt)))
   if not said:
@@ -192,7 +194,7 @@ def spread(prompt: str) -> str:
 
 
 def brief(prompt: str) -> str:
-  """That in less than thirty words, the band of configs/smollm2.py."""
+  """That in less than thirty words, so within the length band."""
   named = [word for word in words(question(prompt)) if content([word])]
   first, second = " and ".join(named[:2]), " and ".join(named[2:4])
   return (
@@ -223,57 +225,52 @@ EXPLOITS: dict[str, Texts] = {  # what a policy could write to any prompt
 }
 
 
-def audit(
-  prompts: Sequence[str],
-  replies: dict[str, Sequence[str]],
-  least: int = 20,
-  most: int = 60,
-) -> str:
-  """Mean utility and parts of every exploit, and of given replies, as Markdown.
-
-  Args:
-    prompts: what was asked.
-    replies: by name, a reply to each of the prompts.
-    least: words of full length, and `most`: as options of `prose`.
-  """
+def audit(prompts: Sequence[str], replies: dict[str, Sequence[str]]) -> str:
+  """`priced` of given replies and every exploit, as a Markdown table."""
   texts = {name: [write(p) for p in prompts] for name, write in EXPLOITS.items()}
-  lines = [f"| | utility | {' | '.join(PARTS)} |", "|---" * (len(PARTS) + 2) + "|"]
-  for row, said in {**replies, **texts}.items():
+  head = ("", "utility", *PARTS)
+  rows = [head, ("---",) * len(head), *priced(prompts, {**replies, **texts})]
+  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def priced(
+  prompts: Sequence[str], replies: dict[str, Sequence[str]]
+) -> list[tuple[str, ...]]:
+  """A row for each name of `replies`, which has a reply to each of the prompts.
+
+  Its cells are the name, the mean utility and the means of PARTS.
+  """
+  rows = []
+  for name, said in replies.items():
     both = list(zip(prompts, said, strict=True))
-    utility = sum(prose(p, r, least=least, most=most) for p, r in both) / len(both)
-    marks = [parts(p, r, least, most) for p, r in both]
-    means = [sum(mark[name] for mark in marks) / len(marks) for name in PARTS]
-    lines.append(f"| {row} | {utility:.2f} | {' | '.join(f'{m:.2f}' for m in means)} |")
-  return "\n".join(lines)
+    marks = [{"utility": prose(p, r), **parts(p, r)} for p, r in both]
+    means = [sum(m[key] for m in marks) / len(marks) for key in ("utility", *PARTS)]
+    rows.append((name, *(f"{mean:.2f}" for mean in means)))
+  return rows
 
 
-def main(path: str = "", *band: str) -> None:
+def main(path: str) -> None:
   """Prints the audit beside the replies of a preference file.
 
   Raises:
-    UserError: for a file that cannot be read, and for what is no length band.
+    UserError: for a file that cannot be read, or has no prompt that is a text.
   """
   from alignment.data.readers import Reading, read_files
 
-  numbers = all(word.isdecimal() and int(word) for word in band)
-  if not path or len(band) not in (0, 2) or not numbers:
-    raise UserError("say python -m configs.smollm2_truth PAIRS.jsonl.gz [LEAST MOST]")
-  least, most = map(int, band or ("20", "60"))
   pairs = [p for p in read_files(path, "skip", Reading()) if isinstance(p.prompt, str)]
   if not pairs:
     raise UserError(f"{path}: no pair has a prompt that is a text")
-  prompts = [str(p.prompt) for p in pairs]
   chosen, rejected = ([str(p[i]) for p in pairs] for i in (1, 2))
-  print(f"of {len(pairs):,} prompts, full length from {least} to {most} words\n")
-  print(audit(prompts, {"chosen": chosen, "rejected": rejected}, least, most))
-  utilities = [
-    [prose(p, r, least=least, most=most) for p, r in zip(prompts, said, strict=True)]
-    for said in (chosen, rejected)
-  ]
-  gaps = [a - b for a, b in zip(*utilities, strict=True)]
-  agree = sum(gap > 0 for gap in gaps) + 0.5 * sum(gap == 0 for gap in gaps)
-  print(f"\nIt prefers the chosen reply in {agree / len(gaps):.1%} of the pairs.")
+  print(f"of {len(pairs):,} prompts\n")
+  print(audit([str(p.prompt) for p in pairs], {"chosen": chosen, "rejected": rejected}))
+  shares = [prose(p, a) - prose(p, b) for p, a, b in zip(
+    [str(p.prompt) for p in pairs], chosen, rejected, strict=True
+  )]  # fmt: skip
+  agree = sum(gap > 0 for gap in shares) + 0.5 * sum(gap == 0 for gap in shares)
+  print(f"\nIt prefers the chosen reply in {agree / len(shares):.1%} of the pairs.")
 
 
 if __name__ == "__main__":
-  exit_with_status(lambda: main(*sys.argv[1:]))
+  if len(sys.argv) != 2:
+    sys.exit(__doc__)
+  exit_with_status(lambda: main(sys.argv[1]))

@@ -5,9 +5,10 @@
   python -m alignment.main --config=configs/study.py:figure_05 --workdir=...
   python -m alignment.main --config=configs/study.py:figure_05,tldr --workdir=...
 
-After the colon: a figure, or `all`; then `toy` (miniature, the default) or one of the
-paper's tasks at its own scale. The miniature's language is the rich one, in which a
-word's worth depends on the post's topic and on its neighbours (alignment/data/toy.py).
+After the colon: a figure, or `all`; then `toy` (miniature, the default), `short` (the
+same with responses of one or two words) or one of the paper's tasks at its own scale.
+The miniature's language is the rich one, in which a word's worth depends on the post's
+topic and on its neighbours (alignment/data/toy.py).
 
 Hardware: two CPU cores for `toy`. Duration: about 90 minutes a world by estimate
 (docs/worlds.md says of what), not measured yet.
@@ -36,12 +37,13 @@ FIGURES = {
   "appendix_f": ("online", "replay"),
   "appendix_e1": ("online", "offline", "shuffled"),
   # Beyond the paper.
-  "losses": ("online", "offline", "losses"),
+  "losses": ("online", "offline", "losses", "chi_po", "grpo"),
   "staleness": ("online", "offline", "semi_online"),
   "hybrid": ("online", "offline", "hybrid"),
   "laws": ("online", "offline", "best_of_n"),
 }
 OFFLINE = {"method": ("offline",)}
+TOYS = ("toy", "short")
 SHUFFLED = OFFLINE | {"dataset": ("stream",)}
 
 
@@ -78,14 +80,24 @@ def miniature():
     "resampled": {},
     "best_of_2": rates,
     "losses": {"loss": ("dpo", "slic")},
+    "chi_po": {"loss": ("chi_po",)},
+    "grpo": {"loss": ("grpo",), "beta": (0.01, 0.03), "samples": (4,)},
     "sizes": {"size": ("llama_pico", "llama_nano", "llama_tiny")},
     # Of 4000 batches the paper shuffles 4 and 500; here they are 1000.
     "replay": (0, 4, 125),
     "semi_online": (10, 30, 100, 300, 0),
+    "semi_online_losses": {"loss": ("dpo",), "refresh_every": (10, 100)},
     "hybrid": (0.25, 0.75),
     "best_of": (2, 4, 8, 16, 32, 64),
     "datasets": {"early": 0.2},
   }
+
+
+def short_responses(c) -> None:
+  """Where judging a response is as hard as writing it."""
+  c.task = "toy_short"
+  c.data.language.update({"response_words": 2, "fewest_words": 1})
+  c.response_length = 5
 
 
 def paper_scale(task: str):
@@ -119,10 +131,12 @@ def get_config(chosen: str = "all"):
   known = ", ".join(["all", *FIGURES])
   if names != "all" and names not in FIGURES:
     raise UserError(f"configs/study.py: no figure '{names}'; there are {known}")
-  if task not in ("", "toy", *schema.PAPER_DATA):
-    tasks = ", ".join(["toy", *schema.PAPER_DATA])
+  if task not in ("", *TOYS, *schema.PAPER_DATA):
+    tasks = ", ".join([*TOYS, *schema.PAPER_DATA])
     raise UserError(f"configs/study.py: no task '{task}'; there are {tasks}")
-  c, axes = miniature() if task in ("", "toy") else paper_scale(task)
+  c, axes = paper_scale(task) if task in schema.PAPER_DATA else miniature()
+  if task == "short":
+    short_responses(c)
   c.figures = tuple(FIGURES) if names == "all" else (names,)
   groups = {group for figure in c.figures for group in FIGURES[figure]}
 
@@ -154,6 +168,10 @@ def get_config(chosen: str = "all"):
     add(group, name, OFFLINE | {"dataset": (name,)} | axes[group])
   add("replay", "replay", SHUFFLED | {"replay_window": axes["replay"]})
   add("semi_online", "semi_online", {"refresh_every": axes["semi_online"]})
+  if "grpo" in axes:
+    add("semi_online", "semi_online", axes["semi_online_losses"])
+    add("chi_po", "chi_po", OFFLINE | axes["chi_po"])
+    add("grpo", "grpo", {"select": ("all",)} | axes["grpo"])
   add("hybrid", "hybrid", {"on_policy_fraction": axes["hybrid"]})
   if "offline_longer" in axes:  # at the paper's scale offline itself has more steps
     add("offline_longer", "offline_longer", OFFLINE | axes["offline_longer"])

@@ -13,8 +13,9 @@ T5 holds Hugging Face checkpoints of T5 1.1, in T5/t5_1_1_large (SFT, and by way
 proxy preference model and policies) and T5/t5_1_1_xxl (golden preference model).
 Without a Chatbot Arena licence, SFT on this task alone: '--config.sft.data=()'.
 
-Hardware: 16 chips of 32 GB or more, for the 11B golden preference model. A number of
-chips that does not divide its batch of 16 needs other --config.mesh sizes.
+Hardware, as compiled (docs/memory.md): v4-16, v5p-8 or v6e-8, for the 11B golden
+preference model. A number of chips that does not divide its batch of 16 needs other
+--config.mesh sizes.
 Duration: not known, this config has not been run at its size. By arithmetic (2 and 6
 operations per parameter and token) about 1e20 operations: 3e19 to train the golden
 preference model, 3e19 to judge 220 checkpoints with it, 2e19 for the offline sweep. At

@@ -29,6 +29,7 @@ from alignment.analysis.best import HEADER, best_rows
 from alignment.analysis.claims import NO_JUDGE, WORLDS_NEEDED
 from alignment.analysis.results import redraw
 from alignment.analysis.runs import Run, load_runs
+from alignment.study import documents
 
 DOCS = Path(__file__).parent
 PAGES = (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
@@ -232,10 +233,12 @@ def judges(data: Data) -> Rows:
     "judge", "agrees with its labels", "agrees with the truth", "prefers the longer",
     "its labels do", "accuracy by margin, least certain quarter first",
   )  # fmt: skip
+  worlds = data.study["worlds"]
+  of_one_world = f"world{worlds[0]} " if len(worlds) == 1 else ""
   for model in data.study["models"]:
     if audit := model["audit"]:
       yield (
-        re.sub(r"world\d+_", "", model["name"]).replace("_", " "),
+        model["name"].replace("_", " ").removeprefix(of_one_world),
         _share(model["validation_accuracy"], model["validation_within"]),
         _share(model["truth_accuracy"], model["truth_within"]),
         _share(audit["prefers_longer"]),
@@ -266,9 +269,18 @@ def _in_a_cell(text: str) -> str:
   return re.sub(r"\s*\n\s*", "<br>", plain)
 
 
+def parts(data: Data) -> Rows:
+  """What the known utility of configs/smollm2_truth.py pays everybody for."""
+  rows = data.study["samples"]["rows"]
+  replies = {name: [row["responses"][name] for row in rows] for name in WRITERS}
+  truth = documents.load(DOCS.parent / "configs" / "smollm2_truth.py")
+  yield from _head("the best of", "utility", *truth.PARTS)
+  yield from truth.priced([row["prompt"] for row in rows], replies)
+
+
 TABLES = {
   table.__name__: table
-  for table in (gaps, answer, utilities, claims, best, judges, samples)
+  for table in (gaps, answer, utilities, claims, best, judges, samples, parts)
 }
 MINUS = "\N{MINUS SIGN}"
 

@@ -11,9 +11,9 @@ from tests import studies
 TRUTH = studies.document("smollm2_truth")
 PROMPT = "\n\nHuman: How do I grow peppers from seed in my garden?\n\nAssistant:"
 GOOD = (
-  "Peppers like warm soil, so start the seeds indoors about eight weeks before the "
-  "last frost. Keep the young plants near a sunny window and water them lightly. When "
-  "the nights stay warm, move them to the garden, where they will grow quickly."
+  "Peppers like warm soil, so start the seeds indoors before the last frost. Keep "
+  "growing plants near a sunny window, then move them to the garden when nights stay "
+  "warm."
 )
 
 
@@ -22,7 +22,7 @@ def prose(response: str, prompt: str = PROMPT, **options) -> float:
 
 
 def parts(response: str) -> dict[str, float]:
-  return TRUTH.parts(PROMPT, response, 20, 60)
+  return TRUTH.parts(PROMPT, response)
 
 
 def test_a_good_answer_gets_nearly_all():
@@ -47,7 +47,7 @@ def test_what_is_no_answer_gets_little():
 def test_order_of_texts_is_as_expected():
   short = "Start the seeds indoors and move the peppers to the garden."
   unfinished = GOOD.rpartition(",")[0]
-  endless = " ".join([GOOD] * 12)
+  endless = " ".join([GOOD] * 20)
   assert len(endless.split()) > 500
   assert prose(GOOD) > prose(unfinished) > prose(short) > prose("Sure.")
   assert prose(endless) < prose(short)
@@ -81,7 +81,7 @@ def test_more_of_the_same_earns_nothing():
 
 def test_length_band_is_an_option():
   assert prose(GOOD, least=60, most=90) < prose(GOOD)
-  assert prose(GOOD, most=30) < prose(GOOD)
+  assert prose(GOOD, most=20) < prose(GOOD)
 
 
 def test_what_was_asked_is_the_last_turn():
@@ -116,40 +116,35 @@ def test_the_audit_has_a_row_for_every_text():
   assert {line.count("|") for line in lines} == {len(TRUTH.PARTS) + 3}
 
 
-def test_the_audit_prices_texts_as_a_study_does():
-  """With its length band, within which the essay fits, too."""
-  band = studies.document("smollm2").get_config("MODEL").rater.options.to_dict()
-  table = TRUTH.audit([PROMPT], {"people": [GOOD]}, **band)
-  assert table.splitlines()[2].startswith(f"| people | {prose(GOOD, **band):.2f} | ")
-  assert prose(GOOD, **band) < prose(GOOD)
+def test_the_essay_fits_into_the_length_band_too():
   exploit = TRUTH.brief(PROMPT)
-  assert len(TRUTH.words(exploit)) < 30 and prose(exploit, **band) > 9
+  assert len(TRUTH.words(exploit)) < 30 and TRUTH.prose(PROMPT, exploit) > 9
 
 
 def test_a_part_of_form_alone_costs_little():
   """As the document's beginning says: products are of substance, length and form."""
   talk = f"Sure! As an AI, I can help. {GOOD}"
-  assert parts(talk)["manners"] == 0 and prose(talk) > 0.75 * prose(GOOD)
+  marks = TRUTH.parts(PROMPT, talk, 20, 60)
+  assert marks["manners"] == 0 and marks["length"] == 1
+  whole, without = (TRUTH.prose(PROMPT, x, least=20, most=60) for x in (GOOD, talk))
+  assert without > 0.75 * whole
 
 
-def test_the_command_prices_a_file_in_a_band(tmp_path, capsys):
+def test_the_command_prices_a_file(tmp_path, capsys):
   path = tmp_path / "pairs.jsonl"
-  record = {"prompt": PROMPT, "chosen": GOOD, "rejected": "Sow seeds."}
+  record = {"prompt": PROMPT, "chosen": GOOD, "rejected": "Sow."}
   path.write_text(json.dumps(record) + "\n")
-  TRUTH.main(str(path), "12", "30")
+  TRUTH.main(str(path))
   printed = capsys.readouterr().out
-  assert "of 1 prompts, full length from 12 to 30 words" in printed
-  assert f"| chosen | {prose(GOOD, least=12, most=30):.2f} | " in printed
+  assert f"| chosen | {TRUTH.prose(PROMPT, GOOD):.2f} | " in printed
   assert printed.endswith("prefers the chosen reply in 100.0% of the pairs.\n")
 
 
-@pytest.mark.parametrize(
-  ("words", "message"),
-  [
-    ([], "PAIRS.jsonl.gz"), (["a", "12"], "LEAST MOST"), (["a", "0", "x"], "LEAST"),
-    (["none.jsonl"], "none.jsonl: cannot be read"),
-  ],
-)  # fmt: skip
-def test_what_the_command_cannot_do_is_a_line(words, message):
-  with pytest.raises(UserError, match=message):
-    TRUTH.main(*words)
+def test_a_file_without_prompts_of_text_is_refused(tmp_path):
+  path = tmp_path / "pairs.jsonl"
+  said = [{"role": "user", "content": "Hello"}]
+  reply = [{"role": "assistant", "content": "Hi."}]
+  other = [{"role": "assistant", "content": "Ho."}]
+  path.write_text(json.dumps({"prompt": said, "chosen": reply, "rejected": other}))
+  with pytest.raises(UserError, match="no pair has a prompt that is a text"):
+    TRUTH.main(str(path))

@@ -24,9 +24,10 @@ MEASURED = {  # at every checkpoint, unless told otherwise
   "decode_vs_score_max_abs_diff": 1e-6,
 }
 OF_SERIES: dict[str, dict[str, Any]] = {
-  "online": {"refresh_every": 1, "on_policy_fraction": 1.0},
+  **dict.fromkeys(("online", "grpo"), {"refresh_every": 1, "on_policy_fraction": 1.0}),
   "offline": {"dataset": "golden", "on_policy_fraction": 0.0},
   "offline_longer": {"dataset": "golden", "on_policy_fraction": 0.0},
+  "chi_po": {"dataset": "golden", "on_policy_fraction": 0.0},
   "shuffled": {"dataset": "stream", "replay_window": -1, "on_policy_fraction": 0.0},
   "replay": {"dataset": "stream", "replay_window": 0, "on_policy_fraction": 0.0},
   "semi_online": {"refresh_every": 16, "on_policy_fraction": 1.0},
@@ -226,6 +227,8 @@ def study(
         add(f"semi_{every}", "semi_online", offset, refresh_every=every)
       for beta in (0.05, 0.1):
         add(f"longer_beta{beta}", "offline_longer", beta=beta)
+      add("grpo", "grpo", 0.25, loss="grpo")
+      add("chi_po", "chi_po", loss="chi_po")
   return runs
 
 

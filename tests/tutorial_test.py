@@ -46,7 +46,7 @@ def test_the_tutorials_cells_run_up_to_its_study(notebooks, monkeypatch):
   text = "\n".join(outputs)
   assert "ipo   [0.01 0.49]" in text
   (mine,) = namespace["mine"]
-  assert isinstance(mine, Study) and "evaluation_world0_online_bent" in text
+  assert isinstance(mine, Study) and "evaluate_world0_online_bent" in text
 
 
 @pytest.mark.slow

@@ -100,7 +100,7 @@ def _pools(
     policies = {id(run) for run in trained(of_task)}
     for loss in dict.fromkeys(run.loss for run in of_task if id(run) in policies):
       chosen = [r for r in of_task if r.loss == loss or id(r) not in policies]
-      pools[task, loss] = Pool(chosen, (), size, larger)
+      pools[task, loss] = Pool(chosen, (), size, larger, of_task)
   for task in dict.fromkeys(row.task for row in classification):
     rows = [row for row in classification if row.task == task]
     pools[task, ""] = Pool((), rows, size, larger)

@@ -187,11 +187,50 @@ def fall_in_steps(
   Over-optimisation as training goes on, whatever the KL does meanwhile. Where the win
   rate still rises, it is 0 or, by what selection costs, slightly below.
   """
+  return over_prompts(_mean_fall_R(runs, judge, resamples), runs)
+
+
+def _mean_fall_R(runs: Sequence[Run], judge: str, resamples: int) -> np.ndarray:
   falls = [
     peak_R([run], judge, 1, resamples) - win_rates_RxE(run, judge, resamples)[:, -1]
     for run in runs
   ]
-  return over_prompts(np.mean(falls, axis=0), runs)
+  return np.mean(falls, axis=0)
+
+
+def difference_of_falls(
+  runs_a: Sequence[Run],
+  runs_b: Sequence[Run],
+  judge: str,
+  *,
+  resamples: int = RESAMPLES,
+) -> Estimate:
+  """`fall_in_steps` of a minus that of b, on the same prompts."""
+  falls_R = [_mean_fall_R(runs, judge, resamples) for runs in (runs_a, runs_b)]
+  return over_prompts(falls_R[0] - falls_R[1], runs_a)
+
+
+def difference_of_peak_gaps(
+  runs_a: Sequence[Run],
+  runs_b: Sequence[Run],
+  runs_c: Sequence[Run],
+  runs_d: Sequence[Run],
+  judge: str,
+  *,
+  resamples: int = RESAMPLES,
+) -> Estimate:
+  """(a's peak minus b's) minus (c's minus d's): what one thing gains by another.
+
+  Each pair at equal numbers of runs, as in `peak_gap`.
+  """
+
+  def gap_R(first: Sequence[Run], second: Sequence[Run]) -> np.ndarray:
+    size = min(len(first), len(second))
+    return peak_R(first, judge, size, resamples) - peak_R(
+      second, judge, size, resamples
+    )
+
+  return over_prompts(gap_R(runs_a, runs_b) - gap_R(runs_c, runs_d), runs_a)
 
 
 def staleness_slope(

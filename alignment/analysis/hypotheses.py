@@ -51,6 +51,10 @@ STALENESS_SLOPE = Number(
 PEAK_ABOVE_SFT = Number("peak above SFT", gaps.peak_above_level)
 FALL_FROM_PEAK = Number("peak above largest KL", gaps.fall_from_peak)
 FALL_IN_STEPS = Number("peak above last step, per run", gaps.fall_in_steps)
+DIFFERENCE_OF_FALLS = Number("peak above last step, per run", gaps.difference_of_falls)
+DIFFERENCE_OF_PEAK_GAPS = Number(
+  "difference of gaps of peaks", gaps.difference_of_peak_gaps
+)
 LOG_KL_RATIO = Number("log of the ratio of KLs at the peaks", gaps.log_kl_ratio_at_peak)
 
 _BY_SIZE = "gap of best results per doubling of size"
@@ -119,6 +123,16 @@ FINAL_VS_FINAL = Group("final_vs_final")
 SFT_VS_EARLY = Group("sft_vs_early")
 EARLY_VS_FINAL = Group("early_vs_final")
 OFFLINE_LONGER = Group("offline_longer")  # more steps at some of offline's settings
+OFFLINE_OF_LEAST_BETA = dataclasses.replace(OFFLINE, least_beta=True)
+ONLINE_DPO, OFFLINE_DPO = (
+  dataclasses.replace(group, loss="dpo") for group in (ONLINE, OFFLINE)
+)
+CHI_PO = Group("chi_po", loss="chi_po")  # offline
+# Without a contrast: Best-of-2 raises the likelihood of the better response, no more.
+ONLINE_BEST_OF_2, OFFLINE_BEST_OF_2 = (
+  dataclasses.replace(group, loss="best_of_2") for group in (ONLINE, OFFLINE)
+)
+GRPO = Group("grpo", loss="grpo")
 SEMI_ONLINE = Group("semi_online")
 SEMI_ONLINE_10, SEMI_ONLINE_100 = (
   dataclasses.replace(SEMI_ONLINE, refresh_every=every) for every in (10, 100)

@@ -31,24 +31,31 @@ def fit_law(d: np.ndarray, score: np.ndarray, best_of_n: bool) -> np.ndarray:
   return np.linalg.lstsq(law_terms(d, best_of_n), score, rcond=None)[0]
 
 
-def scored_checkpoints(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(steps_N, d_N, scores_N) of those above the KL floor that have a golden score."""
-  scores_E = run.measured_E("golden_score")
+def scored_checkpoints(
+  run: Run, score: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(steps_N, d_N, scores_N) of those above the KL floor that have this score."""
+  scores_E = run.measured_E(score)
   counts_E = (run.kl_E >= KL_FLOOR) & np.isfinite(scores_E)
   return run.steps_E[counts_E], np.sqrt(run.kl_E[counts_E]), scores_E[counts_E]
 
 
-def fits(runs: Sequence[Run], best_of_n: bool) -> tuple[Estimate, Estimate]:
-  """(α, β), each with its interval."""
-  per_world = {w: _fit_of_world(r, best_of_n) for w, r in by_world(runs).items()}
+def fits(runs: Sequence[Run], score: str, best_of_n: bool) -> tuple[Estimate, Estimate]:
+  """(α, β) of `golden_score` or `proxy_score`, each with its interval."""
+  per_world = {
+    world: _fit_of_world(in_world, score, best_of_n)
+    for world, in_world in by_world(runs).items()
+  }
   alpha, beta = (
     over_worlds({w: both[i] for w, both in per_world.items()}) for i in (0, 1)
   )
   return alpha, beta
 
 
-def _fit_of_world(runs: Sequence[Run], best_of_n: bool) -> tuple[Estimate, Estimate]:
-  checkpoints = [scored_checkpoints(run) for run in runs]
+def _fit_of_world(
+  runs: Sequence[Run], score: str, best_of_n: bool
+) -> tuple[Estimate, Estimate]:
+  checkpoints = [scored_checkpoints(run, score) for run in runs]
   d_N, scores_N = (np.concatenate([each[i] for each in checkpoints]) for i in (1, 2))
   if len(np.unique(d_N)) < 3:
     none = undefined("fewer than three checkpoints")

@@ -98,7 +98,7 @@ def adjusted_P(wins_P: np.ndarray, gaps_P: np.ndarray) -> np.ndarray:
   return rate + influence_P - influence_P.mean()
 
 
-def prefers_longer(wins_P: np.ndarray, gaps_P: np.ndarray) -> float:
+def wins_if_longer(wins_P: np.ndarray, gaps_P: np.ndarray) -> float:
   """How often a response of equal quality wins by being one s longer; see above.
 
   The judge's own taste for length, as far as this policy's responses show it: 0.5 where
@@ -183,7 +183,7 @@ def _row(run: Run, at: int, judge: str) -> dict[str, Any]:
     "low": estimate.low,
     "high": estimate.high,
     "longer_by_tokens": float(run.length_gaps_ExP[at].mean()),
-    "prefers_longer": prefers_longer(run.wins[judge][at], run.length_gaps_ExP[at]),
+    "wins_if_longer": wins_if_longer(run.wins[judge][at], run.length_gaps_ExP[at]),
     "note": estimate.reason,
   }
 

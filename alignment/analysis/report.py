@@ -225,8 +225,8 @@ def _claims(claims: Sequence[Claim], worlds: int) -> str:
     return ""
   every = dict.fromkeys(judge for claim in claims for judge in claim.estimates)
   judges = [judge for judge in every if judge != NO_JUDGE] or [NO_JUDGE]
-  decided = "verdict" if worlds >= WORLDS_NEEDED else "the statement"
-  head = ("the paper's statement", "task, loss", *judges, "runs", decided)
+  decided = "verdict" if worlds >= WORLDS_NEEDED else "in these worlds"
+  head = ("the statement", "task, loss", *judges, "runs", decided)
   rows = []
   for name in dict.fromkeys(claim.figure for claim in claims):
     title = f"Figure {name}" if name[0].isdigit() else name
@@ -236,7 +236,7 @@ def _claims(claims: Sequence[Claim], worlds: int) -> str:
     ]
   explanation = (
     "Win rates are against the golden policy. A verdict needs six worlds and one "
-    "answer from all judges: “agrees” where the interval lies within the region in "
+    "answer from every judge: “agrees” where the interval lies within the region in "
     "which the statement holds, “disagrees” where it lies outside. Checkpoints are "
     "selected on one half of the prompts and reported on the other. Of two series with "
     "different numbers of runs both are given the smaller number (the mean over all "
@@ -265,7 +265,7 @@ def _claim_row(claim: Claim, judges: Sequence[str], worlds: int) -> str:
   cells = [
     cell(
       f'“{text(claim.statement)}”<br><span class="soft">{text(condition)}</span>',
-      "the paper's statement",
+      "the statement",
     ),
     cell("<br>".join(text(x) for x in (claim.task, claim.loss) if x), "task, loss"),
   ]

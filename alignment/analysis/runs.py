@@ -25,6 +25,8 @@
   decode_vs_score_max_abs_diff: numbers; null where they make no sense
   true_utility, true_win_rate, judge_accuracy_on_policy: numbers or null; all absent
     where the truth is not known
+  proxy_score, proxy_score_stderr, kl_k1_stderr, kl_k3_stderr: numbers or null; absent
+    in old files
 
 All other keys are required; unknown ones are kept. Beside it lie `outcomes.npz`,
 the outcome of every checkpoint on every prompt (`steps_E`; `golden_ExP` and, in worlds
@@ -101,12 +103,15 @@ _OF_A_CHECKPOINT: dict[str, Kind] = {
 _OF_TRUTH = dict.fromkeys(
   ("true_utility", "true_win_rate", "judge_accuracy_on_policy"), MEASURED
 )
+_MAY_BE_ABSENT = dict.fromkeys(
+  ("proxy_score", "proxy_score_stderr", "kl_k1_stderr", "kl_k3_stderr"), MEASURED
+)
 _OF_A_CLASSIFIER = {
   **dict.fromkeys(("task", "classifier"), STRING),
   **dict.fromkeys(("world", "step", "pairs"), INTEGER),
   **dict.fromkeys(("accuracy", "stderr"), FINITE),
 }
-KEYS = (_OF_A_RUN | _OF_A_CHECKPOINT | _OF_TRUTH).keys()
+KEYS = (_OF_A_RUN | _OF_A_CHECKPOINT | _OF_TRUTH | _MAY_BE_ABSENT).keys()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # two runs are never the same
@@ -143,8 +148,8 @@ class Run:
     return self.wins[judge].mean(axis=1)
 
   def measured_E(self, key: str) -> np.ndarray:
-    """A measured key of the evaluations, NaN where it is not defined."""
-    values = [record[key] for record in self.records]
+    """A measured key of the evaluations, NaN where it is not defined, or absent."""
+    values = [record.get(key) for record in self.records]
     return np.array([math.nan if value is None else value for value in values], float)
 
 
@@ -297,7 +302,8 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
   records = []
   for where, record in read_lines(path):
     of_truth = _OF_TRUTH if any(key in record for key in _OF_TRUTH) else {}
-    check(record, _OF_A_RUN | _OF_A_CHECKPOINT | of_truth, where)
+    newer = {key: kind for key, kind in _MAY_BE_ABSENT.items() if key in record}
+    check(record, _OF_A_RUN | _OF_A_CHECKPOINT | of_truth | newer, where)
     records.append(record)
   return records
 

@@ -106,11 +106,13 @@ class Pool:
   classification: Sequence[Classification]
   main_size: str
   larger_size: str
+  of_all_losses: Sequence[Run] = ()  # for groups whose loss is their own
 
   def of_world(self, world: int) -> "Pool":
     return dataclasses.replace(
       self,
       runs=[run for run in self.runs if run.world == world],
+      of_all_losses=[run for run in self.of_all_losses if run.world == world],
       classification=[row for row in self.classification if row.world == world],
     )
 
@@ -140,10 +142,21 @@ class Group:
   default: bool = False  # only runs of default hyper-parameters
   measured: str = ""  # only runs whose evaluations have this key
   refresh_every: int | None = None  # only runs whose sampler is so many steps old
+  loss: str = ""  # of its own; "" is the one that the statement is about
+  least_beta: bool = False  # only runs of the smallest beta that there is
 
   def members(self, pool: Pool) -> list[Run]:
     runs = [run for run in pool.runs if run.series == self.series]
+    if self.loss:
+      runs = [
+        run
+        for run in pool.of_all_losses
+        if (run.series, run.loss) == (self.series, self.loss)
+      ]
     runs = self._of_size(runs, pool)
+    if self.least_beta:
+      least = min((run.beta for run in runs if run.beta is not None), default=None)
+      runs = [run for run in runs if run.beta == least]
     if self.shuffling:
       window = self._window(runs)
       runs = [r for r in runs if window is not None and r.replay_window == window]
@@ -176,6 +189,8 @@ class Group:
       "larger" if self.size is Size.LARGER else "",
       "default" if self.default else "",
       self.series.replace("_", "-"),
+      f"with {self.loss}" if self.loss else "",
+      "of the smallest beta" if self.least_beta else "",
       "of all sizes" if self.size is Size.ALL else "",
       self.shuffling.value if self.shuffling else "",
       f"of every {self.refresh_every} steps" if self.refresh_every else "",

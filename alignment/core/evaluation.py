@@ -66,8 +66,10 @@ def divergence(
   Without parameters of its own the reference is the base of the policy.
 
   At every token of the first sample the exact KL over the vocabulary (App. D), and the
-  policy's entropy, summed over the response; rho of the two samples, which is how the
-  policy itself would label them (App. E.1). Also the largest difference between the
+  policy's entropy, summed over the response; beside the KL its estimates from that
+  sample alone, k1 = sum of -log r and k3 = sum of r - 1 - log r over tokens, where
+  r = pi_ref / pi (Schulman 2020); rho of the two samples, which is how the policy
+  itself would label them (App. E.1). Also the largest difference between the
   sampler's log-probability of a token and the teacher-forced one: a permanent check
   that what was sampled is what is scored.
   """
@@ -79,13 +81,17 @@ def divergence(
   logps_Bx2xT, other_Bx2xT = (
     predictions.token_logps(responses_Bx2xT) for predictions in (policy, other)
   )
-  ratios_Bx2 = logprobs.sequence_logps(logps_Bx2xT - other_Bx2xT, lengths_Bx2)
+  ratios_Bx2xT = logps_Bx2xT - other_Bx2xT
+  ratios_Bx2 = logprobs.sequence_logps(ratios_Bx2xT, lengths_Bx2)
+  k3_Bx2xT = jnp.expm1(-ratios_Bx2xT) + ratios_Bx2xT
   inside_Bx2xT = logprobs.length_mask(lengths_Bx2, responses_Bx2xT.shape[2])
   error_Bx2xT = jnp.abs(logps_Bx2xT - decoded_logps_BxNxT)
   first, lengths_Bx1 = policy.first(1), lengths_Bx2[:, :1]
   return {
     "kl": first.kl(other.first(1), lengths_Bx1)[:, 0],
     "entropy": first.entropy(lengths_Bx1)[:, 0],
+    "k1": ratios_Bx2[:, 0],
+    "k3": logprobs.sequence_logps(k3_Bx2xT, lengths_Bx2)[:, 0],
     "rho": ratios_Bx2[:, 0] - ratios_Bx2[:, -1],
     "decode_vs_score": jnp.max(jnp.where(inside_Bx2xT, error_Bx2xT, 0.0), axis=(1, 2)),
   }
@@ -146,6 +152,7 @@ class Contest:
 
   Attributes:
     judge, judge_params: the golden judge.
+    proxy, proxy_params: the one that online policies learn from.
     prompts: host batch of the P prompts.
     opponent: the golden policy's responses to the prompts, (tokens_PxT, lengths_P).
     start: the SFT policy's, likewise: the zero of the golden score.
@@ -154,6 +161,8 @@ class Contest:
 
   judge: Judge
   judge_params: Params
+  proxy: Judge
+  proxy_params: Params
   prompts: Batch
   opponent: Responses
   start: Responses
@@ -167,11 +176,14 @@ class Contest:
     """-> (how good the responses are, per-prompt outcomes by judge and responses)."""
     wins_P = outcome(self.compare(responses, self.opponent))
     score_P = self.compare(responses, self.start)
+    proxy_P = self.judged(self.proxy, self.proxy_params, responses, self.start)
     record = {
       "win_rate": wins_P.mean(),
       "win_rate_stderr": _stderr(wins_P),
       "golden_score": score_P.mean(),
       "golden_score_stderr": _stderr(score_P),
+      "proxy_score": proxy_P.mean(),
+      "proxy_score_stderr": _stderr(proxy_P),
       "response_length": responses[1].mean(),
       "truncation_rate": 1 - ended_P.mean(),
     }
@@ -278,6 +290,8 @@ class PolicyEvaluation:
     return {
       "kl": per_prompt["kl"].mean(),
       "kl_stderr": _stderr(per_prompt["kl"]),
+      "kl_k1_stderr": _stderr(per_prompt["k1"]),
+      "kl_k3_stderr": _stderr(per_prompt["k3"]),
       "entropy": per_prompt["entropy"].mean(),
       "self_classification_accuracy": agreement(
         per_prompt["rho"], between_P[: self.kl_prompts]

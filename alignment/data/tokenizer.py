@@ -45,7 +45,8 @@ class Statistics:
       f" {self.repeated_prompts:,} of them in several pairs",
       row.format("prompt", *self.prompt_tokens, self.truncated_prompts),
       row.format("response", *self.response_tokens, self.truncated_responses),
-      f"the longer response is preferred in {self.longer_wins:.1%} of pairs",
+      f"the longer response is preferred in {self.longer_wins:.1%} of pairs that differ"
+      " in length",
     ]
     if self.shortened_chats:
       lines.append(

@@ -325,17 +325,18 @@ class Study:
   def _best_of_n(self, run: str, recipe: PolicyRecipe) -> BestOfN:
     contest = self._contest(run, "best_of_n", recipe)
     numbers = tuple(self.config.evaluation.best_of)
-    return BestOfN(**contest, proxy_pm=self.proxy_pm(), numbers=numbers)
+    return BestOfN(**contest, numbers=numbers)
 
   def _contest(self, run: str, series: str, recipe: PolicyRecipe) -> dict[str, Any]:
     """What every evaluation of a policy of this start reads."""
     return {
-      "name": f"evaluation_{run}",
+      "name": f"evaluate_{run}",
       "setting": self.setting,
       "labels": labels_of(run, series, recipe),
       "reference": self.start(recipe),
       "pairs": self.scored(self.golden_data(), recipe),
       "golden_pm": self.golden_pm(),
+      "proxy_pm": self.proxy_pm(),
       "golden_samples": self.golden_samples(),
       "sft_samples": self.sft_samples(),
     }
@@ -381,11 +382,12 @@ class Study:
   @node
   def artefacts(self) -> dict[str, Artefact]:
     """Everything by its name, as `--stages` takes it."""
-    evaluated = {f"evaluate_{name}": a for name, a in self.evaluations().items()}
+    evaluated = {a.name: a for a in self.evaluations().values()}
     named = {**self.models(), **self.policies(), **evaluated}
     if (classification := self.classification()) is not None:
       named["classification"] = classification
-    return named
+    every = {a.name: a for a in closure(named.values(), identity=id)}
+    return every | named
 
   def programs(self) -> list[Program]:
     """The distinct programs that making all of it runs."""

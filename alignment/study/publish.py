@@ -31,7 +31,7 @@ from alignment.study.stages.evaluations import Contested
 from alignment.study.stages.host_judges import FunctionJudge
 from alignment.study.stages.models import Model
 
-SAMPLED_PROMPTS = 8  # whose responses the report shows side by side
+SAMPLED_PROMPTS = 64  # whose responses are published side by side
 
 
 @hosts.only_first

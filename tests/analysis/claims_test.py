@@ -303,10 +303,13 @@ def test_every_statement_of_the_paper_is_measured(study_claims):
   assert figures == {
     *("1", "4", "5", "6", "7", "8 top", "8 bottom", "9", "10", "11, 14", "12", "13"),
     *("App. E.1", "App. F", "offline for longer", "staleness"),
+    *("GRPO", "contrast", "over-optimisation"),
   }
   measured = {(claim.figure, claim.statement) for claim in study_claims}
   on_other_tasks = {
-    h.statement for h in claims_lib.HYPOTHESES if "harml" in h.only_tasks
+    h.statement
+    for h in claims_lib.HYPOTHESES
+    if {"harml", "toy_short"} & set(h.only_tasks)
   }
   assert measured == {
     (h.figure, h.statement)
@@ -354,6 +357,11 @@ def test_what_holds_in_the_made_up_study_is_found(study_claims):
     ("App. E.1", "chance: offline", "agrees"),
     ("App. F", "0.1 %", "agrees"),
     ("offline for longer", "peak", "agrees"),
+    ("GRPO", "as good as online DPO", "disagrees"),  # better
+    ("contrast", "offline, a loss", "undecided"),  # the same
+    ("contrast", "gains more", "undecided"),
+    ("over-optimisation", "smallest beta", "agrees"),
+    ("over-optimisation", "chi-PO", "undecided"),
     ("staleness", "(10 steps) is as good", "disagrees"),
     ("staleness", "teach less", "agrees"),
   ):

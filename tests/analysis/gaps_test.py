@@ -255,3 +255,15 @@ def test_no_fall_is_seen_in_noise_alone():
     runs = [synthetic.make_run("r", "online", wins_ExP, range(1, 9))]
     falls.append(gaps.fall_from_peak(runs, JUDGE, resamples=2).value)
   assert abs(np.mean(falls)) < 3 * np.std(falls) / math.sqrt(len(falls))
+
+
+def test_differences_of_falls_and_of_gaps_of_peaks():
+  a, b = make_run([0.2, 0.6, 0.3]), make_run([0.2, 0.5, 0.4])
+  falls = gaps.difference_of_falls([a], [b], JUDGE, resamples=2)
+  assert falls.value == value(falls) == pytest.approx(0.3 - 0.1)
+  c, d = make_run([0.4, 0.45]), make_run([0.4, 0.41])
+  gained = gaps.difference_of_peak_gaps([a], [b], [c], [d], JUDGE, resamples=2)
+  assert gained.value == pytest.approx(0.1 - 0.04)
+  # At equal numbers: one of two runs is expected where the other side has one.
+  twice = gaps.difference_of_peak_gaps([a, c], [b], [c], [d], JUDGE, resamples=2)
+  assert twice.value == pytest.approx((0.6 + 0.45) / 2 - 0.5 - 0.04)

@@ -27,7 +27,7 @@ def test_laws_are_recovered(study):
     assert coefficient == pytest.approx({"alpha": alpha, "beta": beta})
     d, score = np.transpose(
       [
-        (row["d"], row["golden_score"])
+        (row["d"], row["margin"])
         for row in rows
         if (row["kind"], row["series"]) == ("curve", series)
       ]
@@ -56,3 +56,16 @@ def test_laws_have_intervals_over_checkpoints_or_worlds_and_leave_out_sft():
     assert coefficient["interval_over"].startswith(over)
     assert coefficient["value"] == pytest.approx(alpha, abs=0.1)
     assert coefficient["low"] < coefficient["value"] < coefficient["high"]
+
+
+def test_the_proxys_scores_have_a_panel_of_their_own():
+  d = np.array([0.5, 1, 2, 3])
+  golden, proxy = d * (1 - 0.5 * np.log(d)), d * (2 - 0.1 * np.log(d))
+  scores = {"golden_score": golden.tolist(), "proxy_score": proxy.tolist()}
+  wins_ExP = synthetic.drawn([0.5] * 4, seed=0)
+  run = synthetic.make_run("on", "online", wins_ExP, d**2, measured=scores)
+  figure, rows = laws_figure.laws([run])
+  titles = [axes.get_title(loc="left") for axes in figure.axes]
+  assert titles == ["tldr, golden PM", "tldr, proxy PM"]
+  alphas = {row["score"]: row["value"] for row in rows if row["kind"] == "alpha"}
+  assert alphas == pytest.approx({"golden_score": 1, "proxy_score": 2})

@@ -176,6 +176,6 @@ def test_without_lengths_there_is_no_judge_at_equal_length():
 
 def test_a_taste_for_length_is_told_apart_from_quality():
   for slope in (-1.0, 0.0, 1.0):
-    rate = length_control.prefers_longer(*drawn(4, 0.8, slope, 5, prompts=4000))
+    rate = length_control.wins_if_longer(*drawn(4, 0.8, slope, 5, prompts=4000))
     assert rate == pytest.approx(logistic(slope * math.tanh(1)), abs=0.04)
-  assert math.isnan(length_control.prefers_longer(np.ones(40), np.arange(40) + 1.0))
+  assert math.isnan(length_control.wins_if_longer(np.ones(40), np.arange(40) + 1.0))

@@ -99,3 +99,16 @@ def test_a_pool_of_one_world_has_nothing_of_the_others():
   pool = Pool(runs, synthetic.classification(worlds=2), "micro", "").of_world(1)
   assert pool.runs == runs[1:]
   assert {row.world for row in pool.classification} == {1}
+
+
+def test_a_group_may_have_a_loss_of_its_own_and_the_smallest_beta():
+  ipo = [make_run("online", beta=beta) for beta in (0.1, 0.01)]
+  dpo = make_run("online", loss="dpo", world=1)
+  pool = Pool(ipo, [], dpo.size, "", [*ipo, dpo])
+  assert Group("online").members(pool) == ipo
+  assert Group("online", loss="dpo").members(pool) == [dpo]
+  assert Group("online", least_beta=True).members(pool) == ipo[1:]
+  assert Group("online", loss="dpo").members(pool.of_world(0)) == []
+  assert str(Group("online", loss="dpo", least_beta=True)) == (
+    "online with dpo of the smallest beta"
+  )

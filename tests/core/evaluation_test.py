@@ -81,6 +81,10 @@ def test_expected_kl_is_the_kl_between_the_distributions_of_responses():
     -(probs * logp).sum(), rel=1e-4
   )
   assert exact > 0.1
+  for estimate in ("k1", "k3"):  # unbiased, both
+    assert (probs * out[estimate]).sum() == pytest.approx(exact, rel=1e-4)
+  np.testing.assert_allclose(out["k1"], logp - logq, rtol=1e-3, atol=1e-5)
+  assert out["k3"].min() >= 0
 
 
 def test_kl_of_a_model_with_itself_is_0_and_otherwise_is_never_negative():
@@ -118,6 +122,8 @@ def evaluator(utility=False):
   contest = evaluation.Contest(
     judge=tiny.JUDGE,
     judge_params=tiny.params(2, tiny.JUDGE.model.cfg),
+    proxy=tiny.JUDGE,
+    proxy_params=tiny.params(3, tiny.JUDGE.model.cfg),
     prompts=prompts,
     opponent=(prompts.responses_BxNxT[:, 0], prompts.lengths_BxN[:, 0]),
     start=(prompts.responses_BxNxT[:, 1], prompts.lengths_BxN[:, 1]),
@@ -168,12 +174,12 @@ def test_the_record_is_what_plain_counting_gives(evaluated):
   gaps = lengths[:, 0] - evaluator().contest.opponent[1]
   np.testing.assert_array_equal(outcomes["length_gaps"], gaps)
 
-  def margins(a, b):
+  def margins(a, b, params=e.contest.judge_params):
     both = e.contest.prompts.replace(
       responses_BxNxT=np.stack([a[0], b[0]], 1), lengths_BxN=np.stack([a[1], b[1]], 1)
     )
     prefer = jax.jit(tiny.JUDGE.preference)
-    return np.asarray(prefer(e.contest.judge_params, both))
+    return np.asarray(prefer(params, both))
 
   mine, second = ((tokens[:, i], lengths[:, i]) for i in (0, 1))
   wins = margins(mine, e.contest.opponent)
@@ -185,6 +191,11 @@ def test_the_record_is_what_plain_counting_gives(evaluated):
   assert record["golden_score"] == pytest.approx(scores.mean(), abs=1e-5)
   assert record["golden_score_stderr"] == pytest.approx(
     scores.std(ddof=1) / 11**0.5, rel=1e-4
+  )
+  by_proxy = margins(mine, e.contest.start, e.contest.proxy_params)
+  assert record["proxy_score"] == pytest.approx(by_proxy.mean(), abs=1e-5)
+  assert record["proxy_score_stderr"] == pytest.approx(
+    by_proxy.std(ddof=1) / 11**0.5, rel=1e-4
   )
   assert record["response_length"] == pytest.approx(lengths[:, 0].mean())
   no_eos = [tiny.EOS not in t[:n] for t, n in zip(*mine, strict=True)]
@@ -208,6 +219,8 @@ def test_the_record_is_what_plain_counting_gives(evaluated):
   assert np.all(golden != 0)
   labelled = np.sign(own[:, 0] - own[:, 1]) == np.sign(golden)
   assert record["self_classification_accuracy"] == pytest.approx(labelled.mean())
+  k1 = own[:, 0].std(ddof=1) / 6**0.5
+  assert record["kl_k1_stderr"] == pytest.approx(k1, rel=1e-4)
 
   truth = e.contest.utility(*mine)
   gap, judged = truth - e.contest.utility(*second), margins(mine, second)
@@ -225,7 +238,8 @@ def test_the_record_is_what_plain_counting_gives(evaluated):
 def test_the_worst_prompt_decides_how_far_scoring_is_off(monkeypatch):
   e = evaluator()
   errors = np.array([0.1, 0.9, 0.2, 0.0, 0.3, 0.1])
-  parts = {"kl": errors, "entropy": errors, "rho": errors, "decode_vs_score": errors}
+  parts = dict.fromkeys(("kl", "k1", "k3", "entropy", "rho"), errors)
+  parts["decode_vs_score"] = errors
   monkeypatch.setattr(evaluation.Contest, "map", lambda *_, **__: parts)
   samples = sampling.Samples(*[np.zeros((11, 2, tiny.T))] * 4)
   record = e._divergence(P, samples, np.ones(11))

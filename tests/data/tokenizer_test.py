@@ -133,7 +133,7 @@ def test_statistics_in_words():
     "11 pairs of 7 distinct prompts, 2 of them in several pairs",
     "prompt tokens: median 6, 90 % 10, max 11; 27.3% truncated",
     "response tokens: median 2, 90 % 9, max 11; 27.3% truncated",
-    "the longer response is preferred in 100.0% of pairs",
+    "the longer response is preferred in 100.0% of pairs that differ in length",
   ]
   _, statistics = tokenize(
     examples(("p", "a", "bb"), ("q", "aa", "b"), ("r", "a", "b"))

@@ -365,6 +365,8 @@ def evaluate(mesh):
   contest = evaluation.Contest(
     judge=JUDGE,
     judge_params=put(tiny.params(2, JUDGE.model.cfg), mesh),
+    proxy=JUDGE,
+    proxy_params=put(tiny.params(3, JUDGE.model.cfg), mesh),
     prompts=prompts,
     opponent=(prompts.responses_BxNxT[:, 0], prompts.lengths_BxN[:, 0]),
     start=(prompts.responses_BxNxT[:, 1], prompts.lengths_BxN[:, 1]),

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 KEYS = {  # of every line of evaluations.jsonl
   "run", "series", "method", "default", "task", "loss", "beta", "learning_rate",
-  "world", "seed", "size", "step", "kl", "kl_stderr", "win_rate", "win_rate_stderr",
+  "world", "seed", "size", "step", "kl", "kl_stderr", "kl_k1_stderr", "kl_k3_stderr",
+  "win_rate", "win_rate_stderr", "proxy_score", "proxy_score_stderr",
   "golden_score", "golden_score_stderr", "classification_accuracy", "chosen_log_ratio",
   "rejected_log_ratio", "response_length", "truncation_rate", "entropy",
   "decode_vs_score_max_abs_diff", "parameters", "dataset", "replay_window",
@@ -94,6 +95,8 @@ def test_win_rates_are_against_the_golden_policy_and_scores_against_sft(nano):
   assert record["win_rate"] == pytest.approx(wins.mean())
   score = judged(nano, pm, ours, sft, rows).mean()
   assert record["golden_score"] == pytest.approx(score, abs=1e-5)
+  score = judged(nano, nano.study.proxy_pm(), ours, sft, rows).mean()
+  assert record["proxy_score"] == pytest.approx(score, abs=1e-5)
 
 
 def test_draws_that_should_be_independent_are(nano):

@@ -94,4 +94,4 @@ def test_the_command_line_shows_it_and_leaves_nothing(cli, tmp_path):
 def test_worlds_are_told_apart(tmp_path):
   config = studies.nano(worlds=2)
   names = {s.name for s in status.stages(status._studies(config), tmp_path)}
-  assert {"world 0 golden_pm", "world 1 golden_pm", "evaluation_world1_sft"} <= names
+  assert {"world 0 golden_pm", "world 1 golden_pm", "evaluate_world1_sft"} <= names

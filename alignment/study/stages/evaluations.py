@@ -77,6 +77,7 @@ class Contested(Artefact):
     reference: what the KL is measured from.
     pairs: of D_golden, scored under the reference.
     golden_pm: who judges.
+    proxy_pm: whose scores are recorded beside.
     golden_samples: the opponent's responses.
     sft_samples: those of SFT, the zero of the golden score.
   """
@@ -85,6 +86,7 @@ class Contested(Artefact):
   reference: Model
   pairs: ScoredPairs
   golden_pm: Judge
+  proxy_pm: Judge
   golden_samples: Responses
   sft_samples: Responses
 
@@ -115,6 +117,8 @@ class Contested(Artefact):
     return evaluation.Contest(
       judge=self.golden_pm.judge(),
       judge_params=self.golden_pm.load_fixed(read),
+      proxy=self.proxy_pm.judge(),
+      proxy_params=self.proxy_pm.load_fixed(read),
       prompts=dataset.batch(rows, **setting.lengths),
       opponent=(opponent["tokens"], opponent["lengths"]),
       start=(start["tokens"], start["lengths"]),
@@ -164,25 +168,29 @@ class Evaluation(Contested):
     setting, shapes = self.setting, self.setting.shapes
     model, params = self.policy.model(), self.policy.abstract_fixed()
     reference, judge = self.reference.model(), self.golden_pm.abstract_fixed()
+    proxy = self.proxy_pm.abstract_fixed()
     reference_params = None if self.policy.base else self.reference.abstract_fixed()
     S, T = shapes.prompt_length, shapes.response_length
     rows, N = setting.config.evaluation.batch_size, evaluation.SAMPLES
     scored, other = (model, rows, S, N, T), (reference, rows, S, N, T)
-    held = {"reference": reference_params, "judge": judge}
+    judges = {"judge": judge, "proxy": proxy}
+    held = {"reference": reference_params, **judges}
     yield self.policy.sample_program(N, (self.name,), held)
     yield Program(
       f"divergence, {self.policy.start.size}",
       lambda: evaluation.divergence,
       (model, params, reference, reference_params, shapes.batch(rows), shapes.rows(
         (rows, N, T), jnp.float32)),
-      {"judge": judge},
+      judges,
       Work("forward", (scored, other)),
       setting.mesh,
       (self.name,),
     )  # fmt: skip
     yield self.policy.log_ratios_program((self.name,), held)
     fixed = {"policy": params, "reference": reference_params}
-    yield from self.golden_pm.margins_programs((self.name,), fixed)
+    of_golden, of_proxy = fixed | {"proxy": proxy}, fixed | {"judge": judge}
+    yield from self.golden_pm.margins_programs((self.name,), of_golden)
+    yield from self.proxy_pm.margins_programs((self.name,), of_proxy)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -194,7 +202,6 @@ class BestOfN(Contested):
   """
 
   kind: ClassVar[str] = "best_of_n"
-  proxy_pm: Judge
   numbers: tuple[int, ...]
 
   def settings(self) -> dict[str, Any]:
@@ -225,9 +232,7 @@ class BestOfN(Contested):
     Samples meet one after the other, the winner stays; ties keep the earlier.
     """
     setting, sampler = self.setting, self.setting.sampler(self.reference.start)
-    proxy = self.proxy_pm.judge()
     params = self.reference.load_fixed(read)
-    proxy_params = self.proxy_pm.load_fixed(read)
     key, T = setting.key("best_of_n"), setting.config.response_length
     best: tuple[np.ndarray, ...] = ()
     bests = {}
@@ -250,7 +255,7 @@ class BestOfN(Contested):
         best = drawn
       else:
         meets = (drawn[0], drawn[1]), (best[0], best[1])
-        margins_P = contest.judged(proxy, proxy_params, *meets)
+        margins_P = contest.judged(contest.proxy, contest.proxy_params, *meets)
         best = tuple(
           np.where((margins_P > 0).reshape((-1,) + (1,) * (x.ndim - 1)), x, y)
           for x, y in zip(drawn, best, strict=True)
@@ -278,6 +283,8 @@ class BestOfN(Contested):
 SAMPLED_TOGETHER = 8  # samples of best-of-n drawn at a time
 UNMEASURED_OF_BEST = (
   "kl_stderr",
+  "kl_k1_stderr",
+  "kl_k3_stderr",
   "entropy",
   "self_classification_accuracy",
   "decode_vs_score_max_abs_diff",

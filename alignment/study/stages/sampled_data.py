@@ -253,9 +253,10 @@ class RatedData(Artefact):
     assert gap_P is not None
     agree = evaluation.classified(np.ones(len(dataset)), gap_P)
     first, second = (part.lengths for part in dataset.responses)
-    longer = float(((first > second) + 0.5 * (first == second)).mean())
+    longer = (first > second)[first != second]
+    share = longer.mean() if len(longer) else 0.0
     return [
       f"{len(dataset):,} pairs; where the utility has an order labels keep it in "
       f"{agree.mean():.1%}",
-      f"the longer response is preferred in {longer:.1%} of pairs, equal ones by half",
+      f"the longer response is preferred in {share:.1%} of pairs that differ in length",
     ]
