@@ -77,7 +77,7 @@ def test_a_hugging_face_directory_in_a_trained_policy_out(files, cli):
   assert (files / "WORK" / "report.html").exists()
   published = json.loads((files / "WORK" / "study.json").read_text())
   prompts = [row["prompt"] for row in published["samples"]["rows"]]
-  assert prompts and all("What is " in p and "assistant" in p for p in prompts)
+  assert prompts and all("Human: What is " in p and "<|" not in p for p in prompts)
   before, after = (
     huggingface.read_params(path, huggingface.read_config(path))
     for path in (files / "MODEL", files / "OUT")

@@ -21,7 +21,7 @@ import numpy as np
 
 from alignment.analysis import runs as runs_lib
 from alignment.analysis.results import redraw
-from alignment.data import pairs
+from alignment.data import pairs, translation
 from alignment.runtime import environment, hosts, tracking
 from alignment.runtime.files import read_json, read_npz, write_atomically, write_json
 from alignment.study import recipes
@@ -200,7 +200,7 @@ def _samples(
   rows = columns["SFT"]["rows"][:SAMPLED_PROMPTS]
   return note, [
     {
-      "prompt": vocabulary.decode_prompt(dataset.prompts[int(row)]),
+      "prompt": translation.prompt_text(vocabulary, dataset.prompts[int(row)]),
       "responses": {
         name: vocabulary.decode(arrays["tokens"][i][: arrays["lengths"][i]])
         for name, arrays in columns.items()

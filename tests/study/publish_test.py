@@ -2,16 +2,20 @@
 
 import csv
 import re
+import types
 
+import numpy as np
 import pytest
 
 from alignment.analysis import runs
 from alignment.analysis.envelopes import KL_FLOOR
 from alignment.analysis.results import redraw
-from alignment.runtime.files import read_json, write_json
+from alignment.data import pairs, translation
+from alignment.data.vocabularies import HuggingFaceVocabulary
+from alignment.runtime.files import read_json, write_json, write_npz
 from alignment.study import publish
 from alignment.types import UserError
-from tests import studies
+from tests import studies, tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -110,3 +114,33 @@ def test_published_files_say_all_that_is_drawn(nano, tmp_path):
   for name in names | {"claims.csv"}:
     assert (tmp_path / name).read_bytes() == (nano.workdir / name).read_bytes()
   assert (tmp_path / "report.html").read_bytes().startswith(b"<!DOCTYPE html>")
+
+
+def test_prompts_of_samples_are_written_as_a_rule_reads_them(tmp_path, monkeypatch):
+  """What a known utility pays for them can then be recomputed: no chat marks."""
+  text = "Be kind.\n\nHuman: What is it?\n\nAssistant:"
+  vocabulary = HuggingFaceVocabulary(tiny_tokenizer.write(tmp_path / "model", "chatml"))
+  ids = np.array([vocabulary.fit_prompt(text, 200, "left").ids], np.int32)
+  reply = np.array([vocabulary.encode("a mat")], np.int32)
+  prompts, replies = (
+    pairs.Ragged.from_padded(x, np.array([x.shape[1]])) for x in (ids, reply)
+  )
+  (tmp_path / "train").mkdir()
+  pairs.PairDataset(prompts, (replies, replies)).save(tmp_path / "train")
+  lengths = np.array([reply.shape[1]])
+  write_npz(
+    tmp_path / "responses.npz", rows=np.array([0]), tokens=reply, lengths=lengths
+  )
+  stage = types.SimpleNamespace(directory=lambda _: tmp_path)
+  names = "sft_samples", "golden_samples", "golden_data"
+  study = types.SimpleNamespace(
+    world=0,
+    setting=types.SimpleNamespace(vocabulary=vocabulary),
+    **{name: lambda: stage for name in names},
+  )
+  monkeypatch.setattr(publish.runs_lib, "load_runs", lambda *_: [])
+  _, (row,) = publish._samples(study, tmp_path, [])
+  assert row["prompt"] == text
+  batch = pairs.PairDataset.load(tmp_path / "train").batch([0], 200, 50)
+  ((shown, _),) = translation.texts(vocabulary, batch)
+  assert shown == text
