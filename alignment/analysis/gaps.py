@@ -217,18 +217,21 @@ def difference_of_peak_gaps(
   runs_d: Sequence[Run],
   judge: str,
   *,
+  equal_numbers: bool = True,
   resamples: int = RESAMPLES,
 ) -> Estimate:
   """(a's peak minus b's) minus (c's minus d's): what one thing gains by another.
 
-  Each pair at equal numbers of runs, as in `peak_gap`.
+  Each pair at equal numbers of runs, or with all runs of both, as in `peak_gap`.
   """
 
   def gap_R(first: Sequence[Run], second: Sequence[Run]) -> np.ndarray:
-    size = min(len(first), len(second))
-    return peak_R(first, judge, size, resamples) - peak_R(
-      second, judge, size, resamples
-    )
+    sizes = _sizes(first, second, equal_numbers)
+    peaks_R = [
+      peak_R(runs, judge, size, resamples)
+      for runs, size in zip((first, second), sizes, strict=True)
+    ]
+    return peaks_R[0] - peaks_R[1]
 
   return over_prompts(gap_R(runs_a, runs_b) - gap_R(runs_c, runs_d), runs_a)
 

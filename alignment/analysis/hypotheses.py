@@ -53,7 +53,7 @@ FALL_FROM_PEAK = Number("peak above largest KL", gaps.fall_from_peak)
 FALL_IN_STEPS = Number("peak above last step, per run", gaps.fall_in_steps)
 DIFFERENCE_OF_FALLS = Number("peak above last step, per run", gaps.difference_of_falls)
 DIFFERENCE_OF_PEAK_GAPS = Number(
-  "difference of gaps of peaks", gaps.difference_of_peak_gaps
+  "difference of gaps of peaks", gaps.difference_of_peak_gaps, selects=True
 )
 LOG_KL_RATIO = Number("log of the ratio of KLs at the peaks", gaps.log_kl_ratio_at_peak)
 

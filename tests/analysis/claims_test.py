@@ -116,6 +116,31 @@ def test_few_worlds_are_read_by_the_statements_region():
   assert claim.reading == "holds in 1 (golden PM), 1 (truth) of 3 worlds"
 
 
+@pytest.mark.parametrize(("num_offline", "verdict"), [(1, "agrees"), (3, "undecided")])
+def test_a_difference_of_gaps_of_peaks_decides_with_equal_numbers_of_runs(
+  num_offline, verdict
+):
+  """One chosen online run against a sweep is no comparison, of two gaps either."""
+  runs = []
+  for world in range(6):
+    for loss, online, offline in (("ipo", 0.7, 0.5), ("best_of_2", 0.55, 0.5)):
+      for series, rate, count in (
+        ("online", online, 1),
+        ("offline", offline, num_offline),
+      ):
+        rates = [0.4, rate + 0.001 * world]
+        runs += [
+          certain_run(f"{series}_{loss}_{i}", series, rates, [1, 10], world, loss=loss)
+          for i in range(count)
+        ]
+  number = hypotheses.DIFFERENCE_OF_PEAK_GAPS
+  statements = [h for h in claims_lib.HYPOTHESES if h.number is number]
+  (claim,) = claims_lib.claims(runs, statements, resamples=10)
+  assert claim.estimates[JUDGE].value == pytest.approx(0.15)
+  assert claim.verdict == verdict
+  assert bool(claim.of_all_runs) == (num_offline > 1)
+
+
 def test_few_worlds_say_that_numbers_of_runs_differ():
   """They decide nothing in six worlds, and show no more in one."""
   for gaps, reading in (
