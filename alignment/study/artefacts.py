@@ -29,7 +29,7 @@ from alignment.runtime.locks import lock, said_file
 from alignment.study.programs import Program
 from alignment.study.setting import Setting
 
-VERSION = 7  # raised whenever the code of a stage computes other numbers
+VERSION = 8  # raised whenever the code of a stage computes other numbers
 
 Read = Callable[["Artefact"], Path]  # an input's directory
 
