@@ -27,6 +27,7 @@ from typing import Any
 
 from alignment.analysis.best import HEADER, best_rows
 from alignment.analysis.claims import NO_JUDGE, WORLDS_NEEDED
+from alignment.analysis.report import WRITERS
 from alignment.analysis.results import redraw
 from alignment.analysis.runs import Run, load_runs
 from alignment.study import documents
@@ -251,9 +252,6 @@ def _share(value: float | None, within: float | None = None) -> str:
   if value is None:
     return "unknown"
   return f"{value:.3f}" if within is None else f"{value:.3f} ± {within:.3f}"
-
-
-WRITERS = ("SFT", "online", "offline", "golden policy")
 
 
 def samples(data: Data) -> Rows:

@@ -24,6 +24,7 @@ from alignment.analysis.published import Audit, Model, Published, Sample
 from alignment.runtime.files import write_atomically
 
 FIRST_FIGURE = "figure_01"  # beside the answer
+WRITERS = ("SFT", "online", "offline", "golden policy")
 SAMPLES_SHOWN = 3  # others are folded away
 MODEL_COLUMNS = (
   "role",
@@ -132,10 +133,10 @@ def _audits(models: Sequence[Model]) -> str:
 def _audit(name: str, audit: Audit) -> str:
   values = (
     text(name),
-    number(audit.orders_agree),
-    number(audit.prefers_longer),
-    number(audit.labels_prefer_longer),
-    ", ".join(map(number, audit.accuracy_by_margin)),
+    _share(audit.orders_agree),
+    _share(audit.prefers_longer),
+    _share(audit.labels_prefer_longer),
+    ", ".join(map(_share, audit.accuracy_by_margin)),
   )
   return "".join(
     cell(content, column, "" if column == "judge" else "number")
@@ -144,16 +145,16 @@ def _audit(name: str, audit: Audit) -> str:
 
 
 def _model(model: Model) -> str:
-  validation = _accuracy(model.validation_accuracy, model.validation_within)
+  validation = _share(model.validation_accuracy, model.validation_within)
   values = (
     text(model.name),
     number(model.parameters),
     number(model.init),
     number(model.steps),
-    number(model.train_accuracy),
+    _share(model.train_accuracy),
     validation,
     validation if model.labelled_by_golden_pm else number(None),
-    _accuracy(model.truth_accuracy, model.truth_within),
+    _share(model.truth_accuracy, model.truth_within),
   )
   return "".join(
     cell(content, column, "" if column in ("role", "started from") else "number")
@@ -161,11 +162,11 @@ def _model(model: Model) -> str:
   )
 
 
-def _accuracy(value: float | None, within: float | None) -> str:
+def _share(value: float | None, within: float | None = None) -> str:
   """With half of its 95 % interval, if there is one."""
-  if value is None or within is None or math.isnan(value):
-    return number(value)
-  return f"{value:.3f} ± {within:.3f}"
+  if value is None or math.isnan(value):
+    return number(None)
+  return f"{value:.3f}" if within is None else f"{value:.3f} ± {within:.3f}"
 
 
 def _samples(samples: Sequence[Sample]) -> str:
@@ -179,7 +180,11 @@ _EMPTY = '<span class="soft">(empty)</span>'
 
 
 def _sample(sample: Sample) -> str:
-  responses = sample.responses
+  responses = {  # in the order of a study, then whatever else there is
+    name: sample.responses[name]
+    for name in dict.fromkeys((*WRITERS, *sample.responses))
+    if name in sample.responses
+  }
   cells = "".join(
     cell(text(response) or _EMPTY, policy, "text")
     for policy, response in responses.items()

@@ -205,7 +205,13 @@ def test_judges_are_audited_in_a_table_of_their_own(tmp_path):
   text = Page(write(tmp_path / "report.html", models=[judge, MODEL])).text
   at = text.index("labels prefer the longer")
   cells = [data for data in text[at + 1 :] if data.strip()]
-  assert cells[1:6] == ["golden_pm", "0.875", "0.612", "–", "0.5, 0.75, 0.8, 1"]
+  assert cells[1:6] == [
+    "golden_pm",
+    "0.875",
+    "0.612",
+    "–",
+    "0.500, 0.750, 0.800, 1.000",
+  ]
   assert "labels prefer the longer" not in write(tmp_path / "none.html")
 
 
@@ -236,3 +242,12 @@ def test_empty_sections_are_left_out_and_bytes_repeat(tmp_path):
   assert "<footer>" not in page
   assert [element for element in Page(page).elements if element == "h2"] == ["h2"]
   assert write(tmp_path / "b.html") == write(tmp_path / "c.html")
+
+
+def test_samples_are_in_the_order_of_a_study(tmp_path):
+  responses = {"golden policy": "d", "extra": "e", "online": "b", "SFT": "a"}
+  samples = [Sample("p", responses)]
+  text = Page(write(tmp_path / "report.html", samples=samples)).text
+  cells = [data for data in text[text.index("SFT") :] if data.strip()]
+  assert cells[:4] == ["SFT", "online", "golden policy", "extra"]
+  assert cells[4:9] == ["p", "a", "b", "d", "e"]
