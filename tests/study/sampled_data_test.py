@@ -1,6 +1,7 @@
 """Pairs that the policies' start samples: D_initial rated by a rule, or D_golden."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -117,6 +118,34 @@ def test_a_stage_that_was_killed_goes_on_and_samples_the_same(
   ):
     np.testing.assert_array_equal(a.values, b.values)
     np.testing.assert_array_equal(a.offsets, b.offsets)
+
+
+def test_samples_stay_with_their_prompts_if_a_restart_has_another_batch_size(
+  files, tmp_path, monkeypatch
+):
+  """Whoever ran out of memory takes fewer rows at a time, and goes on."""
+  config, calls = initial(files), []
+  sample = evaluation.sample
+
+  def killed(*arguments):
+    calls.append(arguments)
+    if len(calls) == 3:
+      raise KeyboardInterrupt
+    return sample(*arguments)
+
+  monkeypatch.setattr(evaluation, "sample", killed)
+  with pytest.raises(KeyboardInterrupt):
+    load(config, tmp_path, "sampled_data")
+  smaller = initial(files, **{"evaluation.batch_size": 8})
+  again = load(smaller, tmp_path, "sampled_data")
+  rows = [(again.prompts[i].tolist(), again.responses[0][i].tolist()) for i in range(9)]
+  pairs_of_all = len(again)
+  shutil.rmtree(studies.graph(config).sampled_data().directory(tmp_path))
+  whole = load(config, tmp_path, "sampled_data")
+  assert pairs_of_all == len(whole)
+  assert rows == [
+    (whole.prompts[i].tolist(), whole.responses[0][i].tolist()) for i in range(9)
+  ]
 
 
 def test_labels_follow_the_utility_up_to_noise(files, tmp_path):

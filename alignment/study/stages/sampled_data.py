@@ -116,8 +116,10 @@ class SampledData(Artefact):
     parts = []
     with Meter(f"sampling ({split})", len(turns), "batches") as meter:
       for done, (i, start) in enumerate(turns, 1):
-        rows = np.arange(start, min(start + rows_at_once, len(asked)))
-        path = directory / f"part-{split}-{i}-{start}.npz"
+        stop = min(start + rows_at_once, len(asked))
+        rows = np.arange(start, stop)
+        # By both ends: a restart may take another number of rows at once.
+        path = directory / f"part-{split}-{i}-{start}-{stop}.npz"
         if not hosts.on_first(path.exists):
           samples = self._batch(asked, rows, params, split, i)
           hosts.on_first(functools.partial(_write, path, samples))
