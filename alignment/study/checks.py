@@ -31,10 +31,9 @@ from alignment.study.stages.sampled_data import SampledData
 from alignment.types import UserError
 
 _LEAST = {  # values that make sense; two prompts, since half of them select
-  "workers": 1, "log_every": 1, "save_every": 1,
-  "prompt_length": 1, "response_length": 1,
-  "evaluation.prompts": 2, "evaluation.kl_prompts": 1, "evaluation.pairs": 1,
-  "evaluation.batch_size": 1, "evaluation.stream_steps": 1,
+  "workers": 1, "log_every": 1, "save_every": 1, "prompt_length": 1,
+  "response_length": 1, "evaluation.prompts": 2, "evaluation.kl_prompts": 1,
+  "evaluation.pairs": 1, "evaluation.batch_size": 1, "evaluation.stream_steps": 1,
   "evaluation.stream_pairs": 1, "sample.responses": 1, "sample.temperature": 0,
 }  # fmt: skip
 
@@ -156,6 +155,7 @@ def _check_datasets(config: ConfigDict) -> None:
   for name, models in config.datasets.items():
     if name in recipes.DATASETS:
       raise UserError(f"datasets.{name}: the study has one of this name; rename it")
+    recipes.check_name(name, f"datasets.{name}")
     if len(models) != 2 or not all(isinstance(model, str) for model in models):
       raise UserError(f"datasets.{name} is {models!r}; name two models")
     for text in models:
@@ -202,9 +202,9 @@ def check_recipe(name: str, recipe: Recipe) -> None:
   """What could not be trained, whatever it is.
 
   Raises:
-    UserError: for an unknown optimizer or on_non_finite, a number out of range, or
-      microbatches that do not divide the batch.
+    UserError: for the first of them.
   """
+  recipes.check_name(recipe.size, f"{name}: size '{recipe.size}'")
   if recipe.on_non_finite not in ("stop", "skip"):
     raise UserError(
       f"{name}: on_non_finite '{recipe.on_non_finite}' is unknown: stop or skip"
@@ -268,8 +268,7 @@ def check_policy(name: str, recipe: PolicyRecipe, datasets: Mapping[str, Any]) -
   """What could not be trained as a policy.
 
   Raises:
-    UserError: for a loss, a method or a data set that does not exist, and for values
-      out of range.
+    UserError: for the first of them.
   """
   loss = losses.check(recipe.loss, dict(recipe.loss_options))
   if recipe.method not in ("online", "offline"):
@@ -374,14 +373,9 @@ def check_study(study: graph.Study) -> None:
   """
   check_batches(study)
   check_attention(study)
+  check_files(study)
   size_of: dict[Path, str] = {}
   for artefact in _every(study):
-    if isinstance(artefact, PairData):
-      c = artefact.chosen
-      if c["format"] not in ("toy", "tfds") and not c["path"]:
-        raise UserError("data.path is not set: name a file of pairs")
-    if isinstance(artefact, SampledData) and not artefact.chosen["path"]:
-      raise UserError("sampled.path is not set: name a file of prompts")
     if isinstance(artefact, TrainedPolicy):  # also those that others replay
       check_policy(artefact.name, artefact.recipe, study.config.datasets)
     if isinstance(artefact, TrainedModel):
@@ -396,6 +390,17 @@ def check_study(study: graph.Study) -> None:
         )
   for artefact in _every(study):
     _ = artefact.key  # reads what of the data and checkpoints determines numbers
+
+
+def check_files(study: graph.Study) -> None:
+  """Raises UserError where a file of data is not named: "" is the current directory."""
+  for artefact in _every(study):
+    if isinstance(artefact, PairData):
+      c = artefact.chosen
+      if c["format"] not in ("toy", "tfds") and not c["path"]:
+        raise UserError("data.path is not set: name a file of pairs")
+    if isinstance(artefact, SampledData) and not artefact.chosen["path"]:
+      raise UserError("sampled.path is not set: name a file of prompts")
 
 
 def check_attention(study: graph.Study) -> None:

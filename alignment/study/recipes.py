@@ -207,8 +207,7 @@ def runs(config: ConfigDict) -> dict[str, Run]:
       raise UserError(
         f"runs.{series}: the study has a '{series}' of its own; rename it"
       )
-    if re.search(_NOT_IN_NAMES, series):
-      raise UserError(f"runs.{series}: a name has letters, digits and . _ + - only")
+    check_name(series, f"runs.{series}")
     for axes in products if isinstance(products, tuple | list) else (products,):
       _check_axes(config, series, axes)
       for name, run in _product(config, series, axes):
@@ -221,6 +220,12 @@ def runs(config: ConfigDict) -> dict[str, Run]:
           )
         named[name] = run
   return named
+
+
+def check_name(text: str, where: str) -> None:
+  """Raises UserError for a text that cannot be part of a directory's name."""
+  if re.search(_NOT_IN_NAMES, text):
+    raise UserError(f"{where}: a name has letters, digits and . _ + - only")
 
 
 def _check_axes(config: ConfigDict, series: str, axes: Mapping[str, Any]) -> None:
@@ -340,7 +345,7 @@ def source(config: ConfigDict, dataset: str, text: str) -> Source:
   recipe = dataclasses.replace(policy, method="online")
   try:
     step = max(1, round(float(fraction) * recipe.steps))
-  except ValueError:
+  except (ValueError, OverflowError):  # the latter of inf
     raise UserError(f"{where}: '{fraction}' is no fraction of a run") from None
   if step not in recipe.evaluated_steps():
     raise UserError(f"{where}: {fraction} is not among policy.evaluate_at")

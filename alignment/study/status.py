@@ -55,8 +55,11 @@ def status(config: ConfigDict, workdir: Path) -> None:
     UserError: for a configuration that is at odds with itself.
   """
   checks.check_config(config)
+  studies = _studies(config)
+  for study in studies:
+    checks.check_files(study)
   width = shutil.get_terminal_size().columns
-  for line in lines(stages(_studies(config), workdir)):
+  for line in lines(stages(studies, workdir)):
     print(line if len(line) <= width else f"{line[: width - 3]}...")
 
 

@@ -39,6 +39,9 @@ from tests import studies, synthetic, tiny
     ({"evaluation.best_of": ("a",)}, "evaluation.best_of has 'a'"),
     ({"runs": {"x/y": {"beta": (0.1,)}}}, "runs.x/y: a name has letters, digits"),
     ({"datasets": {"d": (1, 2)}}, "datasets.d is (1, 2); name two models"),
+    ({"datasets": {"d": ("online@inf", "sft")}}, "'inf' is no fraction of a run"),
+    ({"datasets": {"a/b": ("sft", "sft")}}, "datasets.a/b: a name has letters, digits"),
+    ({"policy.size": "org/nano"}, "policy: size 'org/nano': a name has letters, digit"),
   ],
 )
 def test_numbers_out_of_range_are_refused_before_anything_runs(overrides, message):

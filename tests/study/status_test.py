@@ -8,6 +8,7 @@ import pytest
 from alignment.runtime import locks
 from alignment.runtime.activity import Meter, telling
 from alignment.study import artefacts, status
+from alignment.types import UserError
 from tests import studies
 
 DOCUMENT = "--config=tests/studies.py"
@@ -70,6 +71,12 @@ def test_a_lease_on_a_bucket_counts_as_running(study, tmp_path):
   (tmp_path / "locks").mkdir()
   (tmp_path / "locks" / f"{key}.lease").write_text("token 3")
   assert "running  golden_pm" in shown(study, tmp_path)
+
+
+def test_data_that_are_not_named_are_not_looked_for_in_the_current_directory(tmp_path):
+  config = studies.nano(**{"data.format": "files"})
+  with pytest.raises(UserError, match="data.path is not set: name a file of pairs"):
+    status.status(config, tmp_path)
 
 
 def test_looking_takes_no_lock(study, tmp_path):
