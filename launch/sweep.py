@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from alignment import flags
 from alignment.runtime.files import directory_option, path_option, write_atomically
-from alignment.study import documents, recipes
+from alignment.study import artefacts, documents, recipes
 from alignment.types import PREEMPTED_STATUS, UserError
 from launch import gcloud, tpu, watch
 from launch.gcloud import Cloud, Job
@@ -53,7 +53,7 @@ class Member:
   """One command of `alignment.main`."""
 
   name: str
-  size: str  # of its largest trained model: what its slice must hold
+  size: str  # of its policies, or the golden judge's: what its slice must hold
   arguments: tuple[str, ...]  # without --workdir
 
 
@@ -89,24 +89,27 @@ def plan(
     stages = f"--stages={','.join(sweep.shared)}"
     shared.append(Member(f"shared{suffix}", golden, (*world_arguments, stages)))
     groups: dict[str, list[str]] = {}
-    sizes: dict[str, str] = {}
+    sizes: dict[str, dict[str, None]] = {}
     for name, (_, recipe) in recipes.runs(config).items():
       if not hasattr(recipe, sweep.by):
         raise UserError(f"sweep: '{sweep.by}' is no key of policy")
       group = str(getattr(recipe, sweep.by))
       groups.setdefault(group, []).append(f"evaluate_world{world}_{name}")
-      sizes[group] = recipe.size
+      sizes.setdefault(group, {})[recipe.size] = None
     for group, names in groups.items():
       stages = f"--stages={','.join(names)}"
-      members.append(
-        Member(f"{group}{suffix}", sizes[group], (*world_arguments, stages))
-      )
+      size = " and ".join(sizes[group])  # of several there is no slice
+      members.append(Member(f"{group}{suffix}", size, (*world_arguments, stages)))
   return shared, members, [Member("figures", golden, tuple(arguments))]
 
 
 def tag(config: ConfigDict, member: Member) -> str:
-  """Changes with whatever a member was told: one that finished is then run again."""
+  """Changes with whatever a member was told, and with the code's numbers.
+
+  One that finished before is then run again.
+  """
   text = config.to_json_best_effort(sort_keys=True) + repr(member)
+  text += f" {artefacts.VERSION}"
   return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -11,6 +11,7 @@ have the bucket mounted. The same options serve every command, so keep them in a
 
 import argparse
 from collections.abc import Callable
+import math
 from pathlib import Path
 import shlex
 import sys
@@ -55,6 +56,13 @@ def expand(argv: list[str]) -> tuple[list[str], list[str]]:
   return before, after
 
 
+def seconds(text: str) -> float:
+  """What `sleep` takes."""
+  if not 0 <= (value := float(text)) < math.inf:
+    raise ValueError(text)
+  return value
+
+
 def add_slice_options(parser: argparse.ArgumentParser, required: bool) -> None:
   """What `run` and a sweep need to know of the cloud."""
   parser.add_argument("--zone", required=required, help="where the slice shall be")
@@ -67,7 +75,7 @@ def add_slice_options(parser: argparse.ArgumentParser, required: bool) -> None:
     help="a further flag of `gcloud compute tpus queued-resources create`; repeatable",
   )
   parser.add_argument(
-    "--poll", type=float, default=30, help="seconds between looks (default 30)"
+    "--poll", type=seconds, default=30, help="seconds between looks (default 30)"
   )
   parser.add_argument(
     "--keep", action="store_true", help="do not delete the slice when training ends"

@@ -1,5 +1,6 @@
 """Sweeps: their plan, on this machine (also when killed), and on slices."""
 
+import dataclasses
 import itertools
 import os
 from pathlib import Path
@@ -120,6 +121,23 @@ def test_what_members_share_is_made_before_them(figure):
     assert keys(first) & keys(second) <= keys(shared)
 
 
+def test_a_member_of_several_sizes_has_no_slice_of_one_of_them(files):
+  config = sweep.load_config([files[0]])
+  by_size = sweep.load_sweep(files[1].removeprefix("--sweep="))
+  by_loss = dataclasses.replace(by_size, by="loss")
+  _, [member], _ = sweep.plan(config, by_loss, [files[0]])
+  assert (member.name, member.size) == ("ipo", "nano and micro")
+
+
+def test_a_member_is_run_again_by_code_that_computes_other_numbers(files, monkeypatch):
+  config = sweep.load_config([files[0]])
+  member = Member("nano", "nano", (files[0],))
+  before = sweep.tag(config, member)
+  assert sweep.tag(config, member) == before
+  monkeypatch.setattr(artefacts, "VERSION", artefacts.VERSION + 1)
+  assert sweep.tag(config, member) != before
+
+
 def test_bad_input(files, tmp_path):
   def fails(message: str, *words: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -134,6 +152,7 @@ def test_bad_input(files, tmp_path):
   fails("--zone is required", "--tpu=v5p", "--workdir=gs://bucket/w")
   fails("--jobs must be 1 or more", "--jobs=0")
   fails("nowhere.py", "--sweep=nowhere.py")
+  fails("--poll: invalid seconds value: '-1'", "--poll=-1")
   (tmp_path / "empty.py").write_text("")
   fails("get_sweep", f"--sweep={tmp_path}/empty.py")
   (tmp_path / "odd.py").write_text("def get_sweep(): return {'bye': 'size'}")
