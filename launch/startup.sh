@@ -176,7 +176,8 @@ case ${1:-} in
     prepare >>"$ROOT/log" 2>&1
     ;;
   *)
-    cat "$0" >"$ROOT/startup.sh"
+    # Run by hand it may be that very file, which writing to would empty.
+    [ "$0" -ef "$ROOT/startup.sh" ] || cat "$0" >"$ROOT/startup.sh"
     for try in 1 2 3 4 5; do  # outside the unit: mounts outlive it
       bash "$ROOT/startup.sh" prepare && break
       say "preparing failed, time $try; see $ROOT/log" >&2

@@ -194,6 +194,17 @@ def test_arguments_reach_training_with_buckets_as_directories(quick):
   assert "--property=KillMode=mixed" in unit and "After=network" in unit
 
 
+def test_the_copy_on_the_host_can_be_run_by_hand(quick):
+  assert ends(quick, "0 0") == "0"
+  kept = quick.root / "startup.sh"
+  text = kept.read_text()
+  subprocess.run(
+    ["bash", kept], env=quick.environment, cwd="/", timeout=60, check=False
+  )
+  assert kept.read_text() == text
+  assert len(quick.starts()) == 2
+
+
 @pytest.mark.parametrize(
   "words, status, starts",
   [
