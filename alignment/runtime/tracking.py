@@ -21,6 +21,7 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
+from alignment.runtime.files import write_atomically
 from alignment.types import UserError
 
 PROJECT = "online-offline-alignment"
@@ -146,7 +147,8 @@ class WeightsAndBiases:
   def write(self, step: int, values: Mapping[str, float]) -> None:
     if step > self._last:  # or an earlier process has sent it
       self._last = step
-      self._sent.write_text(str(step))  # before: a kill loses a point, never doubles it
+      # Before: a kill loses a point, never doubles it.
+      write_atomically(self._sent, str(step).encode())
       self._run.log(dict(values), step=step)
 
   def close(self) -> None:

@@ -11,6 +11,7 @@ from alignment.runtime import metrics, tracking
 from alignment.runtime.tracking import Tracking
 from alignment.types import UserError
 from tests import studies
+from tests.runtime.files_test import file_size_limit
 
 WANDB = Tracking(("wandb",), "toy", "0123abcd")
 
@@ -74,6 +75,15 @@ def test_no_point_is_doubled_by_kills(wandb, tmp_path):
   assert len({run.about["id"] for run in wandb}) == 1
   rows = metrics.read_jsonl(tmp_path / "metrics.jsonl")
   assert [row["step"] for row in rows] == [2, 4, 6, 8]
+
+
+def test_a_full_disk_does_not_lose_the_step_that_was_sent(wandb, tmp_path):
+  run = metrics.MetricLog(tmp_path, "sft_nano", 8, 0, 0, WANDB)
+  run.write(2, {"loss": 0.2}, ())
+  with file_size_limit(0), pytest.raises(UserError, match="wandb: cannot be written"):
+    run.write(4, {"loss": 0.4}, ())
+  log(tmp_path, 2, (4, 6))
+  assert [step for run in wandb for step, _ in run.logged] == [2, 4, 6]
 
 
 def test_figures_and_claims_are_sent_once(wandb, tmp_path):
