@@ -130,8 +130,7 @@ def _model(study: Study, workdir: Path, name: str, key: str) -> Model:
   Raises:
     UserError: if there is none, or it is not made yet.
   """
-  artefacts_by_name = study.models() | study.policies()
-  models = {n: a for n, a in artefacts_by_name.items() if isinstance(a, Model)}
+  models = {n: a for n, a in study.artefacts().items() if isinstance(a, Model)}
   if name not in models:
     raise UserError(f"{key} '{name}' is no model; there are {', '.join(models)}")
   if not models[name].is_done(workdir):

@@ -92,6 +92,16 @@ def test_sample_errors(nano, overrides, message):
     studies.run(studies.every(**overrides), nano.workdir, ["sample"])
 
 
+def test_a_run_that_only_others_learn_from_can_be_sampled(tmp_path):
+  """It has a stage, and so a name, though it is none of the runs."""
+  shuffled = {"method": ("offline",), "dataset": ("stream",)}
+  config = studies.nano(
+    **{"runs": {"shuffled": shuffled}, "sample.model": "world0_online_ipo"}
+  )
+  with pytest.raises(UserError, match="not trained yet: run --stages=world0_online_ip"):
+    studies.run(config, tmp_path, ["sample"])
+
+
 def test_export_is_the_trained_model(nano, tmp_path):
   asked = {"export.model": "sft_nano", "export.directory": str(tmp_path / "hf")}
   studies.run(studies.every(**asked), nano.workdir, ["export"])
