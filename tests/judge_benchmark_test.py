@@ -146,6 +146,22 @@ def test_what_cannot_be_is_refused(run, tmp_path):
       run(tmp_path, *words)
 
 
+@pytest.mark.parametrize(
+  "training, message",
+  [
+    ({"batch_size": 8, "microbatches": 3}, "judge: microbatches 3 does not divide"),
+    ({"batch_size": 0}, "judge: batch_size is 0; give at least 1"),
+    ({"steps": 0}, "judge: steps is 0, and a pairwise judge has to learn"),
+  ],
+)
+def test_training_that_cannot_be_is_refused_before_anything_is_read(training, message):
+  config = held_out_topics.get_config(
+    "nowhere", "nowhere", "pairwise", (8, 8), **training
+  )
+  with pytest.raises(UserError, match=message):
+    next(held_out_topics.judges(config, Division(), 1))
+
+
 def test_parts_are_those_of_the_seed_and_share_no_topic():
   parts = [Division(4).held_out(TOPICS, fold) for fold in range(4)]
   assert sorted(topic for part in parts for topic in part) == sorted(TOPICS)

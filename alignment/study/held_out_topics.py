@@ -21,7 +21,7 @@ from alignment.core.judges import PreferenceModel
 from alignment.data import order, pairs, tokenizer
 from alignment.data.examples import Example, Reading
 from alignment.runtime.files import read_npz, write_npz
-from alignment.study import recipes, schema
+from alignment.study import checks, recipes, schema
 from alignment.study.artefacts import Read
 from alignment.study.recipes import PreferenceRecipe
 from alignment.study.setting import Setting
@@ -229,8 +229,12 @@ def judges(config: ConfigDict, division: Division, folds: int) -> Iterator[Topic
   """The judges of the first folds.
 
   Raises:
-    UserError: for a model that cannot be read, or more folds than parts.
+    UserError: for a model that cannot be read, training that cannot be, or more folds
+      than parts.
   """
+  recipe = PreferenceRecipe.of(config.golden_pm, "golden_pm")
+  checks.check_recipe("judge", recipe)
+  checks.check_judge("judge", recipe)
   if not 1 <= folds <= division.parts:
     raise UserError(f"--folds is {folds}, but there are {division.parts} --parts")
   setting = Setting.of(config, 0)
@@ -241,7 +245,6 @@ def judges(config: ConfigDict, division: Division, folds: int) -> Iterator[Topic
       config.prompt_length + 2 * config.response_length + marks
     )
     setting = Setting.of(config, 0, setting.vocabulary)
-  recipe = PreferenceRecipe.of(config.golden_pm, "golden_pm")
   chosen: Mapping[str, Any] = recipes.plain(config.data)
   for fold in range(folds):
     of_fold = dataclasses.replace(setting, world=fold)
