@@ -40,6 +40,10 @@ _ESTIMATE = flags.DEFINE_bool("estimate", False, "Estimate, without compiling.")
 def main(argv: list[str]) -> int:
   if len(argv) > 1:
     raise UserError(f"unexpected argument '{argv[1]}': options start with --")
+  try:
+    re.compile(_ONLY.value)
+  except re.error as error:
+    raise UserError(f"--only is no regular expression: {error}") from None
   config = configuration()
   checks.check_config(config)
   if config.vocab.path and vocabulary_is_elsewhere(config):

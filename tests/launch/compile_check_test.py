@@ -48,6 +48,12 @@ def test_what_does_not_fit_fails_with_a_suggestion(check):
   assert "proxy_pm step, t5_1_1_large does not fit" not in out
 
 
+def test_a_pattern_that_is_none_is_a_line(check):
+  config = f"--config={ROOT}/configs/quickstart.py"
+  status, _, err = check(config, "--topology=v6e:1x1", "--estimate", "--only=(")
+  assert status == 1 and err.startswith("error: --only is no regular expression: ")
+
+
 def test_what_fits_ends_well(check):
   status, out, _ = check(
     f"--config={ROOT}/configs/quickstart.py", "--topology=v6e:1x1", "--estimate"
