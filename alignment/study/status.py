@@ -21,7 +21,7 @@ from alignment.runtime.activity import duration
 from alignment.runtime.files import DONE
 from alignment.runtime.metrics import read_jsonl
 from alignment.study import checks, graph
-from alignment.study.artefacts import Artefact, closure
+from alignment.study.artefacts import Artefact, closure, made
 from alignment.study.models import Models
 from alignment.study.setting import Setting, language_of
 from alignment.study.stages.models import TrainedModel
@@ -78,14 +78,14 @@ def _studies(config: ConfigDict) -> list[graph.Study]:
 
 def stages(studies: Sequence[graph.Study], workdir: Path) -> list[Stage]:
   """Every stage of all worlds, inputs first."""
-  made = {p.name.rpartition("-")[2]: p for p in workdir.glob("artefacts/*")}
-  done = {key for key, path in made.items() if (path / DONE).exists()}
+  directories = made(workdir)
+  done = {key for key, path in directories.items() if (path / DONE).exists()}
   placed: dict[str, Stage] = {}
   for study in studies:
     world = f"world {study.world} " if len(studies) > 1 else ""
     for artefact in closure(study.artefacts().values()):
       if artefact.key not in placed:  # worlds may share their data
-        directory = made.get(artefact.key)
+        directory = directories.get(artefact.key)
         placed[artefact.key] = _stage(artefact, world, directory, done, workdir)
   return list(placed.values())
 

@@ -74,6 +74,18 @@ def test_key_follows_what_determines_the_numbers(monkeypatch):
   assert artefact().key not in keys
 
 
+def test_what_is_missing_takes_one_listing_however_many_stages_there_are(
+  tmp_path, monkeypatch
+):
+  """A worker that waits looks five times a second, in what may be a bucket."""
+  stages = [artefact(f"a{i}", config={"x": i}) for i in range(9)]
+  artefacts.run(stages[:5], tmp_path)
+  calls, glob = [], Path.glob
+  monkeypatch.setattr(Path, "glob", lambda p, *a: calls.append(p) or glob(p, *a))
+  assert artefacts._missing(stages, tmp_path) == [stage.key for stage in stages[5:]]
+  assert len(calls) == 1
+
+
 def test_closure_has_inputs_first_and_each_key_once():
   a = artefact("a")
   b = artefact("b", config={"x": 2}, inputs={"a": a})
@@ -128,7 +140,7 @@ def test_check_stops_between_stages(tmp_path):
   assert not artefact().is_done(tmp_path)
 
 
-def _work(workdir: Path) -> None:
+def _work(workdir: Path, together) -> None:
   """One of two workers on a graph of five stages, of which three are independent."""
 
   def make(name):
@@ -146,12 +158,14 @@ def _work(workdir: Path) -> None:
   ]
   last = {f"part{i}": part for i, part in enumerate(parts)}
   target = artefact("last", kind="last", inputs=last, make=make("last"))
+  together.wait(60)  # a busy machine starts one long after the other
   artefacts.run([target], workdir)
   assert target.is_done(workdir)
 
 
 def test_two_workers_share_the_work_and_make_nothing_twice(tmp_path):
-  workers = [SPAWN.Process(target=_work, args=(tmp_path,)) for _ in range(2)]
+  arguments = tmp_path, SPAWN.Barrier(2)
+  workers = [SPAWN.Process(target=_work, args=arguments) for _ in range(2)]
   for worker in workers:
     worker.start()
   for worker in workers:
