@@ -74,7 +74,8 @@ def read(record: Record, columns: Mapping[str, str], reading: Reading) -> Exampl
   if any(isinstance(part, list | dict) for part in parts[:3]):
     join = _messages
   prompt, chosen, rejected = join(parts, system, source, reading)
-  reading.ignore(fields)
+  replaced = columns.keys() & record.fields.keys() - set(columns.values())
+  reading.ignore([*fields, *replaced])
   return Example(prompt, chosen, rejected, source, tools, scores)
 
 
@@ -121,15 +122,15 @@ def wanted(columns: Mapping[str, str]) -> Callable[[str], bool]:
 
 
 def _renamed(fields: Fields, columns: Mapping[str, str], source: str) -> Fields:
-  renamed = dict(fields)
+  """The fields by the names that layouts know: what is mapped, first, and the rest."""
   for name, column in columns.items():
     if fields.get(column) is None:
       raise UserError(
         f"{source}: field '{column}', which data.columns.{name} names, is missing"
       )
-    renamed.pop(column, None)
-    renamed[name] = fields[column]
-  return renamed
+  mapped = {name: fields[column] for name, column in columns.items()}
+  others = fields.keys() - set(columns.values()) - mapped.keys()
+  return mapped | {name: value for name, value in fields.items() if name in others}
 
 
 # --- which fields are what ------------------------------------------------------------
@@ -167,8 +168,12 @@ def _openai(fields: Fields, source: str) -> _Parts:
   request = fields.pop("input", None)
   if not isinstance(request, dict) or request.get("messages") is None:
     raise UserError(f"{source}: field 'input.messages' is missing")
-  fields.setdefault("tools", request.get("tools"))
-  return _Parts(request["messages"], fields.pop(names[1]), fields.pop(names[2]), names)
+  request = dict(request)
+  dialogue, tools = request.pop("messages"), request.pop("tools", None)
+  if fields.get("tools") is None:
+    fields["tools"] = tools
+  fields |= {f"input.{name}": value for name, value in request.items()}  # ignored
+  return _Parts(dialogue, fields.pop(names[1]), fields.pop(names[2]), names)
 
 
 def _swift(fields: Fields, source: str) -> _Parts:
@@ -192,7 +197,7 @@ def _numbered(fields: Fields, source: str) -> _Parts:
   outputs = fields.pop("output_1"), fields.pop("output_2")
   field = "preference" if fields.get("preference") is not None else "label"
   better = fields.pop(field, None)
-  if better not in (1, 2):
+  if isinstance(better, bool) or better not in (1, 2):  # true equals 1
     raise UserError(f"{source}: field '{field}' is {better!r}; it must be 1 or 2")
   if better == 1:
     return _Parts(prompt, *outputs, (name, "output_1", "output_2"))
@@ -261,24 +266,30 @@ def _tools(value: Any, source: str) -> tuple[Any, ...]:
 
 
 def _scores(fields: Fields) -> tuple[float, float] | None:
-  names = _score_names(tuple(fields))
-  if names is None:
-    return None
-  values = [fields.pop(name) for name in names]
-  if any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
-    return None
-  chosen, rejected = values
-  return None if chosen != chosen or rejected != rejected else (chosen, rejected)
+  """Takes the first two numbers that score both replies; others stay to be named."""
+  for names in _score_names(tuple(fields)):
+    chosen, rejected = (fields[name] for name in names)
+    if _is_number(chosen) and _is_number(rejected):
+      for name in names:
+        del fields[name]
+      return chosen, rejected
+  return None
+
+
+def _is_number(value: Any) -> bool:
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  return is_number and value == value  # not NaN
 
 
 @functools.lru_cache(maxsize=256)
-def _score_names(names: tuple[str, ...]) -> tuple[str, str] | None:
-  """The first two fields that score 'chosen' and 'rejected', such as chosen-rating."""
-  for name in names:
-    other = name.replace("chosen", "rejected")
-    if other != name and other in names and _SCORE.search(name):
-      return name, other
-  return None
+def _score_names(names: tuple[str, ...]) -> list[tuple[str, str]]:
+  """Every two fields that may score 'chosen' and 'rejected', such as chosen-rating."""
+  others = (name.replace("chosen", "rejected") for name in names)
+  return [
+    (name, other)
+    for name, other in zip(names, others, strict=True)
+    if other != name and other in names and _SCORE.search(name)
+  ]
 
 
 # --- joining them to an example -------------------------------------------------------
