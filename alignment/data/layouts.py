@@ -73,14 +73,16 @@ def read(record: Record, columns: Mapping[str, str], reading: Reading) -> Exampl
   join: Callable[..., tuple[Any, Any, Any]] = _texts
   if any(isinstance(part, list | dict) for part in parts[:3]):
     join = _messages
-  prompt, chosen, rejected = join(parts, system, source, reading)
+  asked, chosen, rejected = join(parts, source, reading)
+  prompt = _with_system(system, asked, source)
   replaced = columns.keys() & record.fields.keys() - set(columns.values())
   reading.ignore([*fields, *replaced])
-  return Example(prompt, chosen, rejected, source, tools, scores)
+  asked = asked if isinstance(asked, str) and system else ""
+  return Example(prompt, chosen, rejected, source, tools, scores, asked)
 
 
-def read_prompt(record: Record, columns: Mapping[str, str]) -> str | Messages:
-  """The prompt of a record, which may have replies or none.
+def read_prompt(record: Record, columns: Mapping[str, str]) -> Example:
+  """The prompt of a record, which may have replies or none, as a pair without any.
 
   Raises:
     UserError: as `read`; or it has no prompt.
@@ -89,16 +91,17 @@ def read_prompt(record: Record, columns: Mapping[str, str]) -> str | Messages:
   source = record.source
   fields = _renamed(record.fields, columns, source)
   if any(all(fields.get(n) is not None for n in names) for names, _ in _LAYOUTS):
-    return read(record, columns, Reading()).prompt
+    return read(record, columns, Reading())._replace(chosen="", rejected="")
   system = _system(fields, source)
   prompt, name = _prompt(fields, source)
   if prompt is None:
     raise UserError(f"{source}: field 'prompt' is missing")
   if isinstance(prompt, str):
     text = messages.string(prompt, name, source)
-    return transcripts.with_system(system, text) if system else text
+    whole = _with_system(system, text, source)
+    return Example(whole, "", "", source, asked=text if system else "")
   turns = messages.turns(prompt, name, "user", source, set())
-  return _with_system(system, turns, source)
+  return Example(_with_system(system, turns, source), "", "", source)
 
 
 def mapping(columns: Mapping[str, str]) -> dict[str, str]:
@@ -295,9 +298,7 @@ def _score_names(names: tuple[str, ...]) -> list[tuple[str, str]]:
 # --- joining them to an example -------------------------------------------------------
 
 
-def _texts(
-  parts: _Parts, system: str, source: str, reading: Reading
-) -> tuple[str, str, str]:
+def _texts(parts: _Parts, source: str, reading: Reading) -> tuple[str, str, str]:
   """Strings as they are, or the parts of whole transcripts."""
   prompt_name, chosen_name, rejected_name = parts.names
   chosen = messages.string(parts.chosen, chosen_name, source)
@@ -318,8 +319,6 @@ def _texts(
       for name, reply in (chosen_name, chosen), (rejected_name, rejected):
         if transcripts.HUMAN in reply:
           raise BadPair("diverging", f"field '{name}' holds another human turn")
-  if system:
-    return transcripts.with_system(system, texts[0]), *texts[1:]
   return texts
 
 
@@ -333,7 +332,7 @@ def _are_whole(prompt: str, chosen: str, rejected: str) -> bool:
 
 
 def _messages(
-  parts: _Parts, system: str, source: str, reading: Reading
+  parts: _Parts, source: str, reading: Reading
 ) -> tuple[Messages, Messages, Messages]:
   """Chat messages, of which any part may be a string."""
   extra: set[str] = set()
@@ -368,7 +367,7 @@ def _messages(
       "without a question", "the prompt must end with a message of role 'user'"
     )
   reading.ignore(f"{field} of messages" for field in extra)
-  return _with_system(system, prompt, source), chosen, rejected
+  return prompt, chosen, rejected
 
 
 def _num_shared(chosen: Messages, rejected: Messages) -> int:
@@ -394,9 +393,11 @@ def _check_reply(reply: Messages, name: str) -> None:
       )
 
 
-def _with_system(system: str, prompt: Messages, source: str) -> Messages:
+def _with_system(system: str, prompt: str | Messages, source: str) -> str | Messages:
   if not system:
     return prompt
+  if isinstance(prompt, str):
+    return transcripts.with_system(system, prompt)
   message = {"role": "system", "content": system}
   if prompt[0]["role"] != "system":
     return message, *prompt

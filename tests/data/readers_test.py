@@ -454,6 +454,9 @@ def test_short_prompts_may_be_said_again(tmp_path):
   fails(write(tmp_path, record), "both begin with the whole prompt")
   record["rejected"] = "No."
   assert len(texts(write(tmp_path, record))) == 1
+  record = {"system": "Be brief.", "prompt": long}
+  record |= {"chosen": long + " No.", "rejected": long + " Yes."}
+  fails(write(tmp_path, record), "both begin with the whole prompt")
 
 
 def test_columns_are_mapped(tmp_path):
