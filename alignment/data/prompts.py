@@ -52,17 +52,24 @@ def formatted_pair(template: str, example: Example) -> Example:
   """A pair whose prompt is in a format.
 
   Raises:
-    BadPair: the user said more than one thing, or replies are no texts.
+    BadPair: the user said more than one thing, or not alone; or replies are no texts.
   """
   if not template:
     return example
   prompt = example.prompt
   if isinstance(prompt, str):
     count = max(1, prompt.count(chats.HUMAN))
+    before, mark, _ = prompt.partition(chats.HUMAN)
+    system = example.asked or mark and before.strip()
   else:
+    system = prompt[0]["role"] == "system"
     count = sum(message["role"] != "system" for message in prompt)
   if count != 1:
     raise BadPair("of several turns", "data.prompt_format has a place for one turn")
+  if system:  # the replies were written under it
+    raise BadPair(
+      "with a system text", "data.prompt_format has no place for the pair's system text"
+    )
   replies = [_text(reply) for reply in (example.chosen, example.rejected)]
   return formatted(template, example)._replace(chosen=replies[0], rejected=replies[1])
 

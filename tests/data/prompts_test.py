@@ -64,6 +64,20 @@ def test_a_system_text_is_not_what_the_user_asks(tmp_path):
     assert asked.prompt == CHAT.replace("{prompt}", "Why?") and not asked.asked
 
 
+def test_pairs_whose_replies_obey_a_system_text_have_no_place_in_a_format():
+  pair = Example("\n\nHuman: Why?\n\nAssistant:", "a", "b", "file:1")
+  messages = ({"role": "system", "content": "Hm."}, {"role": "user", "content": "Why?"})
+  replies = [({"role": "assistant", "content": text},) for text in "ab"]
+  for obeying in (
+    pair._replace(prompt="Hm." + pair.prompt),
+    pair._replace(prompt="Hm.\n\nWhy?", asked="Why?"),
+    Example(messages, *replies, "file:1"),
+  ):
+    with pytest.raises(BadPair, match="no place for the pair's system text"):
+      prompts.formatted_pair(CHAT, obeying)
+  prompts.formatted_pair(CHAT, pair._replace(prompt="Why?"))
+
+
 def test_pairs_of_several_turns_have_no_place_in_a_format():
   pair = Example("\n\nHuman: Why?\n\nAssistant:", "a", "b", "file:1")
   expected = pair._replace(prompt=CHAT.replace("{prompt}", "Why?"))
