@@ -355,6 +355,7 @@ def _messages(
     prompt = messages.turns(parts.prompt, prompt_name, "user", source, extra)
     repeated = all(reply[: len(prompt)] == prompt for reply in (chosen, rejected))
     shared = len(prompt) if repeated else 0
+    reading.repeated += repeated
   if prompt and prompt[-1]["role"] not in ("user", "tool"):
     raise BadPair(
       "without a question", "the prompt must end with a message of role 'user'"

@@ -459,6 +459,17 @@ def test_short_prompts_may_be_said_again(tmp_path):
   fails(write(tmp_path, record), "both begin with the whole prompt")
 
 
+def test_messages_that_repeat_their_prompt_are_cut_and_counted(tmp_path):
+  whole = [[user("a"), assistant(reply)] for reply in "yn"]
+  record = {"prompt": [user("a")], "chosen": whole[0], "rejected": whole[1]}
+  reading = Reading()
+  (pair,) = read(write(tmp_path, record), reading=reading)
+  assert len(pair.chosen) == 1 and reading.repeated == 1
+  record |= {"chosen": whole[0][1:], "rejected": whole[1][1:]}
+  read(write(tmp_path, record), reading=reading)
+  assert reading.repeated == 1
+
+
 def test_columns_are_mapped(tmp_path):
   record = {"query": "p", "good": "c", "bad": "r", "prompt": "title", "a": 1, "b": 1}
   columns = {"prompt": "query", "chosen": "good", "rejected": "bad", "system": ""}
