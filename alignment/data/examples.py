@@ -35,6 +35,7 @@ class Example(NamedTuple):
   source: str
   tools: tuple[Any, ...] = ()  # definitions of what messages may call
   scores: tuple[float, float] | None = None  # of chosen and rejected, if the file says
+  asked: str = ""  # a text prompt without the system text that it begins with, if so
 
 
 class BadPair(Exception):
@@ -124,7 +125,7 @@ def check(example: Example) -> None:
       raise BadPair("empty", f"field '{field}' is empty")
   if example.chosen == example.rejected:
     raise BadPair("identical", "fields 'chosen' and 'rejected' are identical")
-  prompt = _last_text(example.prompt).strip()
+  prompt = _last_text(example.asked or example.prompt).strip()
   if len(prompt) >= _REPEATED and all(
     _last_text(reply).lstrip().startswith(prompt)
     for reply in (example.chosen, example.rejected)

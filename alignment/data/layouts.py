@@ -73,13 +73,16 @@ def read(record: Record, columns: Mapping[str, str], reading: Reading) -> Exampl
   join: Callable[..., tuple[Any, Any, Any]] = _texts
   if any(isinstance(part, list | dict) for part in parts[:3]):
     join = _messages
-  prompt, chosen, rejected = join(parts, system, source, reading)
-  reading.ignore(fields)
-  return Example(prompt, chosen, rejected, source, tools, scores)
+  asked, chosen, rejected = join(parts, source, reading)
+  prompt = _with_system(system, asked, source)
+  replaced = columns.keys() & record.fields.keys() - set(columns.values())
+  reading.ignore([*fields, *replaced])
+  asked = asked if isinstance(asked, str) and system else ""
+  return Example(prompt, chosen, rejected, source, tools, scores, asked)
 
 
-def read_prompt(record: Record, columns: Mapping[str, str]) -> str | Messages:
-  """The prompt of a record, which may have replies or none.
+def read_prompt(record: Record, columns: Mapping[str, str]) -> Example:
+  """The prompt of a record, which may have replies or none, as a pair without any.
 
   Raises:
     UserError: as `read`; or it has no prompt.
@@ -88,16 +91,17 @@ def read_prompt(record: Record, columns: Mapping[str, str]) -> str | Messages:
   source = record.source
   fields = _renamed(record.fields, columns, source)
   if any(all(fields.get(n) is not None for n in names) for names, _ in _LAYOUTS):
-    return read(record, columns, Reading()).prompt
+    return read(record, columns, Reading())._replace(chosen="", rejected="")
   system = _system(fields, source)
   prompt, name = _prompt(fields, source)
   if prompt is None:
     raise UserError(f"{source}: field 'prompt' is missing")
   if isinstance(prompt, str):
     text = messages.string(prompt, name, source)
-    return transcripts.with_system(system, text) if system else text
+    whole = _with_system(system, text, source)
+    return Example(whole, "", "", source, asked=text if system else "")
   turns = messages.turns(prompt, name, "user", source, set())
-  return _with_system(system, turns, source)
+  return Example(_with_system(system, turns, source), "", "", source)
 
 
 def mapping(columns: Mapping[str, str]) -> dict[str, str]:
@@ -121,15 +125,15 @@ def wanted(columns: Mapping[str, str]) -> Callable[[str], bool]:
 
 
 def _renamed(fields: Fields, columns: Mapping[str, str], source: str) -> Fields:
-  renamed = dict(fields)
+  """The fields by the names that layouts know: what is mapped, first, and the rest."""
   for name, column in columns.items():
     if fields.get(column) is None:
       raise UserError(
         f"{source}: field '{column}', which data.columns.{name} names, is missing"
       )
-    renamed.pop(column, None)
-    renamed[name] = fields[column]
-  return renamed
+  mapped = {name: fields[column] for name, column in columns.items()}
+  others = fields.keys() - set(columns.values()) - mapped.keys()
+  return mapped | {name: value for name, value in fields.items() if name in others}
 
 
 # --- which fields are what ------------------------------------------------------------
@@ -167,8 +171,12 @@ def _openai(fields: Fields, source: str) -> _Parts:
   request = fields.pop("input", None)
   if not isinstance(request, dict) or request.get("messages") is None:
     raise UserError(f"{source}: field 'input.messages' is missing")
-  fields.setdefault("tools", request.get("tools"))
-  return _Parts(request["messages"], fields.pop(names[1]), fields.pop(names[2]), names)
+  request = dict(request)
+  dialogue, tools = request.pop("messages"), request.pop("tools", None)
+  if fields.get("tools") is None:
+    fields["tools"] = tools
+  fields |= {f"input.{name}": value for name, value in request.items()}  # ignored
+  return _Parts(dialogue, fields.pop(names[1]), fields.pop(names[2]), names)
 
 
 def _swift(fields: Fields, source: str) -> _Parts:
@@ -192,7 +200,7 @@ def _numbered(fields: Fields, source: str) -> _Parts:
   outputs = fields.pop("output_1"), fields.pop("output_2")
   field = "preference" if fields.get("preference") is not None else "label"
   better = fields.pop(field, None)
-  if better not in (1, 2):
+  if isinstance(better, bool) or better not in (1, 2):  # true equals 1
     raise UserError(f"{source}: field '{field}' is {better!r}; it must be 1 or 2")
   if better == 1:
     return _Parts(prompt, *outputs, (name, "output_1", "output_2"))
@@ -261,32 +269,36 @@ def _tools(value: Any, source: str) -> tuple[Any, ...]:
 
 
 def _scores(fields: Fields) -> tuple[float, float] | None:
-  names = _score_names(tuple(fields))
-  if names is None:
-    return None
-  values = [fields.pop(name) for name in names]
-  if any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
-    return None
-  chosen, rejected = values
-  return None if chosen != chosen or rejected != rejected else (chosen, rejected)
+  """Takes the first two numbers that score both replies; others stay to be named."""
+  for names in _score_names(tuple(fields)):
+    chosen, rejected = (fields[name] for name in names)
+    if _is_number(chosen) and _is_number(rejected):
+      for name in names:
+        del fields[name]
+      return chosen, rejected
+  return None
+
+
+def _is_number(value: Any) -> bool:
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  return is_number and value == value  # not NaN
 
 
 @functools.lru_cache(maxsize=256)
-def _score_names(names: tuple[str, ...]) -> tuple[str, str] | None:
-  """The first two fields that score 'chosen' and 'rejected', such as chosen-rating."""
-  for name in names:
-    other = name.replace("chosen", "rejected")
-    if other != name and other in names and _SCORE.search(name):
-      return name, other
-  return None
+def _score_names(names: tuple[str, ...]) -> list[tuple[str, str]]:
+  """Every two fields that may score 'chosen' and 'rejected', such as chosen-rating."""
+  others = (name.replace("chosen", "rejected") for name in names)
+  return [
+    (name, other)
+    for name, other in zip(names, others, strict=True)
+    if other != name and other in names and _SCORE.search(name)
+  ]
 
 
 # --- joining them to an example -------------------------------------------------------
 
 
-def _texts(
-  parts: _Parts, system: str, source: str, reading: Reading
-) -> tuple[str, str, str]:
+def _texts(parts: _Parts, source: str, reading: Reading) -> tuple[str, str, str]:
   """Strings as they are, or the parts of whole transcripts."""
   prompt_name, chosen_name, rejected_name = parts.names
   chosen = messages.string(parts.chosen, chosen_name, source)
@@ -307,8 +319,6 @@ def _texts(
       for name, reply in (chosen_name, chosen), (rejected_name, rejected):
         if transcripts.HUMAN in reply:
           raise BadPair("diverging", f"field '{name}' holds another human turn")
-  if system:
-    return transcripts.with_system(system, texts[0]), *texts[1:]
   return texts
 
 
@@ -322,7 +332,7 @@ def _are_whole(prompt: str, chosen: str, rejected: str) -> bool:
 
 
 def _messages(
-  parts: _Parts, system: str, source: str, reading: Reading
+  parts: _Parts, source: str, reading: Reading
 ) -> tuple[Messages, Messages, Messages]:
   """Chat messages, of which any part may be a string."""
   extra: set[str] = set()
@@ -345,6 +355,7 @@ def _messages(
     prompt = messages.turns(parts.prompt, prompt_name, "user", source, extra)
     repeated = all(reply[: len(prompt)] == prompt for reply in (chosen, rejected))
     shared = len(prompt) if repeated else 0
+    reading.repeated += repeated
   if prompt and prompt[-1]["role"] not in ("user", "tool"):
     raise BadPair(
       "without a question", "the prompt must end with a message of role 'user'"
@@ -357,7 +368,7 @@ def _messages(
       "without a question", "the prompt must end with a message of role 'user'"
     )
   reading.ignore(f"{field} of messages" for field in extra)
-  return _with_system(system, prompt, source), chosen, rejected
+  return prompt, chosen, rejected
 
 
 def _num_shared(chosen: Messages, rejected: Messages) -> int:
@@ -383,9 +394,11 @@ def _check_reply(reply: Messages, name: str) -> None:
       )
 
 
-def _with_system(system: str, prompt: Messages, source: str) -> Messages:
+def _with_system(system: str, prompt: str | Messages, source: str) -> str | Messages:
   if not system:
     return prompt
+  if isinstance(prompt, str):
+    return transcripts.with_system(system, prompt)
   message = {"role": "system", "content": system}
   if prompt[0]["role"] != "system":
     return message, *prompt

@@ -57,7 +57,8 @@ def _message(value: Any, name: str, source: str, extra: set[str]) -> dict[str, A
   if content is not None or not any(message.get(field) for field in MEANINGFUL):
     content = _content(content, f"{name}.{spelling[1]}", source)
   message = {key: item for key, item in message.items() if item not in _NOTHING}
-  extra.update(message.keys() - {"role", "content", *MEANINGFUL, *_TOOL_FIELDS})
+  told = {"role", "content", *MEANINGFUL, *(_TOOL_FIELDS if role == "tool" else ())}
+  extra.update(message.keys() - told)
   return message | {"role": role, "content": content}
 
 

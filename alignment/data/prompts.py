@@ -13,8 +13,8 @@ from alignment.data.examples import BadPair, Example, Messages
 PLACE = "{prompt}"
 
 
-def read(path: str, columns: Mapping[str, str]) -> Iterator[tuple[str | Messages, str]]:
-  """Yields every prompt with its source, "FILE:LINE".
+def read(path: str, columns: Mapping[str, str]) -> Iterator[Example]:
+  """Yields every prompt, as a pair without replies.
 
   A file that is no JSON and no Parquet has a prompt on each line. Records may have
   replies, which are not read; those whose replies answer no one prompt are left out.
@@ -29,42 +29,49 @@ def read(path: str, columns: Mapping[str, str]) -> Iterator[tuple[str | Messages
   columns = layouts.mapping(columns)
   for file in records.files(path):
     if records.is_text(file):
-      yield from ((text, f"{file}:{number}") for number, text in records.lines(file))
+      for number, text in records.lines(file):
+        yield Example(text, "", "", f"{file}:{number}")
       continue
     for record in records.read_file(file, layouts.wanted(columns)):
       try:
-        yield layouts.read_prompt(record, columns), record.source
+        yield layouts.read_prompt(record, columns)
       except BadPair:
         continue
 
 
-def formatted(template: str, prompt: str | Messages) -> str | Messages:
-  """A prompt's first user turn in a format; without one ("") the prompt as it is."""
+def formatted(template: str, example: Example) -> Example:
+  """With the prompt's first user turn in a format; without one ("") as it is."""
   if not template:
-    return prompt
-  said = transcripts.opening(prompt).removeprefix(chats.HUMAN).strip()
-  return template.replace(PLACE, said)
+    return example
+  said = transcripts.opening(example.asked or example.prompt)
+  said = said.removeprefix(chats.HUMAN).strip()
+  return example._replace(prompt=template.replace(PLACE, said), asked="")
 
 
 def formatted_pair(template: str, example: Example) -> Example:
   """A pair whose prompt is in a format.
 
   Raises:
-    BadPair: the user said more than one thing, or replies are no texts.
+    BadPair: the user said more than one thing, or not alone; or replies are no texts.
   """
   if not template:
     return example
   prompt = example.prompt
   if isinstance(prompt, str):
     count = max(1, prompt.count(chats.HUMAN))
+    before, mark, _ = prompt.partition(chats.HUMAN)
+    system = example.asked or mark and before.strip()
   else:
+    system = prompt[0]["role"] == "system"
     count = sum(message["role"] != "system" for message in prompt)
   if count != 1:
     raise BadPair("of several turns", "data.prompt_format has a place for one turn")
+  if system:  # the replies were written under it
+    raise BadPair(
+      "with a system text", "data.prompt_format has no place for the pair's system text"
+    )
   replies = [_text(reply) for reply in (example.chosen, example.rejected)]
-  return example._replace(
-    prompt=formatted(template, prompt), chosen=replies[0], rejected=replies[1]
-  )
+  return formatted(template, example)._replace(chosen=replies[0], rejected=replies[1])
 
 
 def _text(reply: str | Messages) -> str:

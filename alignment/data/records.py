@@ -177,8 +177,8 @@ def _split_of(path: Path) -> str:
   """What the files of a path's split have in common: their names' start."""
   if match := _SHARD.match(path.name):
     return str(path.parent / match["split"])
-  stem = path.name.partition(".")[0]
-  return str(path.parent / stem) if stem in _SPLITS else f"{path.parent}/"
+  word = re.split("[-_.]", path.name)[0]  # of "test_prefs.jsonl"
+  return str(path.parent / word) if word in _SPLITS else f"{path.parent}/"
 
 
 def _decompressed(raw: IO[bytes], start: bytes, path: Any) -> IO[bytes]:

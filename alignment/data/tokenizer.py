@@ -150,7 +150,7 @@ class Tokenizer:
       reason = "identical but for unknown text" if lost else "identical tokens"
       self._reading.dropped[reason] += 1
       return
-    opening = transcripts.opening(example.prompt)
+    opening = transcripts.opening(example.asked or example.prompt)
     self._splitter.add(opening, self._vocab.encode(opening), fitted.ids)
     self._prompt_tokens.append(len(fitted.whole))
     self._response_tokens.extend(lengths)

@@ -181,7 +181,9 @@ class Language:
       "a stranger_rate in [0, 1]": 0 <= self.stranger_rate <= 1,
       "a repeat_rate in [0, 1]": 0 <= self.repeat_rate <= 1,
       "a spread in [0, 1)": 0 <= self.spread < 1,
-      "repeats and strangers that cost more than neighbours may earn": self._strict,
+      "a repeat_cost above what a neighbour may earn, and an off_prompt_cost above 0": (
+        self._strict
+      ),
       "a temperature above 0": 0 < self.temperature < np.inf,
     }
     for needed, holds in possible.items():
@@ -190,7 +192,10 @@ class Language:
 
   @property
   def _strict(self) -> bool:
-    """Whether saying a word again, or one that is not the post's, never pays."""
+    """Whether a repeat costs more than a neighbour may earn, and a stranger at all.
+
+    So none pays at a response's end. Between neighbours that cost much one still may.
+    """
     most = (1 + self.spread) * max(0.0, self.order_bonus) + self.kind_bonus
     return self.off_prompt_cost > 0 and (1 - self.spread) * self.repeat_cost > most
 

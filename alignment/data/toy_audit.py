@@ -28,7 +28,8 @@ class Audit:
   """Mean true utilities of policies, and accuracies of judges on writers' pairs.
 
   Attributes:
-    optimum: of the best response to each prompt, exactly.
+    optimum: of the best response to each prompt that repeats no word and has no
+      stranger, exactly.
     writers: of those that wrote the data.
     trivial: of policies that need not know what words are worth, by name.
     blind: accuracy of the utility of an average word: it knows costs and order, but
@@ -115,10 +116,11 @@ def audit_of(language: Language) -> Audit:
 
 
 def optima(language: Language, posts_PxS: np.ndarray) -> np.ndarray:
-  """The utility of the best response to each post, float P: exact.
+  """The utility of the best response that has each word of a post once at most.
 
-  A repeat or a stranger never pays (`Language` sees to that), so a best response is a
-  set of the post's words in some order. Over sets, the best that ends with each word.
+  Float P, exact: over sets of the post's words, the best order that ends with each.
+  Where kinds of neighbours cost much, a repeat or a stranger between them may earn
+  more than it costs, so with kinds the best of all responses can be a little better.
   """
   v = language.values
   P, S = posts_PxS.shape

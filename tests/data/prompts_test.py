@@ -13,15 +13,15 @@ CHAT = "Be brief.\n\nHuman: {prompt}\n\nAssistant:"
 
 
 def read(path):
-  return [prompt for prompt, _ in prompts.read(str(path), {})]
+  return [example.prompt for example in prompts.read(str(path), {})]
 
 
 def test_lines_of_text_are_prompts(tmp_path):
   path = tmp_path / "prompts.txt.gz"
   path.write_bytes(gzip.compress("Ist es spät?\n\n  Why?  \n".encode()))
   assert list(prompts.read(str(path), {})) == [
-    ("Ist es spät?", f"{path}:1"),
-    ("Why?", f"{path}:3"),
+    Example("Ist es spät?", "", "", f"{path}:1"),
+    Example("Why?", "", "", f"{path}:3"),
   ]
 
 
@@ -49,8 +49,33 @@ def test_records_have_prompts_with_or_without_replies(tmp_path):
 def test_a_format_has_the_first_turn_in_its_place():
   dialogue = "\n\nHuman: Why?\n\nAssistant: So.\n\nHuman: Oh.\n\nAssistant:"
   for prompt in ("Why?", dialogue, ({"role": "user", "content": "Why?"},)):
-    assert prompts.formatted(CHAT, prompt) == CHAT.replace("{prompt}", "Why?")
-  assert prompts.formatted("", dialogue) == dialogue
+    example = prompts.formatted(CHAT, Example(prompt, "", "", "file:1"))
+    assert example.prompt == CHAT.replace("{prompt}", "Why?")
+    assert prompts.formatted("", example) is example
+
+
+def test_a_system_text_is_not_what_the_user_asks(tmp_path):
+  path = tmp_path / "prompts.jsonl"
+  messages = [{"role": "system", "content": "Hm."}, {"role": "user", "content": "Why?"}]
+  rows = [{"prompt": "Why?", "system": "Hm."}, {"prompt": messages}]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  for example in prompts.read(str(path), {}):
+    asked = prompts.formatted(CHAT, example)
+    assert asked.prompt == CHAT.replace("{prompt}", "Why?") and not asked.asked
+
+
+def test_pairs_whose_replies_obey_a_system_text_have_no_place_in_a_format():
+  pair = Example("\n\nHuman: Why?\n\nAssistant:", "a", "b", "file:1")
+  messages = ({"role": "system", "content": "Hm."}, {"role": "user", "content": "Why?"})
+  replies = [({"role": "assistant", "content": text},) for text in "ab"]
+  for obeying in (
+    pair._replace(prompt="Hm." + pair.prompt),
+    pair._replace(prompt="Hm.\n\nWhy?", asked="Why?"),
+    Example(messages, *replies, "file:1"),
+  ):
+    with pytest.raises(BadPair, match="no place for the pair's system text"):
+      prompts.formatted_pair(CHAT, obeying)
+  prompts.formatted_pair(CHAT, pair._replace(prompt="Why?"))
 
 
 def test_pairs_of_several_turns_have_no_place_in_a_format():

@@ -273,6 +273,70 @@ def test_scores_that_tie_or_contradict_the_labels(tmp_path, names):
   fails(write(tmp_path, scored(1, 2)), "a lower score than 'rejected', 1 < 2")
 
 
+def test_scores_that_are_no_numbers_are_named_and_hide_no_others(tmp_path):
+  """As exports of tables have them, and data sets with a reason beside each rating."""
+  reading = Reading()
+  path = write(tmp_path, PAIR | {"score_chosen": "2", "score_rejected": "9"})
+  assert read(path, reading=reading)[0].scores is None
+  assert reading.ignored == ["score_chosen", "score_rejected"]
+  reasons = {"chosen_rating_reason": "It is.", "rejected_rating_reason": "It is not."}
+  ratings = {"chosen_rating": 4, "rejected_rating": 4}
+  fails(write(tmp_path, PAIR | reasons | ratings), "have the same score, 4")
+
+
+def test_scores_that_are_mapped_come_before_all_others(tmp_path):
+  path = write(
+    tmp_path, PAIR | {"chosen_score": 9, "rejected_score": 2, "a": 1, "b": 5}
+  )
+  columns = {"score_chosen": "a", "score_rejected": "b"}
+  assert read(path)[0].scores == (9, 2)
+  with pytest.raises(UserError, match="a lower score than 'rejected', 1 < 5"):
+    read(path, columns=columns)
+
+
+def test_columns_may_change_places(tmp_path):
+  path = write(tmp_path, {"prompt": "p", "chosen": "bad", "rejected": "good"})
+  (pair,) = read(path, columns={"chosen": "rejected", "rejected": "chosen"})
+  assert (pair.chosen, pair.rejected) == ("good", "bad")
+
+
+def test_a_field_that_another_column_replaces_is_named(tmp_path):
+  reading = Reading()
+  path = write(tmp_path, PAIR | {"prompt": "id-7", "query": "Why?"})
+  (pair,) = read(path, columns={"prompt": "query"}, reading=reading)
+  assert pair.prompt == "Why?" and reading.ignored == ["prompt"]
+
+
+def test_what_stands_beside_the_messages_of_a_request(tmp_path):
+  request = {
+    "messages": [user("a")],
+    "tools": [{"type": "function"}],
+    "parallel_tool_calls": False,
+  }
+  record = {
+    "input": request,
+    "tools": None,
+    "preferred_output": [assistant("y")],
+    "non_preferred_output": [assistant("n")],
+  }
+  reading = Reading()
+  (pair,) = read(write(tmp_path, record), reading=reading)
+  assert pair.tools == ({"type": "function"},)
+  assert reading.ignored == ["input.parallel_tool_calls"]
+
+
+def test_a_truth_value_does_not_number_the_better_output(tmp_path):
+  record = {"instruction": "a", "output_1": "y", "output_2": "n", "label": True}
+  fails(write(tmp_path, record), ":1: field 'label' is True; it must be 1 or 2")
+
+
+def test_a_name_is_read_of_tools_alone(tmp_path):
+  reading = Reading()
+  record = {"prompt": [user("a") | {"name": "Ann"}], "chosen": "y", "rejected": "n"}
+  read(write(tmp_path, record), reading=reading)
+  assert reading.ignored == ["name of messages"]
+
+
 def test_no_count_of_words_is_a_score(tmp_path):
   path = write(tmp_path, {**PAIR, "chosen_tokens": 1, "rejected_tokens": 2})
   assert read(path)[0].scores is None
@@ -390,6 +454,20 @@ def test_short_prompts_may_be_said_again(tmp_path):
   fails(write(tmp_path, record), "both begin with the whole prompt")
   record["rejected"] = "No."
   assert len(texts(write(tmp_path, record))) == 1
+  record = {"system": "Be brief.", "prompt": long}
+  record |= {"chosen": long + " No.", "rejected": long + " Yes."}
+  fails(write(tmp_path, record), "both begin with the whole prompt")
+
+
+def test_messages_that_repeat_their_prompt_are_cut_and_counted(tmp_path):
+  whole = [[user("a"), assistant(reply)] for reply in "yn"]
+  record = {"prompt": [user("a")], "chosen": whole[0], "rejected": whole[1]}
+  reading = Reading()
+  (pair,) = read(write(tmp_path, record), reading=reading)
+  assert len(pair.chosen) == 1 and reading.repeated == 1
+  record |= {"chosen": whole[0][1:], "rejected": whole[1][1:]}
+  read(write(tmp_path, record), reading=reading)
+  assert reading.repeated == 1
 
 
 def test_columns_are_mapped(tmp_path):
@@ -398,7 +476,7 @@ def test_columns_are_mapped(tmp_path):
   reading = Reading()
   path = write(tmp_path, record)
   assert texts(path, columns=columns, reading=reading) == [("p", "c", "r")]
-  assert reading.ignored == ["a", "b"]
+  assert reading.ignored == ["a", "b", "prompt"]
   columns |= {"score_chosen": "a", "score_rejected": "b"}
   with pytest.raises(UserError, match="same score, 1"):
     read(path, columns=columns)

@@ -176,6 +176,7 @@ def test_directories_and_patterns(tmp_path):
 def test_splits_are_not_mixed(tmp_path):
   for names in (
     ["train.jsonl", "test.jsonl"],
+    ["train_prefs.jsonl", "test_prefs.jsonl"],
     ["default/train/0000.parquet", "default/test/0000.parquet"],
     ["train-00000-of-00001-0ab1.parquet", "test-00000-of-00001-2cd3.parquet"],
   ):
@@ -187,7 +188,7 @@ def test_splits_are_not_mixed(tmp_path):
     assert fields(directory / names[0]) == ROWS
   directory = tmp_path / "parts"
   directory.mkdir()
-  for name in ("a.parquet", "b.parquet"):
+  for name in ("train_a.parquet", "train_b.parquet"):
     parquet(directory / name)
   assert fields(directory) == ROWS * 2
 

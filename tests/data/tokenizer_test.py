@@ -1,12 +1,13 @@
 """Tokenisation: what is kept, cut and dropped, and what is said of it."""
 
 import json
+import pathlib
 import tracemalloc
 
 import numpy as np
 import pytest
 
-from alignment.data import tokenizer
+from alignment.data import layouts, records, tokenizer
 from alignment.data.chats import Conversation
 from alignment.data.examples import Example, Reading
 from alignment.data.vocabularies import (
@@ -275,6 +276,23 @@ def test_dialogues_with_one_first_user_turn_are_on_one_side():
   assert len(set(sides([turn.format(i) for i in range(30)]))) == 2
   welcome = "\n\nAssistant: Welcome."
   assert len(set(sides([welcome + turn.format(i) for i in range(30)]))) == 2
+
+
+def test_one_question_is_on_one_side_whatever_the_system_says():
+  """Of texts, as of dialogues: a system text stands before them without a mark."""
+  tokens = tokenizer.Tokenizer(VOCAB, Reading(), **(LIMITS | {"prompt_length": 200}))
+  for i in range(50):
+    for system in ("", "Be brief.", "Answer in French."):
+      record = {
+        "system": system,
+        "question": f"Why {i}?",
+        "chosen": "a",
+        "rejected": "b",
+      }
+      source = records.Record(record, pathlib.Path("f.jsonl"), 1)
+      tokens.add(layouts.read(source, {}, Reading()))
+  held_out = tokens._splitter.is_validation(0.5).reshape(50, 3)
+  assert (held_out == held_out[:, :1]).all() and 10 < held_out[:, 0].sum() < 40
 
 
 def test_a_pair_is_on_the_same_side_whatever_else_there_is():

@@ -219,5 +219,5 @@ def test_a_language_whose_best_response_is_a_copy_is_refused():
 
 
 def test_a_language_in_which_repeating_pays_is_refused():
-  with pytest.raises(UserError, match="repeats and strangers that cost more"):
+  with pytest.raises(UserError, match="a repeat_cost above what a neighbour may earn"):
     toy.Language(0, repeat_cost=0.2, order_bonus=0.3)

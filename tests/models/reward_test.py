@@ -206,6 +206,12 @@ def test_a_head_with_more_labels_is_refused(copy):
   )
 
 
+def test_the_line_that_converts_a_classifier_keeps_its_head(copy):
+  (copy / WEIGHTS).rename(copy / "pytorch_model.bin")
+  message = refused(huggingface.check_reward_model, copy)
+  assert "import AutoModelForSequenceClassification as M" in message
+
+
 def test_a_classifier_without_a_head_is_refused(copy):
   tensors = load_file(copy / WEIGHTS)
   del tensors["score.weight"]

@@ -168,8 +168,11 @@ def conversion(directory: Path, options: str = "", then: str = "") -> str:
   """The line with which transformers makes safetensors of a checkpoint."""
   kind = "AutoModelForCausalLM"
   with contextlib.suppress(UserError):
-    if read_json(directory / "config.json").get("is_encoder_decoder"):
+    entries = read_json(directory / "config.json")
+    if entries.get("is_encoder_decoder"):
       kind = "AutoModelForSeq2SeqLM"
+    elif "ForSequenceClassification" in str(entries.get("architectures")):
+      kind = "AutoModelForSequenceClassification"  # else its head would be lost
   return (
     f'convert it: python -c "from transformers import {kind} as M; '
     f"M.from_pretrained('{directory}'{options}){then}"

@@ -77,18 +77,19 @@ class SampledData(Artefact):
     c, vocabulary = self.chosen, self.setting.vocabulary
     S, most = self.setting.lengths["prompt_length"], c["num_prompts"]
     splitter, seen, long = Splitter(), dict[tuple[int, ...], None](), 0
-    for prompt, source in prompts.read(c["path"], c["columns"]):
-      prompt = prompts.formatted(c["prompt_format"], prompt)
+    for example in prompts.read(c["path"], c["columns"]):
+      example = prompts.formatted(c["prompt_format"], example)
+      prompt = example.prompt
       said = prompt if isinstance(prompt, str) else Conversation(prompt)
       try:
         fitted = vocabulary.fit_prompt(said, S, c["truncate_prompt"])
       except UserError as error:
-        raise UserError(f"{source}: {error}") from None
+        raise UserError(f"{example.source}: {error}") from None
       if len(fitted.whole) > S:
         long += 1
       elif fitted.ids and (ids := tuple(fitted.ids)) not in seen:
         seen[ids] = None
-        opening = transcripts.opening(prompt)
+        opening = transcripts.opening(example.asked or prompt)
         splitter.add(opening, vocabulary.encode(opening), fitted.ids)
       if len(seen) == (most or -1):
         break
