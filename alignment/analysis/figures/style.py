@@ -98,6 +98,8 @@ def csv_bytes(rows: Rows) -> bytes:
   return buffer.getvalue().encode()
 
 
+TITLE = 46  # characters that fit above a panel
+
 # --- Elements that figures share ---------------------------------------------------
 
 
@@ -122,7 +124,10 @@ def panels_by_judge(
   keys = [(task, judge) for task, runs in tasks.items() for judge in runs[0].wins]
   figure, axes_list = panels(len(keys))
   for (task, judge), axes in zip(keys, axes_list, strict=True):
-    axes.set_title(f"{task}, {judged_by(judge)}", loc="left")
+    title = f"{task}, {judged_by(judge)}"
+    if len(title) > TITLE:
+      title = f"{task},\n{judged_by(judge)}"
+    axes.set_title(title, loc="left")
   return figure, dict(zip(keys, axes_list, strict=True))
 
 
