@@ -51,7 +51,8 @@ class Record(NamedTuple):
 def files(path: str | Path) -> list[Path]:
   """The files that `path` names: itself, a directory's, or those of a pattern.
 
-  Of a directory all Parquet files, at any depth, or if it has none all JSON files.
+  Of a directory all files of one kind, the first of `_SUFFIXES` that there is, at any
+  depth: JSON beside Parquet or JSON lines mostly says something about these.
 
   Raises:
     UserError: there are none, shards are missing, or there are several splits.
