@@ -228,6 +228,25 @@ def best(data: Data) -> Rows:
   yield from best_rows(data.runs)
 
 
+def checkpoints(data: Data) -> Rows:
+  """Every evaluation of a world whose truth is known: where judges and truth part."""
+  yield from _head(
+    "run", "step", "KL", "tokens", *JUDGES, "true utility", "golden score",
+    "proxy score", "golden PM right on its samples",
+  )  # fmt: skip
+  for record in data.records:
+    accuracy = record["judge_accuracy_on_policy"]
+    yield (
+      re.sub(r"world\d+_", "", record["run"]),
+      str(record["step"]),
+      f"{record['kl']:.1f}",
+      f"{record['response_length']:.0f}",
+      *(f"{record[key]:.2f}" for key in ("win_rate", "true_win_rate", "true_utility")),
+      *(_signed(record[key], 2) for key in ("golden_score", "proxy_score")),
+      "" if accuracy is None else f"{accuracy:.2f}",
+    )
+
+
 def judges(data: Data) -> Rows:
   """Of held-out pairs: how good judges are, and what they go by."""
   yield from _head(
@@ -278,7 +297,17 @@ def parts(data: Data) -> Rows:
 
 TABLES = {
   table.__name__: table
-  for table in (gaps, answer, utilities, claims, best, judges, samples, parts)
+  for table in (
+    gaps,
+    answer,
+    utilities,
+    claims,
+    best,
+    checkpoints,
+    judges,
+    samples,
+    parts,
+  )
 }
 MINUS = "\N{MINUS SIGN}"
 

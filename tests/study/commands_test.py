@@ -32,7 +32,7 @@ def test_dry_run_says_what_is_left(capsys, nano):
   studies.dry_run(studies.every(**{"policy.beta": 0.5}), nano.workdir)
   lines = capsys.readouterr().out.splitlines()
   left = {line.split()[2] for line in lines if line.startswith("to do")}
-  assert {f"evaluation_{name}" for name in nano.runs} < left
+  assert {f"evaluate_{name}" for name in nano.runs} < left
   assert not left & {"data", "golden_pm", "proxy_pm", "golden_policy", "sft_micro"}
 
 
