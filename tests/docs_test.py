@@ -271,8 +271,14 @@ def test_published_data_is_whole(published, directory, tmp_path):
   assert all(data.study[key] for key in ("commit", "lock", "config"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("directory", STUDIES, ids=lambda directory: directory.name)
+OF_ONE_WORLD = [path for path in STUDIES if path.name != "quickstart"]
+
+
+@pytest.mark.parametrize(
+  "directory",
+  [*OF_ONE_WORLD, pytest.param(ROOT / "docs/data/quickstart", marks=pytest.mark.slow)],
+  ids=lambda directory: directory.name,
+)
 def test_claims_are_those_of_the_published_outcomes(published, directory, tmp_path):
   data = published.Data(directory)
   data.unpack(tmp_path)

@@ -214,7 +214,8 @@ def get_config(
   c.vocab.update({"kind": "huggingface", "path": model})
   c.prompt_length, c.response_length = lengths
   c.sft.init = model
-  c.model.update({"dtype": dtype, "remat": "none"})
+  # A step takes half as long on a CPU as with layers that are stacked.
+  c.model.update({"dtype": dtype, "remat": "none", "scan_layers": False})
   c.evaluation.batch_size = 16
   c.log_every, c.save_every = 5, 50
   optimizer = schema.optimizer(name="adamw", b2=0.999)
