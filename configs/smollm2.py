@@ -15,16 +15,15 @@ split, of whose dialogues the first turns are asked.
   golden PM  learns from these ratings; D_golden, proxy PM and policies as ever
   truth      the utility without noise: evaluations have true win rates
 
-Hardware: two CPU cores with AMX and 16 GB of memory, 40 GB of disk. Duration, by
-arithmetic (135M parameters, 600 GFLOP/s in bfloat16; a step reads 8 x (48 + 2 x 48)
-tokens; a token of 16 samples takes 20 ms): about 75 minutes, of which
-  SFT          40 steps of 3 s                                                  2 min
-  samples      400 prompts x 12 x 48 tokens                                     6 min
-  judges       300 and 100 steps of 2.5 s, each with its report                22 min
-  D_golden     2,400 pairs judged, 1,800 scored under SFT                       6 min
-  online       5 runs (golden policy too) x 40 steps of 5 s                    17 min
-  offline      3 runs x 40 steps of 3 s                                         6 min
-  evaluations  16 checkpoints x 30 s, best-of-n                                12 min
+Hardware: a CPU core with AMX, 16 GB of memory, 45 GB of disk. Duration, measured on one
+core of two while the other ran another study: three hours, of which
+  SFT          40 steps                                                          8 min
+  samples      400 prompts x 12 x 48 tokens                                     14 min
+  judges       300 and 100 steps, each with its report                          47 min
+  D_golden     2,400 pairs judged, 1,900 scored under SFT                       11 min
+  online       5 runs (golden policy too) x 40 steps                            51 min
+  offline      3 runs x 40 steps                                                13 min
+  evaluations  16 checkpoints, best-of-n                                        32 min
 """
 
 from alignment.study import documents, schema

@@ -13,16 +13,15 @@ and Gurevych, ACL 2016) with prompts as in configs/motions.txt.
              configs/motions.txt, in the golden PM's order
   proxy PM   learns from D_golden; the motions are every method's prompts
 
-Hardware: as smollm2.py. Duration, by the arithmetic there with 8 x (56 + 2 x 56) tokens
-a step: about 65 minutes, of which
-  pairs read   11,650 and 3,600, through the chat template                      2 min
-  SFT          40 steps of 3 s                                                  2 min
-  samples      390 motions x 6 x 56 tokens                                      3 min
-  judges       150 and 100 steps of 2.8 s; 3,500 pairs judged for reports      17 min
-  D_golden     1,170 pairs judged, 940 scored under SFT                         3 min
-  online       5 runs (golden policy too) x 40 steps of 5.5 s                  19 min
-  offline      3 runs x 40 steps of 3.5 s                                       7 min
-  evaluations  16 checkpoints x 30 s, best-of-n                                12 min
+Hardware: as smollm2.py. Duration, measured likewise: three hours, of which
+  pairs read   11,650 and 3,600, through the chat template                   under 1 min
+  SFT          40 steps                                                          6 min
+  samples      390 motions x 6 x 56 tokens                                       6 min
+  judges       150 and 100 steps; 1,076 pairs judged for reports                38 min
+  D_golden     1,170 pairs judged, 936 scored under SFT                          7 min
+  online       5 runs (golden policy too) x 40 steps                            71 min
+  offline      3 runs x 40 steps                                                17 min
+  evaluations  16 checkpoints, best-of-n                                        35 min
 """
 
 from pathlib import Path
