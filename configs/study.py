@@ -56,40 +56,43 @@ def miniature():
   c.response_length = 17  # longer than any writer's: hardly any is cut
   c.judge_context_length = 48
   c.sft.steps = 2000
+  c.sft.by_size = {"llama_tiny": {"learning_rate": 1e-3}}  # the others': 3e-3
   # The golden model is larger than policies and proxy, and starts from SFT of its size.
   c.golden_pm.update({"size": "llama_milli", "steps": 3500, "evaluations": 5})
-  c.proxy_pm.update({"size": "llama_micro", "steps": 2000})
+  c.proxy_pm.update({"size": "llama_micro", "steps": 1200})
   policy = {
     "size": "llama_micro",
+    "beta": 0.03,
     "learning_rate": 3e-4,
-    "steps": 1000,
-    "evaluate_at": (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0),
+    "steps": 600,
+    "evaluate_at": (0.04, 0.08, 0.16, 0.32, 0.64, 1.0),
   }
   c.policy.update(policy)
-  c.golden_policy.update(policy)
-  c.evaluation.prompts = 768
-  grid = {"beta": (0.01, 0.03, 0.1), "learning_rate": (1e-4, 3e-4)}
-  rates = {"learning_rate": grid["learning_rate"]}
+  # An opponent halfway: against one of beta 0.03 SFT wins 0.01, and all is small.
+  c.golden_policy.update(policy | {"beta": 0.1})
+  grid = {"beta": (0.01, 0.03, 0.1)}  # the smallest is there to go far
+  rates = {"learning_rate": (1e-4, 3e-4)}
   return c, {
     "online": grid,
     "offline": grid,
     "shuffled": grid,
     # The paper gives offline 20k steps besides 4k.
-    "offline_longer": {"beta": grid["beta"], "steps": (5000,)},
-    "final_vs_final": rates | {"steps": (2000,)},  # in the paper longer, too
+    "offline_longer": grid | {"steps": (3000,)},
+    "final_vs_final": rates | {"steps": (1200,)},  # in the paper longer, too
     "resampled": {},
     "best_of_2": rates,
-    "losses": {"loss": ("dpo", "slic")},
-    "chi_po": {"loss": ("chi_po",)},
-    "grpo": {"loss": ("grpo",), "beta": (0.01, 0.03), "samples": (4,)},
+    # With this beta DPO goes as far as IPO with its own.
+    "losses": {"loss": ("dpo", "slic"), "beta": (0.1,)},
+    "chi_po": {"loss": ("chi_po",), "beta": (0.1,)},
+    "grpo": {"loss": ("grpo",), "samples": (4,)},
     "sizes": {"size": ("llama_pico", "llama_nano", "llama_tiny")},
-    # Of 4000 batches the paper shuffles 4 and 500; here they are 1000.
-    "replay": (0, 4, 125),
-    "semi_online": (10, 30, 100, 300, 0),
-    "semi_online_losses": {"loss": ("dpo",), "refresh_every": (10, 100)},
-    "hybrid": (0.25, 0.75),
+    # Of 4000 batches the paper shuffles 4 and 500; here they are 600.
+    "replay": (0, 4, 75),
+    "semi_online": (10, 100, 300, 0),
+    "semi_online_losses": {"loss": ("dpo",), "beta": (0.1,), "refresh_every": (10, 100)},
+    "hybrid": (0.5,),
     "best_of": (2, 4, 8, 16, 32, 64),
-    "datasets": {"early": 0.2},
+    "datasets": {"early": 0.16},
   }
 
 
