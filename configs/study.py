@@ -89,7 +89,11 @@ def miniature():
     # Of 4000 batches the paper shuffles 4 and 500; here they are 600.
     "replay": (0, 4, 75),
     "semi_online": (10, 100, 300, 0),
-    "semi_online_losses": {"loss": ("dpo",), "beta": (0.1,), "refresh_every": (10, 100)},
+    "semi_online_losses": {
+      "loss": ("dpo",),
+      "beta": (0.1,),
+      "refresh_every": (10, 100),
+    },
     "hybrid": (0.5,),
     "best_of": (2, 4, 8, 16, 32, 64),
     "datasets": {"early": 0.16},
