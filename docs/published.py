@@ -16,10 +16,13 @@ from collections.abc import Iterator, Mapping
 import csv
 import dataclasses
 import functools
+import itertools
 import json
+import math
 from pathlib import Path
 import re
 import shutil
+import statistics
 import sys
 import tarfile
 import tempfile
@@ -30,6 +33,7 @@ from alignment.analysis.claims import NO_JUDGE, WORLDS_NEEDED
 from alignment.analysis.report import WRITERS
 from alignment.analysis.results import redraw
 from alignment.analysis.runs import Run, load_runs
+from alignment.data import toy, toy_audit
 from alignment.study import documents
 
 DOCS = Path(__file__).parent
@@ -80,6 +84,12 @@ class Data:
         for run in self.study["runs"]
       ]
     return [json.loads(line) for text in texts for line in text.splitlines()]
+
+  def curve(self, model: str) -> list[dict[str, float]]:
+    """The training statistics of a model of the first world."""
+    with tarfile.open(self.directory / FILES) as archive:
+      text = archive.extractfile(f"training/{model}.jsonl").read().decode()
+    return [json.loads(line) for line in text.splitlines()]
 
   def unpack(self, workdir: Path) -> None:
     """Into a working directory, of which `redraw` makes all else."""
@@ -267,6 +277,73 @@ def judges(data: Data) -> Rows:
       )
 
 
+def languages(data: Data) -> Rows:
+  """What each world of a generated language can be won with, and who judges there."""
+  yield from _head(
+    "world", "utility: optimum", "writers", "a copy", "best trivial policy",
+    "accuracy: blind", "best sum over words", "raters on labels",
+    "golden PM on labels", "golden PM on the truth", "proxy PM on the truth",
+  )  # fmt: skip
+  models = {model["name"]: model for model in data.study["models"]}
+  for world in data.study["worlds"]:
+    audit = toy_audit.audit_of(_language(data, world))
+    golden, proxy = (models[f"world{world}_{m}"] for m in ("golden_pm", "proxy_pm"))
+    trivial = audit.closest[0]
+    utilities = audit.optimum, audit.writers, audit.trivial["copy"]
+    yield (
+      str(world),
+      *(_signed(utility, 2) for utility in utilities),
+      f"{_signed(audit.trivial[trivial], 2)} ({trivial})",
+      *map(_share, (audit.blind, audit.linear, audit.raters)),
+      _share(golden["validation_accuracy"], golden["validation_within"]),
+      *map(_share, (golden["truth_accuracy"], proxy["truth_accuracy"])),
+    )
+
+
+def _language(data: Data, world: int) -> toy.Language:
+  fields = data.study["config"]["data"]["language"]
+  plain = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+  return toy.Language(world, **plain)
+
+
+def sizes(data: Data) -> Rows:
+  """The SFT models of the first world: what training says of pairs not seen before."""
+  yield from _head("size", "parameters", "learning rate", "nats per token")
+  sft = data.study["config"]["sft"]
+  name = f"world{data.study['worlds'][0]}_sft_"
+  models = [m for m in data.study["models"] if m["name"].startswith(name)]
+  for model in sorted(models, key=lambda model: model["parameters"]):
+    size = model["name"].removeprefix(name)
+    recipe = sft | sft["by_size"].get(size, {})
+    yield (
+      size.removeprefix("llama_"),
+      f"{model['parameters']:,}",
+      f"{recipe['learning_rate']:g}",
+      f"{data.curve(f'sft_{size}')[-1]['loss']:.3f}",
+    )
+
+
+_KLS = (0, 1, 3, 6, 12, math.inf)  # nats
+
+
+def estimators(data: Data) -> Rows:
+  """Standard errors of the KL's estimates on the same samples, by the KL."""
+  yield from _head("KL, nats", "checkpoints", "exact per token", "k1", "k3")
+  records = [r for r in data.records if r.get("kl_k1_stderr") and r["step"]]
+  for low, high in itertools.pairwise(_KLS):
+    within = [r for r in records if low <= r["kl"] < high]
+    if within:
+      yield (
+        f"{low} to {high}" if high < math.inf else f"above {low}",
+        str(len(within)),
+        *(
+          f"{statistics.median(r[key] for r in within):.2g}, "
+          f"at most {max(r[key] for r in within):.2g}"
+          for key in ("kl_stderr", "kl_k1_stderr", "kl_k3_stderr")
+        ),
+      )
+
+
 def _share(value: float | None, within: float | None = None) -> str:
   if value is None:
     return "unknown"
@@ -304,8 +381,11 @@ TABLES = {
     claims,
     best,
     checkpoints,
+    estimators,
     judges,
+    languages,
     samples,
+    sizes,
     parts,
   )
 }

@@ -83,7 +83,7 @@ def plan(
   shared, members = [], []
   golden = config.golden_pm.size
   several = config.worlds > 1
-  for world in range(config.first_world, config.first_world + config.worlds):
+  for world in recipes.worlds(config):
     suffix = f"_world{world}" if several else ""
     world_arguments = (*arguments, f"--config.first_world={world}", "--config.worlds=1")
     stages = f"--stages={','.join(sweep.shared)}"

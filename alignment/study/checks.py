@@ -48,7 +48,8 @@ def studies(config: ConfigDict, workdir: Path) -> list[graph.Study]:
   check_workdir(config, workdir)
   vocabulary = vocabularies.from_config(config.vocab)
   built = [
-    graph.Study(Setting.of(config, world, vocabulary)) for world in graph.worlds(config)
+    graph.Study(Setting.of(config, world, vocabulary))
+    for world in recipes.worlds(config)
   ]
   for study in built:
     check_study(study)

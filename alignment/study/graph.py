@@ -14,8 +14,6 @@ import dataclasses
 import functools
 from typing import Any, TypeVar
 
-from ml_collections import ConfigDict
-
 from alignment.core import rules
 from alignment.data.translation import Translation
 from alignment.study import recipes
@@ -404,8 +402,3 @@ class Study:
 
   def _policy_recipe(self) -> PolicyRecipe:
     return PolicyRecipe.of(self.config.policy)
-
-
-def worlds(config: ConfigDict) -> range:
-  """The worlds of a configuration."""
-  return range(config.first_world, config.first_world + config.worlds)

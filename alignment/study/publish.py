@@ -77,7 +77,7 @@ def publish(config: ConfigDict, studies: Sequence[Study], workdir: Path) -> None
     "length_control": config.evaluation.length_control,
     "runs": runs,
     "classified_worlds": [s.world for s in studies if s.classification()],
-    "data": _data_statistics(first, workdir),
+    "data": _data_statistics(studies, workdir),
     "models": [row for study in studies for row in _models(study, workdir)],
     "training": _publish_curves(first, workdir),
     "samples": {"note": note, "rows": rows},
@@ -102,16 +102,26 @@ def _publish_run(study: Study, name: str, evaluation: Contested, workdir: Path) 
     write_atomically(target / file.name, file.read_bytes())
 
 
-def _data_statistics(study: Study, workdir: Path) -> list[str]:
-  stages: dict[str, Artefact] = {"": study.data()}
-  if study.config.sampled.data:
-    stages["sampled, "] = study.sampled_data()
+def _data_statistics(studies: Sequence[Study], workdir: Path) -> list[str]:
+  """Of the first world; of the others what its language can be won with."""
+  first, *others = studies
+  stages: dict[str, Artefact] = {"": first.data()}
+  if first.config.sampled.data:
+    stages["sampled, "] = first.sampled_data()
   return [
     f"{name}{split}: {line}"
     for name, stage in stages.items()
-    for split, lines in read_json(stage.directory(workdir) / "statistics.json").items()
+    for split, lines in _statistics(stage, workdir).items()
     for line in lines
+  ] + [
+    f"world {study.world}, language: {line}"
+    for study in others
+    for line in _statistics(study.data(), workdir).get("language", ())
   ]
+
+
+def _statistics(data: Artefact, workdir: Path) -> dict[str, list[str]]:
+  return read_json(data.directory(workdir) / "statistics.json")
 
 
 def _models(study: Study, workdir: Path) -> list[dict[str, Any]]:

@@ -191,7 +191,14 @@ _SAME = (
 )  # fmt: skip
 
 
-# --- the runs of a configuration ------------------------------------------------------
+# --- the worlds and runs of a configuration -------------------------------------------
+
+
+def worlds(config: ConfigDict) -> list[int]:
+  """The worlds of a configuration: `worlds` of them, but for `without_worlds`."""
+  numbers = itertools.count(config.first_world)
+  kept = (world for world in numbers if world not in config.without_worlds)
+  return list(itertools.islice(kept, config.worlds))
 
 
 def runs(config: ConfigDict) -> dict[str, Run]:

@@ -33,7 +33,7 @@ _KINDS = {  # what errors call the types of values; a bool is an int, too
 _ELEMENTS: dict[str, Any] = {  # what those of tuples are like
   "vocab.words": "", "figures": "", "tracking": "", "notes": "", "sample.prompts": "",
   "policy.evaluate_at": 0.0, "golden_policy.evaluate_at": 0.0, "evaluation.best_of": 0,
-  "sft.data": ConfigDict(), "sampled.temperatures": 0.0,
+  "sft.data": ConfigDict(), "sampled.temperatures": 0.0, "without_worlds": 0,
 }  # fmt: skip
 
 
@@ -231,6 +231,7 @@ def get_config() -> ConfigDict:
   # within one are not.
   c.worlds = 1
   c.first_world = 0
+  c.without_worlds = ()  # left out of the count, such as those whose judge is refused
   c.workers = 1  # processes on this machine, each with its share of the cores
 
   c.data = data()

@@ -20,7 +20,7 @@ from alignment.runtime import activity, locks, sharding
 from alignment.runtime.activity import duration
 from alignment.runtime.files import DONE
 from alignment.runtime.metrics import read_jsonl
-from alignment.study import checks, graph
+from alignment.study import checks, graph, recipes
 from alignment.study.artefacts import Artefact, closure, made
 from alignment.study.models import Models
 from alignment.study.setting import Setting, language_of
@@ -72,7 +72,7 @@ def _studies(config: ConfigDict) -> list[graph.Study]:
     graph.Study(
       Setting(config, world, vocabulary, mesh, models, language_of(config, world))
     )
-    for world in graph.worlds(config)
+    for world in recipes.worlds(config)
   ]
 
 

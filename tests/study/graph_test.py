@@ -76,6 +76,11 @@ def test_worlds_share_nothing():
   assert not first & second
 
 
+def test_worlds_are_counted_without_those_left_out():
+  config = studies.nano(worlds=3, first_world=4, without_worlds=(5, 9))
+  assert recipes.worlds(config) == [4, 6, 7]
+
+
 def test_runs_that_start_from_a_checkpoint_share_it_and_its_scores(tmp_path):
   """However they are trained: both cost a pass over the model."""
   cfg = t5.config("nano", vocab_rows=384)
