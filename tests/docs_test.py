@@ -271,12 +271,15 @@ def test_published_data_is_whole(published, directory, tmp_path):
   assert all(data.study[key] for key in ("commit", "lock", "config"))
 
 
-OF_ONE_WORLD = [path for path in STUDIES if path.name != "quickstart"]
+def slow_if_large(directory: Path):
+  """Claims of several worlds take minutes."""
+  worlds = json.loads((directory / "study.json").read_text())["worlds"]
+  return pytest.param(directory, marks=[pytest.mark.slow] if len(worlds) > 1 else [])
 
 
 @pytest.mark.parametrize(
   "directory",
-  [*OF_ONE_WORLD, pytest.param(ROOT / "docs/data/quickstart", marks=pytest.mark.slow)],
+  [slow_if_large(directory) for directory in STUDIES],
   ids=lambda directory: directory.name,
 )
 def test_claims_are_those_of_the_published_outcomes(published, directory, tmp_path):
