@@ -12,7 +12,7 @@ a page a table lies between two comments, which stay:
   <!-- end -->
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import csv
 import dataclasses
 import functools
@@ -28,8 +28,11 @@ import tarfile
 import tempfile
 from typing import Any
 
+import numpy as np
+
 from alignment.analysis.best import HEADER, best_rows
 from alignment.analysis.claims import NO_JUDGE, WORLDS_NEEDED
+from alignment.analysis.intervals import t_interval
 from alignment.analysis.report import WRITERS
 from alignment.analysis.results import redraw
 from alignment.analysis.runs import Run, load_runs
@@ -326,22 +329,59 @@ def sizes(data: Data) -> Rows:
 _KLS = (0, 1, 3, 6, 12, math.inf)  # nats
 
 
+def _ranges(records: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list]]:
+  """The records whose KL is in a range, and the range in words."""
+  for low, high in itertools.pairwise(_KLS):
+    if within := [r for r in records if low <= r["kl"] < high]:
+      yield f"{low} to {high}" if high < math.inf else f"above {low}", within
+
+
+def by_kl(data: Data) -> Rows:
+  """What figures 7, 8 and E.1 show over steps, by the KL: means over worlds."""
+  keys = {
+    "accuracy on D_golden": "classification_accuracy",
+    "log-ratio of its preferred responses": "chosen_log_ratio",
+    "accuracy on their own samples": "self_classification_accuracy",
+    "entropy, nats": "entropy",
+    "golden PM right on their samples": "judge_accuracy_on_policy",
+  }
+  yield from _head("KL, nats", "policies", "worlds", *keys)
+  main = data.study["config"]["policy"]["size"]
+  of_main = [
+    r for r in data.records if (r["loss"], r["size"]) == (data.main_loss, main)
+  ]
+  for series in ("online", "shuffled", "offline"):
+    of_series = [r for r in of_main if r["series"] == series]
+    for name, within in _ranges(of_series):
+      means = [_over_worlds(within, key) for key in keys.values()]
+      yield name, series, str(len({r["world"] for r in within})), *means
+
+
+def _over_worlds(records: Sequence[dict[str, Any]], key: str) -> str:
+  """The mean of the worlds' means, with Student's interval."""
+  per_world: dict[int, list[float]] = {}
+  for record in records:
+    if record[key] is not None:
+      per_world.setdefault(record["world"], []).append(record[key])
+  mean, low, _ = t_interval(np.array([np.mean(v) for v in per_world.values()]))
+  value = f"{mean:.2f}".replace("-", MINUS)
+  return value if math.isnan(low) else f"{value} ± {mean - low:.2f}"
+
+
 def estimators(data: Data) -> Rows:
   """Standard errors of the KL's estimates on the same samples, by the KL."""
   yield from _head("KL, nats", "checkpoints", "exact per token", "k1", "k3")
   records = [r for r in data.records if r.get("kl_k1_stderr") and r["step"]]
-  for low, high in itertools.pairwise(_KLS):
-    within = [r for r in records if low <= r["kl"] < high]
-    if within:
-      yield (
-        f"{low} to {high}" if high < math.inf else f"above {low}",
-        str(len(within)),
-        *(
-          f"{statistics.median(r[key] for r in within):.2g}, "
-          f"at most {max(r[key] for r in within):.2g}"
-          for key in ("kl_stderr", "kl_k1_stderr", "kl_k3_stderr")
-        ),
-      )
+  for name, within in _ranges(records):
+    yield (
+      name,
+      str(len(within)),
+      *(
+        f"{statistics.median(r[key] for r in within):.2g}, "
+        f"at most {max(r[key] for r in within):.2g}"
+        for key in ("kl_stderr", "kl_k1_stderr", "kl_k3_stderr")
+      ),
+    )
 
 
 def _share(value: float | None, within: float | None = None) -> str:
@@ -380,6 +420,7 @@ TABLES = {
     utilities,
     claims,
     best,
+    by_kl,
     checkpoints,
     estimators,
     judges,
