@@ -5,8 +5,10 @@
   python -m alignment.main --config=configs/study.py:figure_05 --workdir=...
   python -m alignment.main --config=configs/study.py:figure_05,tldr --workdir=...
 
-After the colon: a figure, or `all`; then `toy` (miniature, the default), `short` (the
-same with responses of one or two words) or one of the paper's tasks at its own scale.
+After the colon: a figure, or `all`; then `toy` (miniature, the default) or one of the
+paper's tasks at its own scale. Two dials turn the miniature, with online and offline
+runs alone: `truth` (no learned golden model: raters' utility labels and judges) and
+`short` (responses of one or two words).
 The miniature's language is the rich one, in which a word's worth depends on the post's
 topic and on its neighbours (alignment/data/toy.py).
 
@@ -43,7 +45,7 @@ FIGURES = {
   "laws": ("online", "offline", "best_of_n"),
 }
 OFFLINE = {"method": ("offline",)}
-TOYS = ("toy", "short")
+DIALS = ("truth", "short")
 SHUFFLED = OFFLINE | {"dataset": ("stream",)}
 
 
@@ -100,11 +102,24 @@ def miniature():
   }
 
 
+def without_golden_model(c) -> None:
+  """What does a learned golden preference model change?"""
+  c.task = "toy_truth"
+  c.golden_pm.kind = "truth"
+
+
 def short_responses(c) -> None:
   """Where judging a response is as hard as writing it."""
   c.task = "toy_short"
-  c.data.language.update({"response_words": 2, "fewest_words": 1})
+  # Two words are worth less than ten, so raters' noise is less, too: they agree with
+  # themselves on as many pairs.
+  short = {"response_words": 2, "fewest_words": 1, "temperature": 0.3}
+  c.data.language.update(short)
   c.response_length = 5
+  c.judge_context_length = 24
+  c.sft.steps = 1000
+  c.golden_pm.steps = 2000
+  c.proxy_pm.steps = 600
 
 
 def paper_scale(task: str):
@@ -138,14 +153,15 @@ def get_config(chosen: str = "all"):
   known = ", ".join(["all", *FIGURES])
   if names != "all" and names not in FIGURES:
     raise UserError(f"configs/study.py: no figure '{names}'; there are {known}")
-  if task not in ("", *TOYS, *schema.PAPER_DATA):
-    tasks = ", ".join([*TOYS, *schema.PAPER_DATA])
+  if task not in ("", "toy", *DIALS, *schema.PAPER_DATA):
+    tasks = ", ".join(["toy", *DIALS, *schema.PAPER_DATA])
     raise UserError(f"configs/study.py: no task '{task}'; there are {tasks}")
   c, axes = paper_scale(task) if task in schema.PAPER_DATA else miniature()
-  if task == "short":
-    short_responses(c)
   c.figures = tuple(FIGURES) if names == "all" else (names,)
   groups = {group for figure in c.figures for group in FIGURES[figure]}
+  if task in DIALS:
+    {"truth": without_golden_model, "short": short_responses}[task](c)
+    c.figures, groups = ("figure_01",), {"online", "offline"}
 
   runs: dict[str, list[dict]] = {}
 
