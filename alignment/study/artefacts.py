@@ -19,6 +19,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path
+import shutil
 import time
 from typing import Any, ClassVar
 
@@ -172,11 +173,7 @@ def _try_to_make(artefact: Artefact, workdir: Path) -> bool:
     progress(f"{artefact.name}: started")
     with telling(artefact.name, said_file(workdir, artefact.key)):
       artefact.make(directory, lambda needed: at[needed.key])
-    hosts.on_first(
-      lambda: write_json(
-        directory / DONE, {"key": artefact.key, "files": seal(directory)}
-      )
-    )
+    hosts.on_first(lambda: _finish(directory, artefact.key))
     progress(f"{artefact.name}: done in {duration(time.monotonic() - start)}")
   return True
 
@@ -198,6 +195,12 @@ def _prepare(artefact: Artefact, workdir: Path) -> list[str] | None:
   }
   write_json(directory / "config.json", content)
   return [directory.name, *names.values()]
+
+
+def _finish(directory: Path, key: str) -> None:
+  """Marks a directory as done. States, which only a restart would read, go."""
+  write_json(directory / DONE, {"key": key, "files": seal(directory)})
+  shutil.rmtree(directory / "state", ignore_errors=True)
 
 
 def _read_by(artefact: Artefact) -> list[Artefact]:

@@ -53,6 +53,17 @@ def artefact(name="a", kind="k", config=None, inputs=None, make=None):
   )
 
 
+def test_a_finished_directory_keeps_no_state(tmp_path):
+  def make(directory, inputs):
+    for name in ("state/4", "params/4"):
+      (directory / name).mkdir(parents=True)
+
+  made = artefact(make=make)
+  artefacts.run([made], tmp_path)
+  names = {path.name for path in made.directory(tmp_path).iterdir()}
+  assert names == {"config.json", "done.json", "params"}
+
+
 def test_key_follows_what_determines_the_numbers(monkeypatch):
   key = artefact().key
   assert artefact(name="other").key == key
