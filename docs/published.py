@@ -12,7 +12,7 @@ a page a table lies between two comments, which stay:
   <!-- end -->
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import csv
 import dataclasses
 import functools
@@ -30,9 +30,10 @@ from typing import Any
 
 import numpy as np
 
+from alignment.analysis import gaps as gaps_lib
 from alignment.analysis.best import HEADER, best_rows
 from alignment.analysis.claims import NO_JUDGE, WORLDS_NEEDED
-from alignment.analysis.intervals import t_interval
+from alignment.analysis.intervals import Estimate, by_world, over_worlds, t_interval
 from alignment.analysis.report import WRITERS
 from alignment.analysis.results import redraw
 from alignment.analysis.runs import Run, load_runs
@@ -87,6 +88,35 @@ class Data:
         for run in self.study["runs"]
       ]
     return [json.loads(line) for text in texts for line in text.splitlines()]
+
+  @property
+  def sft(self) -> list[Run]:
+    return [run for run in self.runs if run.series == "sft"]
+
+  def by_settings(
+    self, series: Sequence[str], chosen: Callable[[Run], bool]
+  ) -> Iterator[tuple[tuple[str, float, int], list[Run]]]:
+    """(series, learning rate, steps) and its runs of all worlds."""
+    for name in series:
+      runs = [run for run in self.runs if run.series == name and chosen(run)]
+      settings = sorted({(run.learning_rate, int(run.steps_E[-1])) for run in runs})
+      for rate, steps in settings:
+        yield (
+          (name, rate, steps),
+          [r for r in runs if (r.learning_rate, int(r.steps_E[-1])) == (rate, steps)],
+        )
+
+  def over_worlds(
+    self, measure: Callable[..., Estimate], judge: str, *groups: Sequence[Run]
+  ) -> Estimate:
+    """A number of groups of runs, measured per world."""
+    by_worlds = [by_world(runs) for runs in groups]
+    return over_worlds(
+      {
+        world: measure(*(of[world] for of in by_worlds), judge)
+        for world in by_worlds[0]
+      }
+    )
 
   def curve(self, model: str) -> list[dict[str, float]]:
     """The training statistics of a model of the first world."""
@@ -313,16 +343,17 @@ def sizes(data: Data) -> Rows:
   """The SFT models of the first world: what training says of pairs not seen before."""
   yield from _head("size", "parameters", "learning rate", "nats per token")
   sft = data.study["config"]["sft"]
-  name = f"world{data.study['worlds'][0]}_sft_"
-  models = [m for m in data.study["models"] if m["name"].startswith(name)]
-  for model in sorted(models, key=lambda model: model["parameters"]):
-    size = model["name"].removeprefix(name)
+  first = f"world{data.study['worlds'][0]}_"
+  models = {model["name"]: model for model in data.study["models"]}
+  curves = [name for name in data.study["training"] if name.startswith("sft_")]
+  for name in sorted(curves, key=lambda name: models[first + name]["parameters"]):
+    model, size = models[first + name], name.removeprefix("sft_")
     recipe = sft | sft["by_size"].get(size, {})
     yield (
       size.removeprefix("llama_"),
       f"{model['parameters']:,}",
       f"{recipe['learning_rate']:g}",
-      f"{data.curve(f'sft_{size}')[-1]['loss']:.3f}",
+      f"{data.curve(name)[-1]['loss']:.3f}",
     )
 
 
@@ -357,15 +388,81 @@ def by_kl(data: Data) -> Rows:
       yield name, series, str(len({r["world"] for r in within})), *means
 
 
+def learned_from(data: Data) -> Rows:
+  """What a method's pairs do at the policy's own settings, and what they teach."""
+  yield from _head(
+    "learns from", "learning rate", "steps", "log-ratio of the preferred at the end",
+    *(f"peak above SFT, {judge}" for judge in JUDGES),
+  )  # fmt: skip
+  policy = data.study["config"]["policy"]
+  for (series, rate, steps), runs in data.by_settings(
+    ("online", "shuffled", *data.study["config"]["datasets"], *_OFFLINE),
+    lambda run: (
+      (run.loss, run.size, run.beta) == (data.main_loss, policy["size"], policy["beta"])
+    ),
+  ):
+    ratios = [run.metrics[-1]["chosen_log_ratio"] for run in runs]
+    yield (
+      _SOURCES.get(series, series.replace("_", "-")),
+      f"{rate:g}",
+      str(steps),
+      _mean_within(ratios, 1),
+      *(
+        _of(data.over_worlds(gaps_lib.peak_above_level, judge, runs, data.sft))
+        for judge in JUDGES
+      ),
+    )
+
+
+_OFFLINE = ("offline", "offline_longer")
+_SOURCES = {
+  "online": "its own samples",
+  "shuffled": "the online stream, shuffled",
+  "offline": "D_golden",
+  "offline_longer": "D_golden",
+}
+
+
+def without_contrast(data: Data) -> Rows:
+  """Figure 9 by learning rate: differences of peaks."""
+  yield from _head(
+    "learning rate",
+    *(f"{pair}, {judge}" for pair in map(" minus ".join, _PAIRS) for judge in JUDGES),
+  )
+  by_rate: dict[float, dict[str, list[Run]]] = {}
+  settings = data.by_settings(
+    ("online", "offline", "shuffled"), lambda run: run.loss == "best_of_2"
+  )
+  for (series, rate, _), runs in settings:
+    by_rate.setdefault(rate, {})[series] = runs
+  for rate, runs_of in sorted(by_rate.items()):
+    yield (
+      f"{rate:g}",
+      *(
+        _of(data.over_worlds(gaps_lib.peak_gap, judge, runs_of[a], runs_of[b]))
+        for a, b in _PAIRS
+        for judge in JUDGES
+      ),
+    )
+
+
+_PAIRS = (("online", "offline"), ("shuffled", "online"))
+
+
+def _mean_within(values: Sequence[float], digits: int) -> str:
+  """A mean with half of Student's interval, which one value does not have."""
+  mean, low, _ = t_interval(np.array(values))
+  text = f"{mean:.{digits}f}".replace("-", MINUS)
+  return text if math.isnan(low) else f"{text} ± {mean - low:.{digits}f}"
+
+
 def _over_worlds(records: Sequence[dict[str, Any]], key: str) -> str:
   """The mean of the worlds' means, with Student's interval."""
   per_world: dict[int, list[float]] = {}
   for record in records:
     if record[key] is not None:
       per_world.setdefault(record["world"], []).append(record[key])
-  mean, low, _ = t_interval(np.array([np.mean(v) for v in per_world.values()]))
-  value = f"{mean:.2f}".replace("-", MINUS)
-  return value if math.isnan(low) else f"{value} ± {mean - low:.2f}"
+  return _mean_within([float(np.mean(v)) for v in per_world.values()], 2)
 
 
 def estimators(data: Data) -> Rows:
@@ -425,8 +522,10 @@ TABLES = {
     estimators,
     judges,
     languages,
+    learned_from,
     samples,
     sizes,
+    without_contrast,
     parts,
   )
 }
@@ -440,6 +539,10 @@ def _head(*cells: str) -> Rows:
 
 def _signed(value: float, digits: int = 3) -> str:
   return f"{value:+.{digits}f}".replace("-", MINUS)
+
+
+def _of(estimate: Estimate) -> str:
+  return str(estimate).replace("-", MINUS)
 
 
 def _estimate(row: Mapping[str, str]) -> str:
