@@ -202,6 +202,21 @@ def answer(data: Data) -> Rows:
   yield _gaps(data, "all")
 
 
+def answers(data: Data) -> Rows:
+  """The same in both languages, and where the rich one has no learned golden model."""
+  yield from _head("language", *_GAPS)
+  for name, words in _LANGUAGES.items():
+    if (directory := data.directory.with_name(name)).exists():
+      yield words, *_gaps(Data(directory), "all")
+
+
+_LANGUAGES = {
+  "quickstart": "easy",
+  "study": "rich",
+  "truth": "rich; raters' utility labels and judges",
+}
+
+
 _NUMBERS = {"peak": "peak win rate", "equal KL": "win rate at equal KL"}
 _GAPS = tuple(f"{short}, {judge}" for short in _NUMBERS for judge in JUDGES)
 
@@ -514,6 +529,7 @@ TABLES = {
   for table in (
     gaps,
     answer,
+    answers,
     utilities,
     claims,
     best,
