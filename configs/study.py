@@ -6,9 +6,10 @@
   python -m alignment.main --config=configs/study.py:figure_05,tldr --workdir=...
 
 After the colon: a figure, or `all`; then `toy` (miniature, the default) or one of the
-paper's tasks at its own scale. Two dials turn the miniature, with online and offline
-runs alone: `truth` (no learned golden model: raters' utility labels and judges) and
-`short` (responses of one or two words).
+paper's tasks at its own scale. Dials turn the miniature, with few runs: `truth` (no
+learned golden model: raters' utility labels and judges), `short` (responses of one or
+two words) and `proxy` (online runs that go far, for --config.proxy_pm.size=llama_nano
+or --config.proxy_pm.steps=150, which is the data it sees).
 The miniature's language is the rich one, in which a word's worth depends on the post's
 topic and on its neighbours (alignment/data/toy.py).
 
@@ -45,7 +46,12 @@ FIGURES = {
   "laws": ("online", "offline", "best_of_n"),
 }
 OFFLINE = {"method": ("offline",)}
-DIALS = ("truth", "short")
+# What the miniature's dials draw, and from which groups.
+DIALS = {
+  "truth": ("figure_01", {"online", "offline"}),
+  "short": ("figure_01", {"online", "offline"}),
+  "proxy": ("laws", {"online"}),
+}
 SHUFFLED = OFFLINE | {"dataset": ("stream",)}
 
 
@@ -102,15 +108,8 @@ def miniature():
   }
 
 
-def without_golden_model(c) -> None:
-  """What does a learned golden preference model change?"""
-  c.task = "toy_truth"
-  c.golden_pm.kind = "truth"
-
-
 def short_responses(c) -> None:
   """Where judging a response is as hard as writing it."""
-  c.task = "toy_short"
   # Two words are worth less than ten, so raters' noise is less, too: they agree with
   # themselves on as many pairs.
   short = {"response_words": 2, "fewest_words": 1, "temperature": 0.3}
@@ -160,8 +159,15 @@ def get_config(chosen: str = "all"):
   c.figures = tuple(FIGURES) if names == "all" else (names,)
   groups = {group for figure in c.figures for group in FIGURES[figure]}
   if task in DIALS:
-    {"truth": without_golden_model, "short": short_responses}[task](c)
-    c.figures, groups = ("figure_01",), {"online", "offline"}
+    figure, groups = DIALS[task]
+    c.task, c.figures = f"toy_{task}", (figure,)
+  match task:
+    case "truth":
+      c.golden_pm.kind = "truth"
+    case "short":
+      short_responses(c)
+    case "proxy":
+      axes["online"] = {"beta": axes["online"]["beta"][:1]}
 
   runs: dict[str, list[dict]] = {}
 

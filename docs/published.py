@@ -348,6 +348,34 @@ def languages(data: Data) -> Rows:
     )
 
 
+def proxies(data: Data) -> Rows:
+  """What online policies reach whose proxies differ: at the end of the run."""
+  yield from _head(
+    "proxy PM", "pairs it sees", "right on golden labels", "right on the truth", "KL",
+    "proxy score", "golden score", *JUDGES,
+  )  # fmt: skip
+  for directory in sorted(data.directory.glob("*/")):
+    each = Data(directory)
+    models = {model["name"]: model for model in each.study["models"]}
+    recipe = each.study["config"]["proxy_pm"]
+    for world in each.study["worlds"]:
+      proxy = models[f"world{world}_proxy_pm"]
+      of_world = [r for r in each.records if r["world"] == world]
+      last = [r for r in of_world if r["series"] == "online"][-1]
+      yield (
+        recipe["size"].removeprefix("llama_"),
+        f"{recipe['steps'] * recipe['batch_size']:,}",
+        _share(proxy["validation_accuracy"], proxy["validation_within"]),
+        _share(proxy["truth_accuracy"], proxy["truth_within"]),
+        f"{last['kl']:.1f}",
+        *(
+          f"{last[key]:.2f} ± {1.96 * last[f'{key}_stderr']:.2f}"
+          for key in ("proxy_score", "golden_score", "win_rate")
+        ),
+        f"{last['true_win_rate']:.2f}",
+      )
+
+
 def _language(data: Data, world: int) -> toy.Language:
   fields = data.study["config"]["data"]["language"]
   plain = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
@@ -539,6 +567,7 @@ TABLES = {
     judges,
     languages,
     learned_from,
+    proxies,
     samples,
     sizes,
     without_contrast,
