@@ -33,6 +33,7 @@ import numpy as np
 from alignment.analysis import gaps as gaps_lib
 from alignment.analysis.best import HEADER, best_rows
 from alignment.analysis.claims import NO_JUDGE, WORLDS_NEEDED
+from alignment.analysis.envelopes import RESAMPLES
 from alignment.analysis.intervals import Estimate, by_world, over_worlds, t_interval
 from alignment.analysis.report import WRITERS
 from alignment.analysis.results import redraw
@@ -109,11 +110,15 @@ class Data:
   def over_worlds(
     self, measure: Callable[..., Estimate], judge: str, *groups: Sequence[Run]
   ) -> Estimate:
-    """A number of groups of runs, measured per world."""
+    """A number of groups of runs, measured per world.
+
+    Intervals over several worlds are made of the worlds' numbers alone.
+    """
     by_worlds = [by_world(runs) for runs in groups]
+    resamples = RESAMPLES if len(by_worlds[0]) == 1 else 1
     return over_worlds(
       {
-        world: measure(*(of[world] for of in by_worlds), judge)
+        world: measure(*(of[world] for of in by_worlds), judge, resamples=resamples)
         for world in by_worlds[0]
       }
     )
@@ -410,6 +415,9 @@ def _ranges(records: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list]]:
       yield f"{low} to {high}" if high < math.inf else f"above {low}", within
 
 
+_FEWEST = 3  # worlds that a mean is taken over
+
+
 def by_kl(data: Data) -> Rows:
   """What figures 7, 8 and E.1 show over steps, by the KL: means over worlds."""
   keys = {
@@ -427,8 +435,36 @@ def by_kl(data: Data) -> Rows:
   for series in ("online", "shuffled", "offline"):
     of_series = [r for r in of_main if r["series"] == series]
     for name, within in _ranges(of_series):
+      if len({r["world"] for r in within}) < min(_FEWEST, len(data.study["worlds"])):
+        continue
       means = [_over_worlds(within, key) for key in keys.values()]
       yield name, series, str(len({r["world"] for r in within})), *means
+
+
+def ends(data: Data) -> Rows:
+  """Where runs of the policy's own settings end, by everybody's judgement."""
+  yield from _head(
+    "world", "policy", "KL", "proxy score", "golden score", *JUDGES, "true utility",
+    "golden PM right on its samples", "proxy PM on golden labels",
+  )  # fmt: skip
+  models = {model["name"]: model for model in data.study["models"]}
+  for world in data.study["worlds"]:
+    proxy = models[f"world{world}_proxy_pm"]
+    for run in data.runs:
+      main = run.default and run.loss == data.main_loss
+      if run.world == world and main and run.series in ("online", "offline"):
+        last = run.records[-1]
+        scores = ("proxy_score", "golden_score")
+        yield (
+          str(world),
+          run.series,
+          f"{last['kl']:.1f}",
+          *(_signed(last[key], 1) for key in scores),
+          *(f"{last[key]:.2f}" for key in ("win_rate", "true_win_rate")),
+          _signed(last["true_utility"], 1),
+          f"{last['judge_accuracy_on_policy']:.2f}",
+          _share(proxy["validation_accuracy"]),
+        )
 
 
 def learned_from(data: Data) -> Rows:
@@ -562,6 +598,7 @@ TABLES = {
     claims,
     best,
     by_kl,
+    ends,
     checkpoints,
     estimators,
     judges,
