@@ -282,7 +282,31 @@ def claims(data: Data) -> Rows:
 
 def _verdict(row: Mapping[str, str]) -> str:
   verdict = "**disagrees**" if row["verdict"] == "disagrees" else row["verdict"]
-  return f"{verdict}: {row['reason']}" if row["reason"] else verdict
+  why = "; ".join(filter(None, (row["reason"], row["reading"])))
+  return f"{verdict}: {why}" if row["verdict"] == "undecided" else verdict
+
+
+def tally(data: Data) -> Rows:
+  """Verdicts per statement: of one that is made of several losses all must say it."""
+  verdicts: dict[tuple[str, str], set[str]] = {}
+  for row in data.claims:
+    if row["world"] == "all":
+      about = row["figure"], row["statement"]
+      verdicts.setdefault(about, set()).add(row["verdict"])
+  counts = {words: dict.fromkeys(_VERDICTS, 0) for words in _PARTS}
+  for (figure, _), of_losses in verdicts.items():
+    words = _PARTS[not re.match(r"\d|App", figure)]
+    if {"agrees", "disagrees"} <= of_losses:
+      counts[words]["mixed"] += 1
+    else:
+      counts[words]["undecided" if "undecided" in of_losses else of_losses.pop()] += 1
+  yield from _head("statements", *_VERDICTS)
+  for words, of_verdict in counts.items():
+    yield words, *map(str, of_verdict.values())
+
+
+_VERDICTS = ("agrees", "disagrees", "mixed", "undecided")
+_PARTS = ("of the paper", "of later papers, and on longer offline training")
 
 
 def best(data: Data) -> Rows:
@@ -607,6 +631,7 @@ TABLES = {
     proxies,
     samples,
     sizes,
+    tally,
     without_contrast,
     parts,
   )
