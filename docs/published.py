@@ -381,7 +381,7 @@ def proxies(data: Data) -> Rows:
   """What online policies reach whose proxies differ: at the end of the run."""
   yield from _head(
     "proxy PM", "pairs it sees", "right on golden labels", "right on the truth", "KL",
-    "proxy score", "golden score", *JUDGES,
+    "proxy score", "golden score", *JUDGES, "best on the way, truth",
   )  # fmt: skip
   for directory in sorted(data.directory.glob("*/")):
     each = Data(directory)
@@ -390,7 +390,8 @@ def proxies(data: Data) -> Rows:
     for world in each.study["worlds"]:
       proxy = models[f"world{world}_proxy_pm"]
       of_world = [r for r in each.records if r["world"] == world]
-      last = [r for r in of_world if r["series"] == "online"][-1]
+      online = [r for r in of_world if r["series"] == "online"]
+      last = online[-1]
       yield (
         recipe["size"].removeprefix("llama_"),
         f"{recipe['steps'] * recipe['batch_size']:,}",
@@ -402,6 +403,7 @@ def proxies(data: Data) -> Rows:
           for key in ("proxy_score", "golden_score", "win_rate")
         ),
         f"{last['true_win_rate']:.2f}",
+        f"{max(r['true_win_rate'] for r in online):.2f}",
       )
 
 
