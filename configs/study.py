@@ -13,8 +13,8 @@ or --config.proxy_pm.steps=150, which is the data it sees).
 The miniature's language is the rich one, in which a word's worth depends on the post's
 topic and on its neighbours (alignment/data/toy.py).
 
-Hardware: two CPU cores for `toy`. Duration: about 90 minutes a world by estimate
-(docs/worlds.md says of what), not measured yet.
+Hardware: two CPU cores for `toy`. Duration: 35 CPU minutes a world, 20 minutes on both
+cores. docs/results.md says what six worlds show.
 """
 
 from alignment.data import toy
