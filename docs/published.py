@@ -34,7 +34,13 @@ from alignment.analysis import gaps as gaps_lib
 from alignment.analysis.best import HEADER, best_rows
 from alignment.analysis.claims import NO_JUDGE, WORLDS_NEEDED
 from alignment.analysis.envelopes import RESAMPLES
-from alignment.analysis.intervals import Estimate, by_world, over_worlds, t_interval
+from alignment.analysis.intervals import (
+  NORMAL_QUANTILE,
+  Estimate,
+  by_world,
+  over_worlds,
+  t_interval,
+)
 from alignment.analysis.report import WRITERS
 from alignment.analysis.results import redraw
 from alignment.analysis.runs import Run, load_runs
@@ -378,33 +384,35 @@ def languages(data: Data) -> Rows:
 
 
 def proxies(data: Data) -> Rows:
-  """What online policies reach whose proxies differ: at the end of the run."""
+  """Where an online run ends that learns from another proxy: smaller ones first."""
   yield from _head(
     "proxy PM", "pairs it sees", "right on golden labels", "right on the truth", "KL",
     "proxy score", "golden score", *JUDGES, "best on the way, truth",
   )  # fmt: skip
-  for directory in sorted(data.directory.glob("*/")):
-    each = Data(directory)
-    models = {model["name"]: model for model in each.study["models"]}
-    recipe = each.study["config"]["proxy_pm"]
-    for world in each.study["worlds"]:
-      proxy = models[f"world{world}_proxy_pm"]
-      of_world = [r for r in each.records if r["world"] == world]
-      online = [r for r in of_world if r["series"] == "online"]
-      last = online[-1]
-      yield (
-        recipe["size"].removeprefix("llama_"),
-        f"{recipe['steps'] * recipe['batch_size']:,}",
-        _share(proxy["validation_accuracy"], proxy["validation_within"]),
-        _share(proxy["truth_accuracy"], proxy["truth_within"]),
-        f"{last['kl']:.1f}",
-        *(
-          f"{last[key]:.2f} ± {1.96 * last[f'{key}_stderr']:.2f}"
-          for key in ("proxy_score", "golden_score", "win_rate")
-        ),
-        f"{last['true_win_rate']:.2f}",
-        f"{max(r['true_win_rate'] for r in online):.2f}",
-      )
+  rows = [_of_proxy(Data(directory)) for directory in data.directory.glob("*/")]
+  yield from (row for _, row in sorted(rows))
+
+
+def _of_proxy(data: Data) -> tuple[tuple[int, int], tuple[str, ...]]:
+  """(parameters, pairs seen) of a study's only proxy, and its row."""
+  [proxy] = [m for m in data.study["models"] if m["name"].endswith("proxy_pm")]
+  recipe = data.study["config"]["proxy_pm"]
+  seen = recipe["steps"] * recipe["batch_size"]
+  online = [r for r in data.records if r["series"] == "online"]
+  last = online[-1]
+  return (proxy["parameters"], seen), (
+    recipe["size"].removeprefix("llama_"),
+    f"{seen:,}",
+    _share(proxy["validation_accuracy"], proxy["validation_within"]),
+    _share(proxy["truth_accuracy"], proxy["truth_within"]),
+    f"{last['kl']:.1f}",
+    *(
+      f"{_signed(last[key], 2)} ± {NORMAL_QUANTILE * last[f'{key}_stderr']:.2f}"
+      for key in ("proxy_score", "golden_score")
+    ),
+    *(f"{last[key]:.2f}" for key in ("win_rate", "true_win_rate")),
+    f"{max(r['true_win_rate'] for r in online):.2f}",
+  )
 
 
 def _language(data: Data, world: int) -> toy.Language:
