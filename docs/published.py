@@ -32,7 +32,12 @@ import numpy as np
 
 from alignment.analysis import gaps as gaps_lib
 from alignment.analysis.best import HEADER, best_rows
-from alignment.analysis.claims import NO_JUDGE, WORLDS_NEEDED
+from alignment.analysis.claims import (
+  NO_JUDGE,
+  VERDICTS,
+  WORLDS_NEEDED,
+  count_verdicts,
+)
 from alignment.analysis.envelopes import RESAMPLES
 from alignment.analysis.intervals import (
   NORMAL_QUANTILE,
@@ -293,26 +298,16 @@ def _verdict(row: Mapping[str, str]) -> str:
 
 
 def tally(data: Data) -> Rows:
-  """Verdicts per statement: of one that is made of several losses all must say it."""
-  verdicts: dict[tuple[str, str], set[str]] = {}
+  """Verdicts per statement, of the paper and of others."""
+  decided: dict[bool, list[tuple[str, str]]] = {True: [], False: []}
   for row in data.claims:
     if row["world"] == "all":
-      about = row["figure"], row["statement"]
-      verdicts.setdefault(about, set()).add(row["verdict"])
-  counts = {words: dict.fromkeys(_VERDICTS, 0) for words in _PARTS}
-  for (figure, _), of_losses in verdicts.items():
-    words = _PARTS[not re.match(r"\d|App", figure)]
-    if {"agrees", "disagrees"} <= of_losses:
-      counts[words]["mixed"] += 1
-    else:
-      counts[words]["undecided" if "undecided" in of_losses else of_losses.pop()] += 1
-  yield from _head("statements", *_VERDICTS)
-  for words, of_verdict in counts.items():
-    yield words, *map(str, of_verdict.values())
-
-
-_VERDICTS = ("agrees", "disagrees", "mixed", "undecided")
-_PARTS = ("of the paper", "of later papers, and on longer offline training")
+      of_the_paper = bool(re.match(r"\d|App", row["figure"]))
+      decided[of_the_paper].append((row["statement"], row["verdict"]))
+  yield from _head("statements", *VERDICTS)
+  yield "of the paper", *map(str, count_verdicts(decided[True]).values())
+  others = "of later papers, and on longer offline training"
+  yield others, *map(str, count_verdicts(decided[False]).values())
 
 
 def best(data: Data) -> Rows:

@@ -196,6 +196,18 @@ def test_figures_share_what_they_have_in_common():
   assert keys[0] == keys[1]
 
 
+@pytest.mark.parametrize("dial", study_config.DIALS)
+def test_a_dial_of_the_study_has_few_runs(dial):
+  config = study_config.get_config(f"all,{dial}")
+  figure, groups = study_config.DIALS[dial]
+  assert config.figures == (figure,) and set(config.runs) == groups
+  assert config.task == f"toy_{dial}"
+  stages = studies.graph(config).artefacts()
+  assert ("sft_llama_milli" in stages) == (dial != "truth")  # the golden model's start
+  assert config.data.language.response_words == (2 if dial == "short" else 10)
+  assert (len(recipes.runs(config)) == 1) == (dial == "proxy")
+
+
 @pytest.mark.parametrize("task", ("toy", "tldr"))
 @pytest.mark.parametrize("figure", study_config.FIGURES)
 def test_every_figure_is_a_config_at_both_scales(figure, task, pairs):

@@ -11,7 +11,7 @@ A world whose golden preference model is a poor judge of the truth, where that i
 counts for no claim (`Published.refused`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -23,6 +23,7 @@ from alignment.analysis.runs import Classification, Run
 from alignment.analysis.selection import Pool, larger_size, main_loss, sizes, trained
 from alignment.analysis.statements import HYPOTHESES
 
+VERDICTS = ("agrees", "disagrees", "mixed", "undecided")  # of a statement
 WORLDS_NEEDED = 6  # fewer independent worlds decide nothing
 NO_JUDGE = "-"  # of numbers that need none
 
@@ -306,16 +307,24 @@ def _reading(
 
 
 def tally(claims: Sequence[Claim]) -> dict[str, int]:
-  """verdict -> the paper's statements; of one that is made of several losses, all must
-  say it.
+  """`count_verdicts` of the paper's statements."""
+  return count_verdicts(
+    ((claim.figure, claim.statement, claim.task), claim.verdict)
+    for claim in claims
+    if claim.of_the_paper
+  )
+
+
+def count_verdicts(decided: Iterable[tuple[Hashable, str]]) -> dict[str, int]:
+  """verdict -> statements, of (statement, verdict); of one that is made of several
+  losses, all must say it.
 
   One that agrees for some losses and disagrees for others is "mixed".
   """
-  verdicts: dict[tuple[str, str, str], set[str]] = {}
-  for claim in (claim for claim in claims if claim.of_the_paper):
-    about = claim.figure, claim.statement, claim.task
-    verdicts.setdefault(about, set()).add(claim.verdict)
-  counts = dict.fromkeys(("agrees", "disagrees", "mixed", "undecided"), 0)
+  verdicts: dict[Hashable, set[str]] = {}
+  for statement, verdict in decided:
+    verdicts.setdefault(statement, set()).add(verdict)
+  counts = dict.fromkeys(VERDICTS, 0)
   for of_losses in verdicts.values():
     if {"agrees", "disagrees"} <= of_losses:
       counts["mixed"] += 1

@@ -13,7 +13,7 @@ from alignment.analysis.results import redraw
 from alignment.data import pairs, translation
 from alignment.data.vocabularies import HuggingFaceVocabulary
 from alignment.runtime.files import read_json, write_json, write_npz
-from alignment.study import publish
+from alignment.study import checks, publish
 from alignment.types import UserError
 from tests import studies, tiny_tokenizer
 
@@ -85,6 +85,16 @@ def test_a_figure_without_its_runs_costs_nothing_else(nano, tmp_path):
     studies.finish(config, tmp_path)
   assert (tmp_path / "figures" / "figure_01.png").exists()
   assert (tmp_path / "claims.csv").exists() and (tmp_path / "report.html").exists()
+
+
+def test_every_world_says_what_its_language_can_be_won_with(tmp_path):
+  config = studies.nano(worlds=2, first_world=3, without_worlds=(4,))
+  studies.run(config, tmp_path, ["data"])
+  worlds = checks.studies(config, tmp_path)
+  lines = publish._data_statistics(worlds, tmp_path)
+  optima = [line for line in lines if "language: true utility: optimum" in line]
+  assert [line.partition("language")[0] for line in optima] == ["", "world 5, "]
+  assert len({line.partition("language")[2] for line in optima}) == 2
 
 
 def test_a_judge_check_switched_on_later_holds(nano, monkeypatch, tmp_path):
