@@ -260,6 +260,19 @@ def test_runs_are_counted_as_they_are_compared():
   }
 
 
+def test_a_statement_counts_once_and_all_its_losses_must_say_it():
+  decided = {
+    "both": ["agrees", "agrees"],
+    "neither": ["disagrees"],
+    "one way": ["agrees", "undecided"],
+    "the other": ["undecided", "disagrees"],
+    "against each other": ["agrees", "disagrees", "undecided"],
+  }
+  pairs = [(name, verdict) for name, of in decided.items() for verdict in of]
+  counts = claims_lib.count_verdicts(pairs)
+  assert counts == {"agrees": 1, "disagrees": 1, "mixed": 1, "undecided": 2}
+
+
 def test_a_statement_about_several_losses_is_counted_once():
   runs = [
     dataclasses.replace(run, loss=loss)
