@@ -79,7 +79,7 @@ class Data:
     with (self.directory / "claims.csv").open() as file:
       return list(csv.DictReader(file))
 
-  @property
+  @functools.cached_property
   def main_loss(self) -> str:
     """That of most statements."""
     losses = [row["loss"] for row in self.claims if row["loss"]]
@@ -94,12 +94,11 @@ class Data:
   @functools.cached_property
   def records(self) -> list[dict[str, Any]]:
     """The evaluations of this study's runs."""
-    with tarfile.open(self.directory / FILES) as archive:
-      texts = [
-        archive.extractfile(f"runs/{run}/evaluations.jsonl").read().decode()
-        for run in self.study["runs"]
-      ]
-    return [json.loads(line) for text in texts for line in text.splitlines()]
+    return [
+      record
+      for run in self.study["runs"]
+      for record in self.lines(f"runs/{run}/evaluations.jsonl")
+    ]
 
   @property
   def sft(self) -> list[Run]:
@@ -134,11 +133,18 @@ class Data:
       }
     )
 
-  def curve(self, model: str) -> list[dict[str, float]]:
-    """The training statistics of a model of the first world."""
+  @functools.cached_property
+  def texts(self) -> dict[str, str]:
+    """The packed JSON lines by their paths, in one pass: xz has no random access."""
     with tarfile.open(self.directory / FILES) as archive:
-      text = archive.extractfile(f"training/{model}.jsonl").read().decode()
-    return [json.loads(line) for line in text.splitlines()]
+      return {
+        member.name: archive.extractfile(member).read().decode()
+        for member in archive
+        if member.name.endswith(".jsonl")
+      }
+
+  def lines(self, path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in self.texts[path].splitlines()]
 
   def unpack(self, workdir: Path) -> None:
     """Into a working directory, of which `redraw` makes all else."""
@@ -181,11 +187,17 @@ def made(data: Data) -> None:
       shutil.copy(figure, target)
 
 
+@functools.cache
+def data_of(name: str) -> Data:
+  """Read once for all tables."""
+  return Data(DOCS / "data" / name)
+
+
 def filled(page: str) -> str:
   """A page with its tables as docs/data has them."""
 
   def table(match: re.Match[str]) -> str:
-    rows = TABLES[match["table"]](Data(DOCS / "data" / match["name"]))
+    rows = TABLES[match["table"]](data_of(match["name"]))
     lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"{match[1]}\n\n{lines}\n\n{match[4]}"
 
@@ -430,7 +442,7 @@ def sizes(data: Data) -> Rows:
       size.removeprefix("llama_"),
       f"{model['parameters']:,}",
       f"{recipe['learning_rate']:g}",
-      f"{data.curve(name)[-1]['loss']:.3f}",
+      f"{data.lines(f'training/{name}.jsonl')[-1]['loss']:.3f}",
     )
 
 
