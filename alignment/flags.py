@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from alignment.runtime.files import path_option
-from alignment.study import documents, schema
+from alignment.study import documents, schema, schema_checks
 from alignment.types import UserError
 
 _CONFIG = flags.DEFINE_string(
@@ -119,7 +119,7 @@ def load(document: str, values: Sequence[str] = ()) -> ConfigDict:
       raise UserError(f"--config.{name} overwrites --config.{name}.*: put it before")
   for value in values:
     _set(config, value)
-  schema.check(config)
+  schema_checks.check(config)
   return config.lock()
 
 
@@ -131,12 +131,14 @@ def _set(config: ConfigDict, value: str) -> None:
   for parent in parents:
     section = section.get(parent) if isinstance(section, ConfigDict) else None
   if not isinstance(section, ConfigDict) or (section.is_locked and key not in section):
-    raise UserError(schema.unknown(name))
+    raise UserError(schema_checks.unknown(name))
   like = section.get(key)
   try:
     section[key] = _parse(text, like)
   except _ILL_FORMED:
-    raise UserError(f"--config.{name}={text}: give {schema.kind(like)}") from None
+    raise UserError(
+      f"--config.{name}={text}: give {schema_checks.kind(like)}"
+    ) from None
 
 
 def _parse(text: str, like: Any) -> Any:

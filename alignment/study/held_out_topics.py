@@ -21,7 +21,7 @@ from alignment.core.judges import PreferenceModel
 from alignment.data import order, pairs, tokenizer
 from alignment.data.examples import Example, Reading
 from alignment.runtime.files import read_npz, write_npz
-from alignment.study import checks, recipes, schema
+from alignment.study import recipe_checks, recipes, schema, schema_checks
 from alignment.study.artefacts import Read
 from alignment.study.recipes import PreferenceRecipe
 from alignment.study.setting import Setting
@@ -221,7 +221,7 @@ def get_config(
   optimizer = schema.optimizer(name="adamw", b2=0.999)
   c.golden_pm.update({"size": "own", "init": model, "kind": kind, "evaluations": 1})
   c.golden_pm.update({"optimizer": optimizer} | training)
-  schema.check(c)
+  schema_checks.check(c)
   schema.expand_paths(c)
   return c
 
@@ -234,8 +234,8 @@ def judges(config: ConfigDict, division: Division, folds: int) -> Iterator[Topic
       than parts.
   """
   recipe = PreferenceRecipe.of(config.golden_pm, "golden_pm")
-  checks.check_recipe("judge", recipe)
-  checks.check_judge("judge", recipe)
+  recipe_checks.check_recipe("judge", recipe)
+  recipe_checks.check_judge("judge", recipe)
   if not 1 <= folds <= division.parts:
     raise UserError(f"--folds is {folds}, but there are {division.parts} --parts")
   setting = Setting.of(config, 0)

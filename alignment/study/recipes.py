@@ -3,7 +3,7 @@
 A recipe is a role's section of the configuration (sft, golden_pm, proxy_pm, policy,
 golden_policy), a run of `config.runs` being `policy` with some values of its own. All
 here is a function of configurations and recipes alone; `graph.py` makes artefacts of
-them, and `checks.py` says which cannot be.
+them, and `recipe_checks.py` says which cannot be.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from alignment.core import losses, rules
 from alignment.core.optim import Optimizer
 from alignment.models.lora import LoraSettings
-from alignment.study import schema
+from alignment.study import schema_checks
 from alignment.types import UserError
 
 DATASETS = ("golden", "stream")  # which every study has, besides config.datasets
@@ -243,7 +243,7 @@ def _check_axes(config: ConfigDict, series: str, axes: Mapping[str, Any]) -> Non
     if not isinstance(values, tuple | list) or not values:
       raise UserError(f"runs.{series}.{key} must be a tuple of values, not {values!r}")
     for value in values:
-      if not schema.fits(value, config.policy[key]):
+      if not schema_checks.fits(value, config.policy[key]):
         like = plain(config.policy[key])
         raise UserError(f"runs.{series}.{key} has {value!r}; policy's is {like!r}")
 

@@ -19,7 +19,7 @@ from alignment.data import pairs, toy, vocabularies
 from alignment.models.protocol import Model
 from alignment.runtime import sharding
 from alignment.runtime.tracking import Tracking
-from alignment.study import schema
+from alignment.study import schema_checks
 from alignment.study.models import Models, TrainableJudge
 from alignment.study.parameters import Parameters
 from alignment.study.programs import Shapes
@@ -85,8 +85,8 @@ class Setting:
         choice = ", ".join([*config.vocab, *lengths])
         raise UserError(f"{name}.vocab has no '{key}'; there are {choice}")
       section, at = (config, lengths[key]) if key in lengths else (config.vocab, key)
-      if not schema.fits(value, section[at]):
-        like = schema.kind(section[at])
+      if not schema_checks.fits(value, section[at]):
+        like = schema_checks.kind(section[at])
         raise UserError(f"{name}.vocab.{key} is {value!r}; give {like}")
       section[at] = value
     for length in lengths.values():

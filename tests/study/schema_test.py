@@ -3,7 +3,7 @@
 import pytest
 
 from alignment import flags
-from alignment.study import schema
+from alignment.study import schema, schema_checks
 from alignment.types import UserError
 from tests import studies
 
@@ -19,7 +19,7 @@ from tests import studies
   ],
 )  # fmt: skip
 def test_values_fit_their_keys(value, like, expected):
-  assert schema.fits(value, like) == expected
+  assert schema_checks.fits(value, like) == expected
 
 
 def test_a_section_that_is_assigned_whole_is_compared():
@@ -32,8 +32,8 @@ def test_a_section_that_is_assigned_whole_is_compared():
     c = schema.get_config()
     c.mesh = section
     with pytest.raises(UserError, match=message):
-      schema.check(c)
-  schema.check(schema.get_config())
+      schema_checks.check(c)
+  schema_checks.check(schema.get_config())
 
 
 def test_keys_that_are_of_others_may_be_added():
@@ -47,7 +47,7 @@ def test_keys_that_are_of_others_may_be_added():
     role.stream.beta = 0.3
   with pytest.raises(AttributeError, match="lerning_rate"):
     c.policy.lerning_rate = 0.1
-  schema.check(c)
+  schema_checks.check(c)
 
 
 def test_a_reference_between_keys_stays_one_where_nothing_is_expanded():
