@@ -8,8 +8,9 @@
 After the colon: a figure, or `all`; then `toy` (miniature, the default) or one of the
 paper's tasks at its own scale. Dials turn the miniature, with few runs: `truth` (no
 learned golden model: raters' utility labels and judges), `short` (responses of one or
-two words) and `proxy` (online runs that go far, for --config.proxy_pm.size=llama_nano
-or --config.proxy_pm.steps=150, which is the data it sees).
+two words), `rate` (policies of all sizes at a third of the learning rate) and `proxy`
+(online runs that go far, for --config.proxy_pm.size=llama_nano or
+--config.proxy_pm.steps=150, which is the data it sees).
 The miniature's language is the rich one, in which a word's worth depends on the post's
 topic and on its neighbours (alignment/data/toy.py).
 
@@ -48,9 +49,10 @@ FIGURES = {
 OFFLINE = {"method": ("offline",)}
 # What the miniature's dials draw, and from which groups.
 DIALS = {
-  "truth": ("figure_01", {"online", "offline"}),
-  "short": ("figure_01", {"online", "offline"}),
-  "proxy": ("laws", {"online"}),
+  "truth": (("figure_01",), {"online", "offline"}),
+  "short": (("figure_01",), {"online", "offline"}),
+  "rate": (("figure_10", "figure_11", "figure_14"), {"sizes"}),
+  "proxy": (("laws",), {"online"}),
 }
 SHUFFLED = OFFLINE | {"dataset": ("stream",)}
 
@@ -159,13 +161,17 @@ def get_config(chosen: str = "all"):
   c.figures = tuple(FIGURES) if names == "all" else (names,)
   groups = {group for figure in c.figures for group in FIGURES[figure]}
   if task in DIALS:
-    figure, groups = DIALS[task]
-    c.task, c.figures = f"toy_{task}", (figure,)
+    c.figures, groups = DIALS[task]
+    c.task = f"toy_{task}"
   match task:
     case "truth":
       c.golden_pm.kind = "truth"
     case "short":
       short_responses(c)
+    case "rate":
+      c.policy.learning_rate = 1e-4
+      sizes = (*axes["sizes"]["size"], c.policy.size)
+      axes["sizes"] = {"size": sizes}
     case "proxy":
       axes["online"] = {"beta": axes["online"]["beta"][:1]}
 
