@@ -6,11 +6,14 @@
   python -m alignment.main --config=configs/study.py:figure_05,tldr --workdir=...
 
 After the colon: a figure, or `all`; then `toy` (miniature, the default) or one of the
-paper's tasks at its own scale. Dials turn the miniature, with few runs: `truth` (no
-learned golden model: raters' utility labels and judges), `short` (responses of one or
-two words), `rate` (policies of all sizes at a third of the learning rate) and `proxy`
-(online runs that go far, for --config.proxy_pm.size=llama_nano or
---config.proxy_pm.steps=150, which is the data it sees).
+paper's tasks at its own scale. Dials turn the miniature, with few runs:
+
+  truth   no learned golden model: raters' utility labels and judges
+  short   responses of one or two words
+  rate    policies of all sizes at a third of the learning rate, for twice the steps
+  proxy   an online run that goes far, for another proxy (--config.proxy_pm.size=...,
+          --config.proxy_pm.steps=..., which is the data it sees)
+
 The miniature's language is the rich one, in which a word's worth depends on the post's
 topic and on its neighbours (alignment/data/toy.py).
 
@@ -169,7 +172,7 @@ def get_config(chosen: str = "all"):
     case "short":
       short_responses(c)
     case "rate":
-      c.policy.learning_rate = 1e-4
+      c.policy.update({"learning_rate": 1e-4, "steps": 1200})
       sizes = (*axes["sizes"]["size"], c.policy.size)
       axes["sizes"] = {"size": sizes}
     case "proxy":
