@@ -119,7 +119,7 @@ def short_responses(c) -> None:
   # themselves on as many pairs.
   short = {"response_words": 2, "fewest_words": 1, "temperature": 0.3}
   c.data.language.update(short)
-  c.response_length = 5
+  c.response_length = 2  # no room for EOS: else policies go on, where judges are lost
   c.judge_context_length = 24
   c.sft.steps = 1000
   c.golden_pm.steps = 2000
