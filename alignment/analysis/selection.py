@@ -21,24 +21,34 @@ def trained(runs: Iterable[Run]) -> list[Run]:
   return [run for run in runs if run.series not in NO_SETTINGS]
 
 
+def main_runs(runs: Iterable[Run]) -> list[Run]:
+  """The online and offline runs of the configuration's own settings, or else all."""
+  policies = [r for r in trained(runs) if r.series in ("online", "offline")]
+  return [run for run in policies if run.default] or policies
+
+
 def main_loss(runs: Iterable[Run]) -> str:
-  """The loss of most online and offline runs; of equally many IPO, the paper's."""
-  counts = Counter(r.loss for r in trained(runs) if r.series in ("online", "offline"))
+  """The loss of most main runs; of equally many IPO, the paper's."""
+  counts = Counter(run.loss for run in main_runs(runs))
   return min(counts, key=lambda loss: (-counts[loss], loss != "ipo", loss), default="")
 
 
 def sizes(runs: Iterable[Run]) -> list[str]:
   """Policy sizes: the main one first, then the larger ones in order, then the rest.
 
-  Main is the size of most online and offline runs; of equally many the smallest.
+  Main is the size of most main runs; of equally many the smallest.
   """
-  policies = [run for run in trained(runs) if run.series in ("online", "offline")]
-  counts = Counter(run.size for run in policies)
-  parameters = {run.size: run.parameters for run in policies}
+  runs = list(runs)
+  counts = Counter(run.size for run in main_runs(runs))
+  parameters = {
+    run.size: run.parameters
+    for run in trained(runs)
+    if run.series in ("online", "offline")
+  }
   if not counts:
     return []
   main = min(counts, key=lambda size: (-counts[size], parameters[size]))
-  by_parameters = sorted(counts, key=lambda size: parameters[size])
+  by_parameters = sorted(parameters, key=lambda size: parameters[size])
   at = by_parameters.index(main)
   return by_parameters[at:] + by_parameters[:at]
 

@@ -29,6 +29,16 @@ def test_the_main_loss_and_size_are_those_of_most_online_and_offline_runs():
   assert selection.sizes(equally_many) == ["nano", "micro", "milli"]
 
 
+def test_main_is_what_the_configuration_says_where_it_is_run():
+  """A sweep over sizes has as many runs of each."""
+  sizes = ("nano", "micro", "milli")
+  runs = [make_run("online", size=size, default=size == "micro") for size in sizes]
+  assert selection.sizes(runs) == ["micro", "milli", "nano"]
+  assert selection.larger_size(runs) == "milli"
+  dpo = [make_run("online", loss="dpo", default=True), *runs[:1], *runs[2:]]
+  assert selection.main_loss(dpo) == "dpo"
+
+
 def settings(group):
   return [(run.beta, run.learning_rate) for run in group]
 
