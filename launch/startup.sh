@@ -45,7 +45,7 @@ local_path() { echo "${1//gs:\/\//$ROOT/gs/}"; }
 
 mount_buckets() {
   local bucket
-  for bucket in $(grep -oE 'gs://[^/ ]+' <<<"$WORKDIR $SOURCE $ARGUMENTS" | sort -u); do
+  for bucket in $(grep -oE 'gs://[a-z0-9._-]+' <<<"$WORKDIR $SOURCE $ARGUMENTS" | sort -u); do
     bucket=${bucket#gs://}
     mountpoint -q "$ROOT/gs/$bucket" && continue
     command -v gcsfuse >/dev/null || install_gcsfuse
@@ -169,7 +169,10 @@ case ${1:-} in
     exec 9>"$ROOT/lock"
     flock -n 9 || { say "training runs already"; exit 0; }
     exec >>"$ROOT/log" 2>&1
+    # Whoever watches would wait for ever for a host that does not get as far as training.
+    trap 'status=$?; say "preparing failed"; [ ! -d "${STATUS:-}" ] || report $status' EXIT
     prepare
+    trap - EXIT
     train
     ;;
   prepare)

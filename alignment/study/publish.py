@@ -200,15 +200,14 @@ def _samples(
       directory = study.evaluations()[name].directory(workdir)
       columns[series] = read_npz(directory / f"step-{step}.npz")
       best.append(f"{name} at step {step} (win rate {rate:.2f})")
-  note = (
-    f"Data, training curves and samples are of world {study.world}, samples of "
-    f"the checkpoints that win most often: {', '.join(best)}."
-  )
+  note = f"Data, training curves and samples are of world {study.world}"
+  if best:
+    note += f", samples of the checkpoints that win most often: {', '.join(best)}"
   columns["golden policy"] = _responses(study.golden_samples().directory(workdir))
   dataset = pairs.PairDataset.load(study.golden_data().directory(workdir) / "train")
   vocabulary = study.setting.vocabulary
   rows = columns["SFT"]["rows"][:SAMPLED_PROMPTS]
-  return note, [
+  return f"{note}.", [
     {
       "prompt": translation.prompt_text(vocabulary, dataset.prompts[int(row)]),
       "responses": {

@@ -267,6 +267,30 @@ def test_preparing_is_tried_again(quick):
   assert quick.status() == "0"
 
 
+def test_a_host_that_cannot_be_prepared_says_so_in_the_bucket(host):
+  """Else `watch` would wait for it, and the slice cost money, for ever."""
+  host.create("--config=configs/quickstart.py")
+  [archive] = (host.workdir / "launch").glob("*.tar.gz")
+  archive.write_bytes(b"half of an archive")
+  boot = host.boot()
+  boot.communicate(timeout=60)
+  assert host.status() not in ("0", "running")
+  [log] = (host.workdir / "launch" / "study" / "1").glob("*.log")
+  assert "preparing failed" in log.read_text() and "gzip" in log.read_text()
+
+
+def test_buckets_are_found_in_arguments_however_they_are_quoted(quick):
+  """A tuple of paths is one argument."""
+  (quick.buckets / "other-1.b").mkdir()
+  paths = "('gs://bucket/a','gs://other-1.b/c')"
+  quick.attributes["alignment-arguments"] = f'"--config.sft.data={paths}"'
+  assert ends(quick, "0") == "0"
+  assert (quick.root / "gs" / "other-1.b").is_symlink()
+  assert {path.name for path in (quick.root / "gs").iterdir()} == {
+    "bucket", "other-1.b"
+  }  # fmt: skip
+
+
 # --- the real thing -------------------------------------------------------------------
 
 
