@@ -35,8 +35,7 @@ from alignment.runtime.files import (
 )
 from alignment.study import artefacts, held_out_topics
 from alignment.study.held_out_topics import Division, TopicJudge
-
-REPORT = "model.json"
+from alignment.study.stages.judging import REPORT
 
 
 def main(words: Sequence[str]) -> None:

@@ -279,8 +279,9 @@ def test_seeds_are_not_hyper_parameters():
   default = recipes.PolicyRecipe.of(config.policy)
   free = dataclasses.replace(default, seed=7, refresh_every=10)
   assert recipes.is_default(config, free)
-  changed = dataclasses.replace(default, beta=2 * default.beta)
-  assert not recipes.is_default(config, changed)
+  for changed in ({"beta": 2 * default.beta}, {"temperature": 0.5}, {"samples": 4}):
+    other = dataclasses.replace(default, **changed)
+    assert not recipes.is_default(config, other), changed
 
 
 @pytest.mark.parametrize("figure", ["figure_07", "figure_08", "appendix_e1"])

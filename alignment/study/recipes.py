@@ -315,7 +315,8 @@ def recorded(config: ConfigDict) -> list[dict[str, Any]]:
 
 def is_default(config: ConfigDict, recipe: PolicyRecipe) -> bool:
   """Whether a run's hyper-parameters are `policy`'s, however it gets its pairs."""
-  free = {"method", "seed", *_ONLINE, *_OFFLINE}
+  sampling = {"temperature", "top_p", "samples"}
+  free = {"method", "seed", *_ONLINE, *_OFFLINE} - sampling
   default = PolicyRecipe.of(config.policy)
   return all(
     getattr(recipe, field.name) == getattr(default, field.name)
