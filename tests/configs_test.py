@@ -204,7 +204,9 @@ def test_a_dial_of_the_study_has_few_runs(dial):
   assert config.figures == figures and set(config.runs) == methods
   assert config.task == f"toy_{dial}"
   stages = studies.graph(config).artefacts()
-  assert ("sft_llama_milli" in stages) == (dial != "truth")  # the golden model's start
+  assert ("sft_llama_milli" in stages) == (
+    dial in ("rate", "proxy")
+  )  # the golden model's
   assert config.data.language.response_words == (2 if dial == "short" else 10)
   assert (len(recipes.runs(config)) == 1) == (dial == "proxy")
 
