@@ -17,6 +17,7 @@ from alignment.analysis.runs import Run, load_runs
 
 DOCS = Path(__file__).parent
 FILES = "files.tar.xz"
+JUDGES = ("golden PM", "truth")
 
 
 @dataclasses.dataclass(frozen=True)
