@@ -164,6 +164,8 @@ def get_config(chosen: str = "all"):
   c, axes = paper_scale(task) if task in schema.PAPER_DATA else miniature()
   c.figures = tuple(FIGURES) if names == "all" else (names,)
   groups = {group for figure in c.figures for group in FIGURES[figure]}
+  if task in DIALS and names != "all":
+    raise UserError(f"configs/study.py: '{task}' has figures of its own: all,{task}")
   if task in DIALS:
     c.figures, groups = DIALS[task]
     c.task = f"toy_{task}"

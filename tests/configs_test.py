@@ -296,6 +296,11 @@ def test_every_method_has_one_run_of_default_hyper_parameters(figure, task):
   assert sorted(series) == ["offline", "online", "shuffled"]
 
 
+def test_a_dial_has_figures_of_its_own():
+  with pytest.raises(UserError, match="'truth' has figures of its own: all,truth"):
+    study_config.get_config("figure_05,truth")
+
+
 @pytest.mark.parametrize("chosen", ["figure_02", "all,summaries"])
 def test_unknown_figures_and_tasks_are_named(chosen):
   name = chosen.split(",")[-1]

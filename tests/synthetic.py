@@ -214,7 +214,7 @@ def study(
       for series in ("final_vs_final", "sft_vs_early", "early_vs_final"):
         add(series, series)
       for window, offset in ((0, 0.0), (4, 0.0), (64, -0.05)):
-        add(f"replay_{window}", "replay", offset, replay_window=window)
+        add(f"replay_{window}", "replay", offset, replay_window=window, default=True)
       for every in (4, 16, 0):
         add(f"semi_{every}", "semi_online", -0.01 * every, refresh_every=every)
       for fraction in (0.25, 0.5):

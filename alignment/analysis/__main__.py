@@ -12,11 +12,13 @@ import signal
 import sys
 
 from alignment.analysis.results import redraw
+from alignment.runtime import output
 from alignment.types import UserError
 
 
 def main(arguments: Sequence[str]) -> int:
   """Runs the command; returns its exit status."""
+  output.any_text()
   if set(arguments) & {"-h", "--help"}:
     print(__doc__)
     return 0

@@ -51,13 +51,16 @@ def _gaps(estimates: Mapping[str, Estimate], remark: str) -> str:
     if ahead != last:  # or it goes without saying
       points = f"{ahead} wins {points} points more often than {behind}"
     interval = f"[{low:.1f}, {high:.1f}]".replace("-", "\N{MINUS SIGN}")
-    words.append(f"{points} {interval} ({judge}{remark if low <= 0 else ''})")
+    over = f"; over {estimate.over}" if estimate.reason else ""  # some are left out
+    words.append(f"{points} {interval} ({judge}{over}{remark if low <= 0 else ''})")
     last = ahead
   return ", ".join(words)
 
 
 def worlds_in_words(worlds: int) -> str:
-  """Over how many worlds a study is, and what follows for its intervals."""
+  """How many worlds count, and what follows for a study's intervals."""
+  if not worlds:
+    return "No world counts for a claim."
   if worlds == 1:
     return (
       "One world: the 95 % intervals are over its prompts and say nothing of other "

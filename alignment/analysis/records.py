@@ -96,10 +96,10 @@ def read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     UserError: naming file and line, for what is damaged.
   """
   try:
-    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    text = path.read_text(encoding="utf-8").removesuffix("\n")
   except UnicodeDecodeError as error:
     raise UserError(f"{path}: not UTF-8 ({error.reason}); evaluate again") from error
-  for number, line in enumerate(lines, start=1):
+  for number, line in enumerate(text.split("\n") if text else [], start=1):
     where = f"{path}:{number}"
     try:
       record = json.loads(line)

@@ -24,12 +24,17 @@ class Pair:
 
 
 def pairs(replays: Sequence[Run], online: Sequence[Run]) -> list[Pair]:
-  """Every replay with its online run, if there is one and both have `metrics`."""
-  online_of = {_identity(run): run for run in online}
+  """Every replay with its online run, if there is one and both have `metrics`.
+
+  A replay's stream is sampled with the settings of the configuration's policy, whatever
+  its own are. So only runs that have these settings are pairs.
+  """
+  online_of = {_identity(run): run for run in online if run.default}
   return [
     _pair(replay, online_of[_identity(replay)])
     for replay in replays
-    if _identity(replay) in online_of
+    if replay.default
+    and _identity(replay) in online_of
     and replay.metrics
     and online_of[_identity(replay)].metrics
   ]

@@ -73,20 +73,34 @@ def write_report(
     "Figures": _figures(drawings, others),
     "Training curves": "".join(map(_curves, curves, curves.values())),
     "Data": items(study.data),
-    "Claims": _refused(study) + _claims(claims, len(study.worlds)),
+    "Claims": _refused(study) + _claims(claims, _counted(study)),
   }
-  first, last = study.worlds[0], study.worlds[-1]
-  worlds = f"world {first}" if first == last else f"worlds {first} to {last}"
-  title = f"Online and offline alignment: {study.task}, {worlds}"
+  title = f"Online and offline alignment: {study.task}, {_listed(study.worlds)}"
   content = page(title, sections, footer=_code(study))
   write_atomically(path, content.encode("utf-8", "backslashreplace"))
+
+
+def _listed(worlds: Sequence[int]) -> str:
+  """Worlds in words: 21, 23, 24, 25 are "worlds 21, 23 to 25"."""
+  starts = [w for w in worlds if w - 1 not in worlds]
+  ends = [w for w in worlds if w + 1 not in worlds]
+  spans = [
+    f"{start}" if start == end else f"{start} to {end}"
+    for start, end in zip(starts, ends, strict=True)
+  ]
+  return f"world{'s' if len(worlds) > 1 else ''} {', '.join(spans)}"
+
+
+def _counted(study: Published) -> int:
+  """How many worlds claims are made of."""
+  return len(set(study.worlds) - set(study.refused))
 
 
 def _answer(study: Published, claims: Sequence[Claim], loss: str) -> str:
   sentence = answer(claims, study.task, loss)
   if not sentence:
     return ""
-  worlds = worlds_in_words(len(study.worlds))
+  worlds = worlds_in_words(_counted(study))
   about = f"{worlds} Win rates are against the golden policy, with the loss {loss}."
   return paragraph(sentence, "answer") + paragraph(about, "soft")
 

@@ -305,6 +305,8 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
     newer = {key: kind for key, kind in _MAY_BE_ABSENT.items() if key in record}
     check(record, _OF_A_RUN | _OF_A_CHECKPOINT | of_truth | newer, where)
     records.append(record)
+  if not records:
+    raise UserError(f"{path}: empty; evaluate again")
   return records
 
 

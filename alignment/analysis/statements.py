@@ -1,9 +1,9 @@
 """What the paper saw, statement by statement: what is measured, and when it holds.
 
 The third column of the paper's figures, split into statements about one number each. A
-statement holds where its number lies within `holds`: above 0 unless told otherwise,
-within a margin of equivalence for "close to", "little" or "neither dominates". The
-margins are fixed (`hypotheses.py`), before any fresh world is run.
+statement holds where its number lies within `holds`: above what counts as equal unless
+told otherwise, within a margin of equivalence for "close to", "little" or "neither
+dominates". The margins are fixed (`hypotheses.py`), before any fresh world is run.
 """
 
 from alignment.analysis import hypotheses as h

@@ -10,6 +10,7 @@ Registered in one's own configuration document, or in what it imports, it is a `
 judge: `proxy_pm.kind="brevity"`, `proxy_pm.options={"cost": 2.0}`.
 """
 
+import ast
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
@@ -18,6 +19,8 @@ import inspect
 import json
 import math
 from pathlib import Path
+import re
+import textwrap
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -194,9 +197,10 @@ def source_digest(function: FunctionType) -> str:
   """sha256 (hex) of what a function says.
 
   It covers the function's source text, comments included, and what it names in its own
-  file: functions, likewise, and values that are numbers, texts, or tuples, lists and
-  dicts of these. It does not cover classes, what is imported from other files, and what
-  is read while it runs: whoever changes those renames the rule.
+  file, in defaults and decorators, too: functions, likewise, and values that are
+  numbers, texts, regular expressions, or tuples, lists, sets and dicts of these. It
+  does not cover classes, what is imported from other files, and what is read while it
+  runs: whoever changes those renames the rule.
   """
   parts: dict[str, str] = {}
   _describe(function, parts)
@@ -209,16 +213,38 @@ def _describe(function: FunctionType, parts: dict[str, str]) -> None:
     return
   parts[name] = _source(function)
   closed = inspect.getclosurevars(function).nonlocals
-  named = {n: function.__globals__.get(n) for n in _names(function.__code__)}
+  names = _names(function.__code__) | _names_at_its_head(parts[name])
+  named = {n: function.__globals__.get(n) for n in names}
   for key, value in sorted((named | dict(closed)).items()):
     if isinstance(value, FunctionType):
       if value.__code__.co_filename == _file(function):
         _describe(value, parts)
       continue
     try:
-      parts[f"{name}: {key}"] = json.dumps(value, sort_keys=True)
+      parts[f"{name}: {key}"] = json.dumps(value, sort_keys=True, default=_as_json)
     except (TypeError, ValueError):  # a module, a class, ...: not covered
       continue
+
+
+def _as_json(value: Any) -> Any:
+  if isinstance(value, set | frozenset):
+    return sorted(json.dumps(v, sort_keys=True, default=_as_json) for v in value)
+  if isinstance(value, re.Pattern):
+    return [value.pattern, value.flags]
+  raise TypeError
+
+
+def _names_at_its_head(source: str) -> set[str]:
+  """Names in defaults and decorators, which are read where a function is defined."""
+  try:
+    [function] = ast.parse(textwrap.dedent(source)).body
+  except (SyntaxError, ValueError):  # a lambda's, or code that was typed at a prompt
+    return set()
+  if not isinstance(function, ast.FunctionDef):
+    return set()
+  defaults = [*function.args.defaults, *filter(None, function.args.kw_defaults)]
+  inside = (ast.walk(each) for each in (*defaults, *function.decorator_list))
+  return {n.id for nodes in inside for n in nodes if isinstance(n, ast.Name)}
 
 
 def _source(function: FunctionType) -> str:

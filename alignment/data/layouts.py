@@ -100,8 +100,12 @@ def read_prompt(record: Record, columns: Mapping[str, str]) -> Example:
     text = messages.string(prompt, name, source)
     whole = _with_system(system, text, source)
     return Example(whole, "", "", source, asked=text if system else "")
-  turns = messages.turns(prompt, name, "user", source, set())
-  return Example(_with_system(system, turns, source), "", "", source)
+  turns = list(messages.turns(prompt, name, "user", source, set()))
+  while turns and turns[-1]["role"] == "assistant":  # the record's reply
+    turns.pop()
+  if not turns:
+    raise UserError(f"{source}: field '{name}' has no message of a user")
+  return Example(_with_system(system, tuple(turns), source), "", "", source)
 
 
 def mapping(columns: Mapping[str, str]) -> dict[str, str]:

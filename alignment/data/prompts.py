@@ -8,12 +8,12 @@ what the user says, without marks, so that all data of a study may be written al
 from collections.abc import Iterator, Mapping
 
 from alignment.data import chats, layouts, records, transcripts
-from alignment.data.examples import BadPair, Example, Messages
+from alignment.data.examples import BadPair, Example, Messages, Reading
 
 PLACE = "{prompt}"
 
 
-def read(path: str, columns: Mapping[str, str]) -> Iterator[Example]:
+def read(path: str, columns: Mapping[str, str], reading: Reading) -> Iterator[Example]:
   """Yields every prompt, as a pair without replies.
 
   A file that is no JSON and no Parquet has a prompt on each line. Records may have
@@ -22,6 +22,7 @@ def read(path: str, columns: Mapping[str, str]) -> Iterator[Example]:
   Args:
     path: what `records.files` takes.
     columns: what the file's fields are called, by the names that layouts know.
+    reading: counts what is left out.
 
   Raises:
     UserError: a file that cannot be read, or a record without a prompt.
@@ -35,8 +36,8 @@ def read(path: str, columns: Mapping[str, str]) -> Iterator[Example]:
     for record in records.read_file(file, layouts.wanted(columns)):
       try:
         yield layouts.read_prompt(record, columns)
-      except BadPair:
-        continue
+      except BadPair as fault:
+        reading.dropped[fault.reason] += 1
 
 
 def formatted(template: str, example: Example) -> Example:

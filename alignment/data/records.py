@@ -8,6 +8,7 @@ decompressed.
 
 import bz2
 import codecs
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 import glob
 import gzip
@@ -62,6 +63,7 @@ def files(path: str | Path) -> list[Path]:
     for suffix in _SUFFIXES:
       paths = sorted(p for p in path.rglob(f"*{suffix}") if not p.name.startswith("."))
       if paths:
+        _check_splits(path, paths)
         _check_shards(path, paths)
         return paths
     names = ", ".join(f"*{suffix}" for suffix in _SUFFIXES)
@@ -70,6 +72,8 @@ def files(path: str | Path) -> list[Path]:
     paths = sorted(Path(p) for p in glob.glob(str(path)) if Path(p).is_file())
     if not paths:
       raise UserError(f"{path}: no file is named so; check data.path")
+    if not re.search(r"-\d|\[", path.name):  # or it names some shards by their numbers
+      _check_shards(path, paths)
     return paths
   return [path]
 
@@ -156,8 +160,8 @@ def _damaged(path: Any, number: int, error: Exception) -> UserError:
   )
 
 
-def _check_shards(directory: Path, paths: Sequence[Path]) -> None:
-  """One split, and all of its shards, of files that are named as hub data sets are."""
+def _check_splits(directory: Path, paths: Sequence[Path]) -> None:
+  """One split, of files that are named as hub data sets are."""
   splits: dict[str, list[Path]] = {}
   for path in paths:
     splits.setdefault(_split_of(path), []).append(path)
@@ -166,20 +170,27 @@ def _check_shards(directory: Path, paths: Sequence[Path]) -> None:
       f"{directory}: holds several splits, {', '.join(sorted(splits))}; name the files"
       f" of one, as data.path='{min(splits)}*'"
     )
-  shards = [match for path in paths if (match := _SHARD.match(path.name))]
-  if shards and len(shards) < int(shards[0]["shards"]):
-    raise UserError(
-      f"{directory}: has {len(shards)} of its {int(shards[0]['shards'])} files; fetch"
-      " the rest"
-    )
+
+
+def _check_shards(where: Path, paths: Sequence[Path]) -> None:
+  """All shards of every split."""
+  found = Counter(
+    (path.parent, match["split"], int(match["shards"]))
+    for path in paths
+    if (match := _SHARD.match(path.name))
+  )
+  for (_, _, shards), count in found.items():
+    if count < shards:
+      raise UserError(f"{where}: has {count} of its {shards} files; fetch the rest")
 
 
 def _split_of(path: Path) -> str:
-  """What the files of a path's split have in common: their names' start."""
+  """What the files of a path's split have in common, as a pattern's start."""
   if match := _SHARD.match(path.name):
     return str(path.parent / match["split"])
-  word = re.split("[-_.]", path.name)[0]  # of "test_prefs.jsonl"
-  return str(path.parent / word) if word in _SPLITS else f"{path.parent}/"
+  words = re.split("[-_.]", path.name)  # of "test_prefs.jsonl", "prefs-test.jsonl"
+  word = next((word for word in words if word in _SPLITS), "")
+  return f"{path.parent}/{'*' if word and word != words[0] else ''}{word}"
 
 
 def _decompressed(raw: IO[bytes], start: bytes, path: Any) -> IO[bytes]:

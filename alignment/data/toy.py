@@ -64,6 +64,7 @@ RICH: dict[str, Any] = {
   "temperature": 0.8,
   "stranger_rate": 0.05,
 }
+LONGEST = 16  # words of a post: its best response is found among all sets of them
 
 
 def words(num_words: int) -> tuple[str, ...]:
@@ -173,7 +174,9 @@ class Language:
     low, high = self.care
     possible = {
       f"2 to {len(WORDS)} num_words": 2 <= self.num_words <= len(WORDS),
-      "1 to num_words prompt_words": 1 <= self.prompt_words <= self.num_words,
+      f"1 to num_words prompt_words, at most {LONGEST}": (
+        1 <= self.prompt_words <= min(self.num_words, LONGEST)
+      ),
       "1 to prompt_words response_words": 1 <= self.response_words <= self.prompt_words,
       "1 to response_words fewest_words": 1 <= self.fewest_words <= self.response_words,
       "at least 1 topics and kinds": self.topics >= 1 and self.kinds >= 1,

@@ -62,7 +62,21 @@ def make_mesh(
 
 
 def rules(entries: Sequence[Any]) -> Rules:
-  """Layout rules as configurations hold them, as hashable tuples."""
+  """Layout rules as configurations hold them, as hashable tuples.
+
+  Raises:
+    UserError: for an entry that is no pattern with axes.
+  """
+  for entry in entries:
+    match entry:
+      case [str(), [*axes]] if all(
+        isinstance(a, str | list | tuple | None) for a in axes
+      ):
+        continue
+    raise UserError(
+      f"layout has {entry!r}; its entries are (pattern, axes), such as "
+      "('mlp/up', (None, 'tensor'))"
+    )
   return tuple(
     (pattern, tuple(tuple(a) if isinstance(a, list) else a for a in axes))
     for pattern, axes in entries

@@ -35,7 +35,7 @@ _LEAST = {  # values that make sense; two prompts, since half of them select
   "workers": 1, "log_every": 1, "save_every": 1, "prompt_length": 1,
   "response_length": 1, "evaluation.prompts": 2, "evaluation.kl_prompts": 1,
   "evaluation.pairs": 1, "evaluation.batch_size": 1, "evaluation.stream_steps": 1,
-  "evaluation.stream_pairs": 1, "sample.responses": 1, "sample.temperature": 0,
+  "evaluation.stream_pairs": 2, "sample.responses": 1, "sample.temperature": 0,
 }  # fmt: skip
 
 

@@ -62,13 +62,17 @@ class Recipe(Start):
     """
     values = {key: _hashable(value) for key, value in plain(section).items()}
     for key, kind in _NESTED.items():
-      options, keys = values[key], {field.name for field in dataclasses.fields(kind)}
-      for option, _ in options:
-        if option not in keys:
-          where = f"{name}: " if name else ""
+      options = values[key]
+      known = {field.name: field.default for field in dataclasses.fields(kind)}
+      where = f"{name}: " if name else ""
+      for option, value in options:
+        if option not in known:
           raise UserError(
-            f"{where}{key} has no '{option}'; it has {', '.join(sorted(keys))}"
+            f"{where}{key} has no '{option}'; it has {', '.join(sorted(known))}"
           )
+        if not schema_checks.fits(value, known[option]):
+          like = schema_checks.kind(known[option])
+          raise UserError(f"{where}{key}.{option} is {value!r}; give {like}")
       values[key] = kind(**dict(options))
     return cls(**values)
 
@@ -254,10 +258,8 @@ def _product(
   """(name, run) of every combination of the axes' values."""
   for values in itertools.product(*axes.values()):
     chosen = dict(zip(axes, map(plain, values), strict=True))
-    section = plain(config.policy)
-    for key in _NESTED.keys() & chosen.keys():  # what is not named stays policy's
-      chosen[key] = section[key] | chosen[key]
-    recipe = PolicyRecipe.of(section | chosen, f"runs.{series}")
+    section = _overridden(plain(config.policy), chosen)
+    recipe = PolicyRecipe.of(section, f"runs.{series}")
     for key in axes:
       if not _has_meaning(key, recipe):
         raise UserError(
@@ -291,13 +293,19 @@ def stream_of(config: ConfigDict, recipe: PolicyRecipe) -> PolicyRecipe:
     UserError: for a key of `stream` that is no key of `policy`.
   """
   recorded = {"method": "online", "record": True}
-  overrides = dict(recipe.stream)
-  for key in overrides:
+  overrides = {}
+  for key, value in recipe.stream:
     if key not in config.policy or key in recorded:
       raise UserError(f"policy.stream has '{key}', which is no key of an online policy")
+    like = config.policy[key]
+    section = isinstance(like, ConfigDict) and isinstance(value, tuple)
+    overrides[key] = dict(value) if section else value
+    if not schema_checks.fits(overrides[key], like):
+      kind = schema_checks.kind(like)
+      raise UserError(f"policy.stream.{key} is {value!r}; give {kind}")
   same = {key: getattr(recipe, key) for key in _SAME if key not in overrides}
-  section = plain(config.policy) | overrides | recorded
-  return dataclasses.replace(PolicyRecipe.of(section), **same)
+  stream = _overridden(plain(config.policy), plain(overrides)) | recorded
+  return dataclasses.replace(PolicyRecipe.of(stream), **same)
 
 
 def recorded(config: ConfigDict) -> list[dict[str, Any]]:
@@ -371,7 +379,13 @@ def sft(config: ConfigDict, size: str) -> Recipe:
   own = section.pop("by_size").get(size, {})
   for key in own.keys() - section.keys():
     raise UserError(f"sft.by_size.{size} has '{key}', which is no key of sft")
-  return Recipe.of(section | own, "sft")
+  return Recipe.of(_overridden(section, own), "sft")
+
+
+def _overridden(section: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+  """A role's section with some values of its own: what is not named stays."""
+  nested = {key: section[key] | own[key] for key in _NESTED.keys() & own.keys()}
+  return {**section, **own, **nested}
 
 
 def plain(value: Any) -> Any:

@@ -261,10 +261,17 @@ def language_of(config: ConfigDict, world: int) -> toy.Language | None:
   c = config.data
   if c.format != "toy":
     return None
-  keys = [field.name for field in dataclasses.fields(toy.Language)][1:]
-  for key in c.language:
-    if key not in keys:
-      raise UserError(f"data.language has no '{key}'; there are {', '.join(keys)}")
+  known = {field.name: field.default for field in dataclasses.fields(toy.Language)[1:]}
+  for key, value in c.language.items():
+    if key not in known:
+      raise UserError(f"data.language has no '{key}'; there are {', '.join(known)}")
+    like = known[key]
+    pair = isinstance(like, tuple)
+    if not schema_checks.fits(value, like) or (
+      pair and [schema_checks.fits(end, 0.0) for end in value] != [True, True]
+    ):
+      words = "two numbers" if pair else schema_checks.kind(like)
+      raise UserError(f"data.language.{key} is {value!r}; give {words}")
   return toy.Language(world, **c.language)
 
 

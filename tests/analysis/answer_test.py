@@ -86,3 +86,13 @@ def test_few_worlds_are_too_few():
   assert worlds_in_words(1).startswith("One world: ")
   assert "a verdict needs 6" in worlds_in_words(5)
   assert "verdict" not in worlds_in_words(6)
+  assert "No world" in worlds_in_words(0)
+
+
+def test_worlds_that_are_left_out_are_not_counted(claim):
+  some = dataclasses.replace(
+    gap(0.03, 0.02, 0.04), over="5 worlds", reason="world 3: -"
+  )
+  assert "[2.0, 4.0] (golden PM; over 5 worlds)" in answer(
+    [claim("win rate at equal KL", golden_PM=some)], "tldr", "ipo"
+  )

@@ -17,15 +17,25 @@ def test_training_statistics_of_a_replay_beside_its_online_run():
   def rows(losses):
     return [{"step": i, "loss": loss, "zero": 0.0} for i, loss in enumerate(losses)]
 
-  online = [make_run([0.5, 0.5], metrics=rows([1, 2, 4, 8]))]
-  replay = [make_run([0.5, 0.5], series="replay", metrics=rows([1, 2, 4.4, 8]))]
+  own = {"default": True}  # settings are the configuration's own
+  online = [make_run([0.5, 0.5], metrics=rows([1, 2, 4, 8]), **own)]
+  replay = [make_run([0.5, 0.5], series="replay", metrics=rows([1, 2, 4.4, 8]), **own)]
   assert replays.training_difference(replay, online).value == pytest.approx(0.1 / 8)
   for field, other in (
     *(("world", 1), ("task", "chat_arena"), ("loss", "dpo"), ("size", "nano")),
     *(("beta", 9.0), ("learning_rate", 9.0), ("seed", 1)),
+    ("default", False),  # the same β may not be all: temperatures have no label
   ):
-    unlike = make_run([0.5, 0.5], metrics=rows([1, 2]), **{field: other})
+    unlike = make_run([0.5, 0.5], metrics=rows([1, 2]), **own | {field: other})
     assert replays.training_difference(replay, [unlike]).reason, field
+
+
+def test_a_replay_with_settings_of_its_own_has_no_online_run():
+  """Its stream was sampled with the configuration's settings, not with its own."""
+  rows = [{"step": 1, "loss": 1.0}]
+  settings = {"beta": 9.0, "metrics": rows}
+  replay = [make_run([0.5], series="replay", **settings)]
+  assert not replays.pairs(replay, [make_run([0.5], **settings)])
 
 
 def test_appendix_f_pairs_a_replay_with_its_online_run(study):

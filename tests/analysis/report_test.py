@@ -154,7 +154,12 @@ def test_models_have_margins_and_a_dash_for_what_is_not_known(
 
 
 @pytest.mark.parametrize(
-  ("worlds", "words"), [([3], "tldr, world 3"), ([0, 1, 2], "tldr, worlds 0 to 2")]
+  ("worlds", "words"),
+  [
+    ([3], "tldr, world 3"),
+    ([0, 1, 2], "tldr, worlds 0 to 2"),
+    ([21, 23, 24, 27], "tldr, worlds 21, 23 to 24, 27"),
+  ],
 )
 def test_the_title_says_what_was_studied(tmp_path, worlds, words):
   page = write(tmp_path / "report.html", task="tldr", worlds=worlds)

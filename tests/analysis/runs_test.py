@@ -105,6 +105,7 @@ def other_outcomes(**arrays):
     (drop_key("true_utility"), r"evaluations.jsonl:2: no 'true_utility'"),
     (repeat_step, r"evaluations.jsonl: a step is evaluated twice"),
     (lambda d: (d / "evaluations.jsonl").write_bytes(b"\xff\n"), "not UTF-8"),
+    (lambda d: (d / "evaluations.jsonl").write_bytes(b""), "evaluations.jsonl: empty"),
     (lambda d: (d / "outcomes.npz").unlink(), r"outcomes.npz: missing"),
     (cut_outcomes, r"outcomes.npz: damaged"),
     (lambda d: (d / "outcomes.npz").write_bytes(b""), r"outcomes.npz: damaged"),
@@ -207,3 +208,11 @@ def test_damaged_classification_is_named(tmp_path, rows, message):
   write_classification(tmp_path, rows)
   with pytest.raises(UserError, match=message):
     load_classification(tmp_path)
+
+
+def test_a_classification_of_nothing_is_no_damage(tmp_path):
+  """A collapsed stream has no pairs to classify: the other figures are drawn."""
+  path = tmp_path / "classification" / "world0.jsonl"
+  path.parent.mkdir()
+  path.write_text("")
+  assert load_classification(tmp_path) == []

@@ -125,22 +125,33 @@ def test_rules_that_cannot_be_are_refused_where_they_are_written():
 
 
 SOURCE = """
+import re
+
 from alignment.core.rules import rule
 
 WORDS = ("good", "bad")
+LIMIT = 4
+IGNORED = {"a", "the"}
+MARKS = re.compile("[.!]")
 
 def count(text):
   return sum(text.count(word) for word in WORDS)
 
 @rule
-def counts(prompt, response):
+def counts(prompt, response, *, limit=LIMIT):
+  if len(MARKS.findall(response)) > limit or response in IGNORED:
+    return 0
   return [count(text) for text in (prompt, response)][1]
 """
 
 
 @pytest.mark.parametrize(
-  "edit", [("", ""), ('"bad"', '"mad"'), ("sum(", "2 * sum("), ("[1]", "[0]")]
-)
+  "edit",
+  [
+    ("", ""), ('"bad"', '"mad"'), ("sum(", "2 * sum("), ("[1]", "[0]"),
+    ("LIMIT = 4", "LIMIT = 5"), ('"the"', '"an"'), ("[.!]", "[.?]"),
+  ],
+)  # fmt: skip
 def test_a_rule_is_another_where_its_source_or_what_it_names_is(tmp_path, edit):
   digests = []
   for source in (SOURCE, SOURCE.replace(*edit)):
@@ -157,7 +168,9 @@ def test_two_files_cannot_have_a_rule_of_one_name(tmp_path):
     (tmp_path / name).write_text(source)
   documents.load(tmp_path / "a.py")
   documents.load(tmp_path / "a.py")  # as a study that is read twice
-  with pytest.raises(UserError, match="b.py:9: ValueError: two rules are called 'coun"):
+  with pytest.raises(
+    UserError, match="b.py:14: ValueError: two rules are called 'coun"
+  ):
     documents.load(tmp_path / "b.py")
 
 

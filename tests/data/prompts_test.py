@@ -6,20 +6,20 @@ import json
 import pytest
 
 from alignment.data import prompts
-from alignment.data.examples import BadPair, Example
+from alignment.data.examples import BadPair, Example, Reading
 from alignment.types import UserError
 
 CHAT = "Be brief.\n\nHuman: {prompt}\n\nAssistant:"
 
 
 def read(path):
-  return [example.prompt for example in prompts.read(str(path), {})]
+  return [example.prompt for example in prompts.read(str(path), {}, Reading())]
 
 
 def test_lines_of_text_are_prompts(tmp_path):
   path = tmp_path / "prompts.txt.gz"
   path.write_bytes(gzip.compress("Ist es spät?\n\n  Why?  \n".encode()))
-  assert list(prompts.read(str(path), {})) == [
+  assert list(prompts.read(str(path), {}, Reading())) == [
     Example("Ist es spät?", "", "", f"{path}:1"),
     Example("Why?", "", "", f"{path}:3"),
   ]
@@ -46,6 +46,34 @@ def test_records_have_prompts_with_or_without_replies(tmp_path):
     read(path)
 
 
+def test_a_reply_is_no_part_of_a_prompt(tmp_path):
+  """The policy would be asked for another reply to a dialogue that has one."""
+  path = tmp_path / "chats.jsonl"
+  user = {"role": "user", "content": "Why?"}
+  reply = {"role": "assistant", "content": "So."}
+  rows = [
+    {"messages": [user, reply]},
+    {"messages": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]},
+    {"messages": [user, reply, user, reply]},
+  ]  # fmt: skip
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  assert read(path) == [(user,), (user,), (user, reply, user)]
+  path.write_text(json.dumps({"messages": [reply]}) + "\n")
+  with pytest.raises(
+    UserError, match="jsonl:1: field 'messages' has no message of a us"
+  ):
+    read(path)
+
+
+def test_records_that_are_left_out_are_counted(tmp_path):
+  path = tmp_path / "pairs.jsonl"
+  asked, replied = "\n\nHuman: ", "\n\nAssistant: "
+  row = {"chosen": f"{asked}D?{replied}x", "rejected": f"{asked}E?{replied}y"}
+  path.write_text(json.dumps(row) + "\n")
+  assert not list(prompts.read(str(path), {}, reading := Reading()))
+  assert reading.lines() and "dropped 1" in reading.lines()[0]
+
+
 def test_a_format_has_the_first_turn_in_its_place():
   dialogue = "\n\nHuman: Why?\n\nAssistant: So.\n\nHuman: Oh.\n\nAssistant:"
   for prompt in ("Why?", dialogue, ({"role": "user", "content": "Why?"},)):
@@ -59,7 +87,7 @@ def test_a_system_text_is_not_what_the_user_asks(tmp_path):
   messages = [{"role": "system", "content": "Hm."}, {"role": "user", "content": "Why?"}]
   rows = [{"prompt": "Why?", "system": "Hm."}, {"prompt": messages}]
   path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  for example in prompts.read(str(path), {}):
+  for example in prompts.read(str(path), {}, Reading()):
     asked = prompts.formatted(CHAT, example)
     assert asked.prompt == CHAT.replace("{prompt}", "Why?") and not asked.asked
 

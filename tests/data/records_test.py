@@ -171,12 +171,16 @@ def test_directories_and_patterns(tmp_path):
   (tmp_path / "data" / "test-00000-of-00001.parquet").unlink()
   (tmp_path / "data" / "train-00000-of-00002.parquet").unlink()
   fails(tmp_path, "has 1 of its 2 files; fetch the rest")
+  fails(tmp_path / "data" / "train*", "has 1 of its 2 files; fetch the rest")
+  assert fields(tmp_path / "data" / "train-00001-*") == ROWS[25:]  # as it was asked for
 
 
 def test_splits_are_not_mixed(tmp_path):
   for names in (
     ["train.jsonl", "test.jsonl"],
     ["train_prefs.jsonl", "test_prefs.jsonl"],
+    ["hh_train.jsonl", "hh_test.jsonl"],
+    ["prefs-train.parquet", "prefs-test.parquet"],
     ["default/train/0000.parquet", "default/test/0000.parquet"],
     ["train-00000-of-00001-0ab1.parquet", "test-00000-of-00001-2cd3.parquet"],
   ):

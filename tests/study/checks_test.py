@@ -7,6 +7,7 @@ import pytest
 
 from alignment.core import evaluation
 from alignment.models import huggingface, t5
+from alignment.study import recipes
 from alignment.types import UserError
 from tests import studies, synthetic, tiny
 
@@ -33,6 +34,19 @@ from tests import studies, synthetic, tiny
     ({"data.validation_fraction": float("nan")}, "must lie between 0 and 1"),
     ({"data.num_pairs": -10}, "data.num_pairs is -10; give at least 0"),
     ({"data.language": {"care": (0.0, 1.0)}}, "data.language needs care from"),
+    ({"data.language": {"care": 1}}, "data.language.care is 1; give two numbers"),
+    (
+      {"data.language": {"weights": (0, "1")}},
+      "language.weights is (0, '1'); give two",
+    ),
+    ({"data.language": {"topics": 2.5}}, "language.topics is 2.5; give a whole number"),
+    ({"data.language": {"spread": "high"}}, "data.language.spread is 'high'; give a n"),
+    (
+      {"data.language": {"prompt_words": 20}},
+      "1 to num_words prompt_words, at most 16",
+    ),
+    ({"layout": ("foo",)}, "layout has 'foo'; its entries are (pattern, axes)"),
+    ({"evaluation.stream_pairs": 1}, "evaluation.stream_pairs is 1; give at least 2"),
     ({"sft.optimizer.clip_norm": -1.0}, "optimizer.clip_norm is -1.0; give at least 0"),
     ({"evaluation.best_of": (0,)}, "evaluation.best_of has 0"),
     ({"evaluation.best_of": (2, 2)}, "evaluation.best_of has a number twice"),
@@ -141,6 +155,15 @@ GROUP = {"loss": ("rloo",), "select": ("all",)}
       },
       "policy.stream has 'method', which is no key of an online policy",
     ),
+    (
+      {
+        "method": ("offline",),
+        "dataset": ("stream",),
+        "stream": ({"beta": "high"},),
+      },
+      "policy.stream.beta is 'high'; give a number",
+    ),
+    ({"optimizer": ({"b1": "x"},)}, "runs.mine: optimizer.b1 is 'x'; give a number"),
     ({"method": ("onlin",)}, "mine_ipo: method 'onlin' is unknown"),
     ({"loss": ("dpo",), "loss_options": ({"smooth": 0.1},)}, "dpo.*smooth"),
   ],
@@ -215,6 +238,18 @@ def test_what_sft_starts_from_for_one_size_is_what_its_policies_are(tmp_path):
   config.sft.by_size = {"nano": {"init": ""}}
   with pytest.raises(UserError, match="sft.init is '': give a checkpoint's directory"):
     studies.graph(config)
+
+
+def test_what_a_section_of_one_size_does_not_name_stays_as_it_was():
+  config = studies.nano()
+  config.sft.optimizer.update({"name": "adamw", "b2": 0.99})
+  config.sft.by_size = {"nano": {"optimizer": {"clip_norm": 1.0}}}
+  optimizer = recipes.sft(config, "nano").optimizer
+  assert (optimizer.name, optimizer.b2, optimizer.clip_norm) == ("adamw", 0.99, 1.0)
+  config.policy.optimizer.b1 = 0.5
+  config.policy.stream = {"optimizer": {"clip_norm": 2.0}}
+  stream = recipes.stream_of(config, recipes.PolicyRecipe.of(config.policy))
+  assert (stream.optimizer.b1, stream.optimizer.clip_norm) == (0.5, 2.0)
 
 
 def test_the_toy_language_is_not_pooled():

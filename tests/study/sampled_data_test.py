@@ -208,6 +208,24 @@ def test_errors_are_one_line(files, overrides, message):
     studies.graph(config_of(files, **overrides))
 
 
+def test_prompts_whose_responses_are_all_the_same_do_not_count(files, tmp_path):
+  """What judges are held out on would be one prompt, or none."""
+  stage = studies.graph(initial(files)).artefacts()["sampled_data"]
+  prompts = pairs.Ragged(np.arange(12, dtype=np.int32), 2 * np.arange(7))
+  tokens_Qx2xT = np.ones((6, 2, 3), np.int32)
+  tokens_Qx2xT[:3, 1] = 2  # the others' two responses are the same
+  whole = {
+    "rows": np.arange(6),
+    "tokens": tokens_Qx2xT,
+    "lengths": np.full((6, 2), 3),
+    "temperature": np.ones(6),
+    "ended": np.ones((6, 2), bool),
+  }
+  assert len(stage._assembled(prompts, whole, "train")[0]) == 3
+  with pytest.raises(UserError, match="3 validation prompts have two different respo"):
+    stage._assembled(prompts, whole, "validation")
+
+
 def test_too_few_prompts_are_refused(files, tmp_path):
   config = initial(files, **{"sampled.num_prompts": 5})
   with pytest.raises(UserError, match="of 5 prompts that fit are for validation"):

@@ -16,6 +16,7 @@ from alignment.core import evaluation, rules, sampling
 from alignment.core.host_judges import RuleJudge
 from alignment.data import pairs, prompts, records, transcripts
 from alignment.data.chats import Conversation
+from alignment.data.examples import Reading
 from alignment.data.split import Splitter
 from alignment.runtime import hosts
 from alignment.runtime.activity import Meter, progress
@@ -77,7 +78,8 @@ class SampledData(Artefact):
     c, vocabulary = self.chosen, self.setting.vocabulary
     S, most = self.setting.lengths["prompt_length"], c["num_prompts"]
     splitter, seen, long = Splitter(), dict[tuple[int, ...], None](), 0
-    for example in prompts.read(c["path"], c["columns"]):
+    reading = Reading()
+    for example in prompts.read(c["path"], c["columns"], reading):
       example = prompts.formatted(c["prompt_format"], example)
       prompt = example.prompt
       said = prompt if isinstance(prompt, str) else Conversation(prompt)
@@ -97,7 +99,9 @@ class SampledData(Artefact):
     writers = {split: pairs.RaggedWriter() for split in SPLITS}
     for ids, held_out in zip(seen, is_validation_P, strict=True):
       writers[SPLITS[int(held_out)]].append(list(ids))
-    lines = [f"{long:,} prompts are over {S} tokens, and left out"] if long else []
+    lines = reading.lines()
+    if long:
+      lines.append(f"{long:,} prompts are over {S} tokens, and left out")
     return {split: writer.finish() for split, writer in writers.items()}, lines
 
   # --- samples ------------------------------------------------------------------------
@@ -127,7 +131,7 @@ class SampledData(Artefact):
         parts.append(_pairs(rows, read_npz(path), self.chosen["temperatures"][i]))
         meter.reach(done)
     whole = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    return self._assembled(asked.prompts, whole)
+    return self._assembled(asked.prompts, whole, split)
 
   def _batch(
     self,
@@ -151,7 +155,7 @@ class SampledData(Artefact):
     )
 
   def _assembled(
-    self, prompts_P: pairs.Ragged, whole: Mapping[str, np.ndarray]
+    self, prompts_P: pairs.Ragged, whole: Mapping[str, np.ndarray], split: str
   ) -> tuple[pairs.PairDataset, list[str]]:
     """Pairs whose responses differ, with statistics in words."""
     tokens_Qx2xT, lengths_Qx2 = whole["tokens"], whole["lengths"]
@@ -162,6 +166,13 @@ class SampledData(Artefact):
       raise UserError(
         f"{self.name}: both responses of every pair are the same: raise "
         "sampled.temperatures"
+      )
+    left = len(np.unique(whole["rows"][kept]))
+    if split == "validation" and left < MIN_VALIDATION_PROMPTS:
+      raise UserError(
+        f"{self.name}: {left} validation prompts have two different responses, but "
+        f"{MIN_VALIDATION_PROMPTS} are needed: raise sampled.temperatures, "
+        "sampled.pairs or sampled.validation_fraction"
       )
     S = self.setting.lengths["prompt_length"]
     responses = [
