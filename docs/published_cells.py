@@ -24,10 +24,11 @@ def estimate_of(estimate: Estimate) -> str:
   return str(estimate).replace("-", MINUS)
 
 
-def share(value: float | None, within: float | None = None) -> str:
+def share(value: float | None, within: float | None = None, digits: int = 3) -> str:
   if value is None:
     return "unknown"
-  return f"{value:.3f}" if within is None else f"{value:.3f} ± {within:.3f}"
+  text = f"{value:.{digits}f}"
+  return text if within is None else f"{text} ± {within:.{digits}f}"
 
 
 def mean_within(values: Sequence[float], digits: int) -> str:

@@ -36,7 +36,7 @@ def ends(data: Data) -> Rows:
           *(signed(last[key], 1) for key in scores),
           *(f"{last[key]:.2f}" for key in ("win_rate", "true_win_rate")),
           signed(last["true_utility"], 1),
-          f"{last['judge_accuracy_on_policy']:.2f}",
+          share(last["judge_accuracy_on_policy"], digits=2),
           share(proxy["validation_accuracy"]),
         )
 
@@ -89,7 +89,8 @@ def _over_worlds(records: Sequence[dict[str, Any]], key: str) -> str:
 def learned_from(data: Data) -> Rows:
   """What a method's pairs do at the policy's own settings, and what they teach."""
   yield from head(
-    "learns from", "learning rate", "steps", "log-ratio of the preferred at the end",
+    "learns from", "learning rate", "steps",
+    "log-ratio of the preferred in its own pairs, at the end",
     *(f"peak above SFT, {judge}" for judge in JUDGES),
   )  # fmt: skip
   policy = data.study["config"]["policy"]

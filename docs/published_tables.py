@@ -43,7 +43,7 @@ def answer(data: Data) -> Rows:
 
 
 def answers(data: Data) -> Rows:
-  """The same in both languages, and where the rich one has no learned golden model."""
+  """The same in both languages, and where dials of the rich one are turned."""
   yield from head("language", *_GAPS)
   for name, words in _LANGUAGES.items():
     if data.directory.with_name(name).exists():
@@ -53,7 +53,27 @@ def answers(data: Data) -> Rows:
 _LANGUAGES = {
   "quickstart": "easy",
   "study": "rich",
-  "truth": "rich; raters' utility labels and judges",
+  "truth": "rich, no learned golden model",
+  "short": "the same, one or two words",
+}
+
+
+def dials(data: Data) -> Rows:
+  """Figure 1's two gaps by the truth, per world, where dials are turned."""
+  names = [n for n in _DIALS if data.directory.with_name(n).exists()]
+  yield from head(
+    "world", *(f"{short}, {_DIALS[name]}" for short in _NUMBERS for name in names)
+  )
+  for world in [*map(str, data.study["worlds"]), "all"]:
+    gaps_of = [_gaps(data_of(name), world)[1::2] for name in names]  # by the truth
+    cells = [cell for of_number in zip(*gaps_of, strict=True) for cell in of_number]
+    yield world, *cells
+
+
+_DIALS = {
+  "study": "learned golden model",
+  "truth": "none",
+  "short": "none, one or two words",
 }
 
 
@@ -245,6 +265,7 @@ TABLES = {
     answers,
     utilities,
     claims,
+    dials,
     best,
     checkpoints,
     judges,
