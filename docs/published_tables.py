@@ -72,8 +72,8 @@ def dials(data: Data) -> Rows:
 
 _DIALS = {
   "study": "learned golden model",
-  "truth": "none",
-  "short": "none, one or two words",
+  "truth": "no learned one",
+  "short": "no learned one, one or two words",
 }
 
 
