@@ -167,44 +167,38 @@ def sizes(data: Data) -> Rows:
 
 
 def larger(data: Data) -> Rows:
-  """Peaks of the largest policies minus those of the main size, by learning rate."""
+  """Peaks of the largest policies minus those of the main size, by learning rate.
+
+  In the worlds in which the dial `rate` was turned.
+  """
   yield from head(
-    "learning rate", "steps", "learns from", "worlds",
+    "world", "learns from", "learning rate", "steps",
     *(f"{name}'s KL at the end" for name in ("largest", "main size")),
     *(f"largest minus main size, {judge}" for judge in JUDGES),
   )  # fmt: skip
-  for name in ("study", "rate"):
-    if data.directory.with_name(name).exists():
-      yield from _larger(data_of(name))
+  turned = data_of("rate")
+  for world in turned.study["worlds"]:
+    for series in ("online", "shuffled", "offline"):
+      yield from (_larger(each, world, series) for each in (data, turned))
 
 
-def _larger(data: Data) -> Rows:
+def _larger(data: Data, world: int, series: str) -> tuple[str, ...]:
   policy = data.study["config"]["policy"]
   largest = max(data.runs, key=lambda run: run.parameters).size
-
-  def of_size(size: str) -> dict[tuple[str, float, int], list[Run]]:
-    settings = (data.main_loss, size, policy["beta"])
-    return dict(
-      data.by_settings(
-        ("online", "shuffled", "offline"),
-        lambda run: (run.loss, run.size, run.beta) == settings,
-      )
+  groups = []
+  for size in (largest, policy["size"]):
+    settings = (world, series, data.main_loss, size, policy["beta"])
+    groups.append(
+      [r for r in data.runs if (r.world, r.series, r.loss, r.size, r.beta) == settings]
     )
-
-  both = [of_size(size) for size in (largest, policy["size"])]
-  for series, rate, steps in both[0]:
-    groups = [runs[series, rate, steps] for runs in both]
-    yield (
-      f"{rate:g}",
-      str(steps),
-      _SOURCES[series],
-      str(len(data.study["worlds"])),
-      *(mean_within([run.kl_E[-1] for run in runs], 1) for runs in groups),
-      *(
-        estimate_of(data.over_worlds(gaps_lib.peak_gap, judge, *groups))
-        for judge in JUDGES
-      ),
-    )
+  return (
+    str(world),
+    _SOURCES[series],
+    f"{policy['learning_rate']:g}",
+    str(policy["steps"]),
+    *(f"{run.kl_E[-1]:.1f}" for [run] in groups),
+    *(estimate_of(gaps_lib.peak_gap(*groups, judge)) for judge in JUDGES),
+  )
 
 
 def proxies(data: Data) -> Rows:
