@@ -200,8 +200,11 @@ class _Unlogged:
   def _write_due(self) -> None:
     if self._due:
       values = metrics_lib.reduce(step.metrics for step in self._due)
-      self._check(self._due, values)
-      self._log.write(self._due[-1].number, values, self._schedule.show)
+      last = self._due[-1].number
+      # Of a short last interval, all of which was skipped, there is nothing to say.
+      if last % self._schedule.log_every == 0 or values.get("skipped") != 1:
+        self._check(self._due, values)
+        self._log.write(last, values, self._schedule.show)
       self._due = []
 
   def fetch(self) -> list[dict[str, list[float]]]:

@@ -10,20 +10,16 @@ Registered in one's own configuration document, or in what it imports, it is a `
 judge: `proxy_pm.kind="brevity"`, `proxy_pm.options={"cost": 2.0}`.
 """
 
-import ast
 from collections.abc import Callable, Mapping
 import dataclasses
-import functools
 import hashlib
 import inspect
 import json
 import math
-from pathlib import Path
-import re
-import textwrap
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any
 
+from alignment.core.digests import in_one_file, source_digest
 from alignment.data.toy import Language
 from alignment.types import UserError
 
@@ -45,7 +41,7 @@ def rule(function: RuleFn) -> RuleFn:
   if name in (*TRAINED, TRUTH):
     raise ValueError(f"{name!r} is a kind of judge already: give the rule another name")
   other = RULES.get(name, function)
-  if not _in_one_file(other, function):  # which may be run again
+  if not in_one_file(other, function):  # which may be run again
     raise ValueError(f"two rules are called {name!r}")
   RULES[name] = function
   return function
@@ -189,104 +185,8 @@ def _gumbel(*key: Any) -> float:
   return -math.log(-math.log(uniform))
 
 
-# --- which function it is -------------------------------------------------------------
-
-
-@functools.cache
-def source_digest(function: FunctionType) -> str:
-  """sha256 (hex) of what a function says.
-
-  It covers the function's source text, comments included, and what it names in its own
-  file, in defaults and decorators, too: functions, likewise, and values that are
-  numbers, texts, regular expressions, or tuples, lists, sets and dicts of these. It
-  does not cover classes, what is imported from other files, and what is read while it
-  runs: whoever changes those renames the rule.
-  """
-  parts: dict[str, str] = {}
-  _describe(function, parts)
-  return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _describe(function: FunctionType, parts: dict[str, str]) -> None:
-  name = function.__qualname__
-  if name in parts:
-    return
-  parts[name] = _source(function)
-  closed = inspect.getclosurevars(function).nonlocals
-  names = _names(function.__code__) | _names_at_its_head(parts[name])
-  named = {n: function.__globals__.get(n) for n in names}
-  for key, value in sorted((named | dict(closed)).items()):
-    if isinstance(value, FunctionType):
-      if value.__code__.co_filename == _file(function):
-        _describe(value, parts)
-      continue
-    try:
-      parts[f"{name}: {key}"] = json.dumps(value, sort_keys=True, default=_as_json)
-    except (TypeError, ValueError):  # a module, a class, ...: not covered
-      continue
-
-
-def _as_json(value: Any) -> Any:
-  if isinstance(value, set | frozenset):
-    return sorted(json.dumps(v, sort_keys=True, default=_as_json) for v in value)
-  if isinstance(value, re.Pattern):
-    return [value.pattern, value.flags]
-  raise TypeError
-
-
-def _names_at_its_head(source: str) -> set[str]:
-  """Names in defaults and decorators, which are read where a function is defined."""
-  try:
-    [function] = ast.parse(textwrap.dedent(source)).body
-  except (SyntaxError, ValueError):  # a lambda's, or code that was typed at a prompt
-    return set()
-  if not isinstance(function, ast.FunctionDef):
-    return set()
-  defaults = [*function.args.defaults, *filter(None, function.args.kw_defaults)]
-  inside = (ast.walk(each) for each in (*defaults, *function.decorator_list))
-  return {n.id for nodes in inside for n in nodes if isinstance(n, ast.Name)}
-
-
-def _source(function: FunctionType) -> str:
-  try:
-    return inspect.getsource(function)
-  except (OSError, TypeError):  # typed at a prompt: its code stands for it
-    return repr(_compiled(function.__code__))
-
-
-def _compiled(code: CodeType) -> Any:
-  constants = (
-    _compiled(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts
-  )
-  return code.co_code, code.co_names, tuple(constants)
-
-
-def _names(code: CodeType) -> set[str]:
-  """Names that a function's code reads from outside, nested code's too."""
-  nested = (c for c in code.co_consts if isinstance(c, CodeType))
-  return set(code.co_names).union(*map(_names, nested))
-
-
 def _positional(function: FunctionType) -> list[str]:
   """Names of the arguments that a function must be given."""
   parameters = inspect.signature(function).parameters.values()
   kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
   return [p.name for p in parameters if p.kind in kinds]
-
-
-def _in_one_file(a: FunctionType, b: FunctionType) -> bool:
-  """Whether two rules come from one file, or from two with the same bytes.
-
-  Their digests could not say it: while a file runs, what stands below a rule is not yet
-  there.
-  """
-  if _file(a) == _file(b):
-    return True
-  try:
-    return Path(_file(a)).read_bytes() == Path(_file(b)).read_bytes()
-  except OSError:  # typed at a prompt
-    return False
-
-
-def _file(function: FunctionType) -> str:
-  return function.__code__.co_filename

@@ -69,9 +69,10 @@ def rules(entries: Sequence[Any]) -> Rules:
   """
   for entry in entries:
     match entry:
-      case [str(), [*axes]] if all(
+      case [str(pattern), [*axes]] if all(
         isinstance(a, str | list | tuple | None) for a in axes
       ):
+        _check_rule(pattern, axes)
         continue
     raise UserError(
       f"layout has {entry!r}; its entries are (pattern, axes), such as "
@@ -81,6 +82,20 @@ def rules(entries: Sequence[Any]) -> Rules:
     (pattern, tuple(tuple(a) if isinstance(a, list) else a for a in axes))
     for pattern, axes in entries
   )
+
+
+def _check_rule(pattern: str, axes: Sequence[Any]) -> None:
+  try:
+    re.compile(pattern)
+  except re.error as error:
+    raise UserError(
+      f"layout has the pattern {pattern!r}, which is no regular expression: {error}"
+    ) from None
+  each = ([axis] if isinstance(axis, str) else axis or () for axis in axes)
+  named = [name for axis in each for name in axis]
+  for axis in named:
+    if named.count(axis) > 1:
+      raise UserError(f"layout has {axis!r} twice for {pattern!r}")
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from alignment.analysis import runs
 from alignment.analysis.captions import FIGURES
-from alignment.core import evaluation
+from alignment.core import evaluation, losses
 from alignment.data import layouts, prompts, readers, vocabularies
 from alignment.models import registry
 from alignment.runtime import sharding, tracking
@@ -189,6 +189,12 @@ def _recipes(config: ConfigDict) -> Iterator[tuple[str, Recipe]]:
 def _replayed(config: ConfigDict, name: str, recipe: PolicyRecipe) -> PolicyRecipe:
   """The recipe of the stream of a run."""
   stream = recipes.stream_of(config, recipe)
+  reads, sampled = (losses.get(r.loss).responses for r in (recipe, stream))
+  if losses.GROUP not in (reads, sampled) and reads != sampled:
+    raise UserError(
+      f"{name}: loss '{recipe.loss}' reads {reads} responses per prompt, but its "
+      f"stream, of loss '{stream.loss}', has {sampled}"
+    )
   if stream.select == "all" and not recipe.grouped:
     raise UserError(
       f"{name}: its stream, of select 'all', has no pairs to replay: set select of "

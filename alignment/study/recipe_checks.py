@@ -137,11 +137,15 @@ def _check_on_policy(name: str, recipe: PolicyRecipe) -> None:
     reason = f"refresh_every is {recipe.refresh_every}"
   elif recipe.on_policy_fraction != 1:
     reason = f"on_policy_fraction is {recipe.on_policy_fraction}"
+  elif recipe.temperature != 1:
+    reason = f"temperature is {recipe.temperature}"
+  elif recipe.top_p != 1:
+    reason = f"top_p is {recipe.top_p}"
   if reason:
     raise UserError(
       f"{name}: loss '{recipe.loss}' needs samples of the policy as it is, but "
-      f"{reason}: choose a pairwise loss, or method 'online' with refresh_every and "
-      "on_policy_fraction 1"
+      f"{reason}: choose a pairwise loss, or method 'online' with refresh_every, "
+      "on_policy_fraction, temperature and top_p 1"
     )
 
 

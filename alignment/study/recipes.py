@@ -159,7 +159,10 @@ class PolicyRecipe(Recipe):
     for key, before in _ONCE.items():
       if values[key] == before:
         meaningless.add(key)
-    return {key: value for key, value in values.items() if key not in meaningless}
+    described = {k: value for k, value in values.items() if k not in meaningless}
+    if source := losses.own_source(self.loss):  # an edited loss is another
+      described["loss_source"] = source
+    return described
 
   def evaluated_steps(self) -> list[int]:
     """The steps at which its parameters are kept."""

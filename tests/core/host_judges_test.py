@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from alignment.core import digests as digests_lib
 from alignment.core import evaluation, host_judges, judges, rules
 from alignment.data import toy, vocabularies
 from alignment.data.translation import Translation
@@ -159,7 +160,7 @@ def test_a_rule_is_another_where_its_source_or_what_it_names_is(tmp_path, edit):
     path.write_text(source)
     rules.RULES.clear()
     documents.load(path)
-    digests.append(rules.source_digest(rules.RULES["counts"]))
+    digests.append(digests_lib.source_digest(rules.RULES["counts"]))
   assert (digests[0] == digests[1]) == (edit == ("", ""))
 
 

@@ -224,6 +224,10 @@ def test_skipping_leaves_finite_steps_bit_for_bit_and_logs_the_rest(tmp_path):
   assert all(math.isfinite(v) for row in rows for v in row.values())
   with pytest.raises(UserError, match="at step 5"):  # a whole interval is skipped
     run("offline", tmp_path / "all", 6, skip=True, source=poisoned(), log_every=1)
+  # The last interval may be one step.
+  run("offline", tmp_path / "last", 5, skip=True, source=poisoned(), log_every=2)
+  rows = metrics.read_jsonl(tmp_path / "last" / "metrics.jsonl")
+  assert [row["step"] for row in rows] == [2, 4]
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from alignment.core import logprobs, losses
+from alignment.study import documents
 from alignment.types import UserError
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -646,8 +647,25 @@ def test_the_page_adds_a_loss_by_writing_one_function(registry):
     np.maximum(0, 3 - 0.1 * (mean[:, 0] - mean[:, 1])) ** 3,
     rtol=1e-5,
   )
-  with pytest.raises(ValueError, match="'cubic'"):
-    losses.pairwise()(cubic)
+  losses.pairwise()(cubic)  # a file may be run again
+  with pytest.raises(ValueError, match="two losses are called 'ipo'"):
+    exec(code.replace("def cubic", "def ipo"), {})
+
+
+def test_an_edited_loss_of_ones_own_is_another(registry, tmp_path):
+  page = (REPOSITORY / "docs" / "losses.md").read_text()
+  (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+  sources = []
+  for name, text in (("a", code), ("a", code), ("b", code.replace("** 3", "** 2"))):
+    path = tmp_path / name / "own.py"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    losses.LOSSES.pop("cubic", None)
+    documents.load(path)
+    documents.load(path)
+    sources.append(losses.own_source("cubic"))
+  assert sources[0] == sources[1] != sources[2] and sources[0]
+  assert not losses.own_source("ipo")  # this package's have VERSION
 
 
 def test_the_page_has_every_loss_with_what_it_needs():

@@ -7,7 +7,7 @@ import pytest
 
 from alignment.core import evaluation
 from alignment.models import huggingface, t5
-from alignment.study import recipes
+from alignment.study import documents, recipes
 from alignment.types import UserError
 from tests import studies, synthetic, tiny
 
@@ -45,6 +45,8 @@ from tests import studies, synthetic, tiny
       {"data.language": {"prompt_words": 20}},
       "1 to num_words prompt_words, at most 16",
     ),
+    ({"layout": (("(", ("tensor",)),)}, "pattern '(', which is no regular expression"),
+    ({"layout": (("up", ("fsdp", "fsdp")),)}, "layout has 'fsdp' twice for 'up'"),
     ({"layout": ("foo",)}, "layout has 'foo'; its entries are (pattern, axes)"),
     ({"evaluation.stream_pairs": 1}, "evaluation.stream_pairs is 1; give at least 2"),
     ({"sft.optimizer.clip_norm": -1.0}, "optimizer.clip_norm is -1.0; give at least 0"),
@@ -163,6 +165,19 @@ GROUP = {"loss": ("rloo",), "select": ("all",)}
       },
       "policy.stream.beta is 'high'; give a number",
     ),
+    (
+      {
+        "method": ("offline",),
+        "dataset": ("stream",),
+        "stream": ({"loss": "slic_hf"},),
+      },
+      "loss 'ipo' reads 2 responses per prompt, but its stream, of loss 'slic_hf', h",
+    ),
+    (GROUP | {"temperature": (0.5,)}, "needs samples of the policy as it is, but temp"),
+    (
+      GROUP | {"top_p": (0.9,)},
+      "needs samples of the policy as it is, but top_p is 0.9",
+    ),
     ({"optimizer": ({"b1": "x"},)}, "runs.mine: optimizer.b1 is 'x'; give a number"),
     ({"method": ("onlin",)}, "mine_ipo: method 'onlin' is unknown"),
     ({"loss": ("dpo",), "loss_options": ({"smooth": 0.1},)}, "dpo.*smooth"),
@@ -270,11 +285,18 @@ def test_a_column_of_ones_own_has_a_name_of_its_own(monkeypatch):
     studies.graph(studies.nano())
 
 
-def test_a_column_of_ones_own_makes_evaluations_anew(monkeypatch):
+def test_a_column_of_ones_own_makes_evaluations_anew(monkeypatch, tmp_path):
   plain = studies.graph(studies.nano()).evaluations()["world0_online_ipo"]
   monkeypatch.setattr(evaluation, "COLUMNS", {"words": len})
   other = studies.graph(studies.nano()).evaluations()["world0_online_ipo"]
   assert plain.key != other.key and plain.policy.key == other.policy.key
+  keys = []
+  for scale in ("1", "7"):
+    path = tmp_path / f"{scale}.py"
+    path.write_text(f"def words(x, y, lengths):\n  return {scale} * lengths\n")
+    monkeypatch.setattr(evaluation, "COLUMNS", {"words": documents.load(path).words})
+    keys.append(studies.graph(studies.nano()).evaluations()["world0_online_ipo"].key)
+  assert keys[0] != keys[1]  # an edited column is another
 
 
 def test_a_hybrid_cannot_be_the_stream_of_figure_6():

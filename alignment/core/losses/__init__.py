@@ -64,6 +64,7 @@ from alignment.core.losses.registry import (
   check,
   get,
   group,
+  own_source,
   pairwise,
 )
 from alignment.core.losses.supervised import bradley_terry, preference, sft

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from alignment.core.digests import in_one_file, source_digest
 from alignment.types import Array, UserError
 
 LossFn = Callable[..., Array]
@@ -53,8 +54,8 @@ def _register(
   responses: int | str, reference: bool, on_policy: bool, function: LossFn
 ) -> LossFn:
   name = function.__name__
-  if name in LOSSES:
-    raise ValueError(f"two losses are called {name!r}")
+  if name in LOSSES and not in_one_file(LOSSES[name].function, function):
+    raise ValueError(f"two losses are called {name!r}")  # one file may be run again
   parameters = inspect.signature(function).parameters.values()
   options = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
   needs = [p.name for p in parameters if p.name not in options][3:]
@@ -67,6 +68,13 @@ def _register(
     name, function, responses, reference, frozenset(needs), on_policy, options
   )
   return function
+
+
+def own_source(name: str) -> str:
+  """What tells versions of a loss of one's own apart; "" for a loss of this package."""
+  function = get(name).function
+  own = not function.__module__.startswith(f"{__package__}.")
+  return source_digest(function) if own else ""
 
 
 def get(name: str) -> Loss:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from alignment.core import evaluation
+from alignment.core.digests import source_digest
 from alignment.data import pairs
 from alignment.runtime import hosts
 from alignment.runtime.activity import Meter, progress
@@ -95,7 +96,9 @@ class Contested(Artefact):
     c = self.setting.config
     numbers: dict[str, Any] = {k: c.evaluation[k] for k in ("prompts", *counts)}
     if evaluation.COLUMNS:  # of one's own: one more, and all is evaluated again
-      numbers["columns"] = sorted(evaluation.COLUMNS)
+      numbers["columns"] = {
+        name: source_digest(function) for name, function in evaluation.COLUMNS.items()
+      }
     return (
       self.setting.judging
       | numbers
