@@ -199,6 +199,14 @@ class Resource:
   state: str  # WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE, ...
   launch: str  # as given to `create`; empty if something else made it
   error: str  # why it is FAILED
+  workdir: str = ""  # likewise, and its arguments
+  arguments: str = ""
+
+  def runs(self, job: Job) -> bool:
+    """Whether it was created for this job, as it is now."""
+    told = (job.workdir, shlex.join(job.arguments))
+    ours = bool(self.launch) and self.launch.endswith(job.tag)
+    return ours and (self.workdir, self.arguments) == told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +243,8 @@ class Cloud:
       state=state.get("state", "STATE_UNSPECIFIED"),
       launch=metadata.get("alignment-launch", ""),
       error=failure.get("message", ""),
+      workdir=metadata.get("alignment-workdir", ""),
+      arguments=metadata.get("alignment-arguments", ""),
     )
 
   def delete(self, job: Job) -> None:

@@ -18,6 +18,7 @@ from typing import Protocol
 from launch.gcloud import Cloud, GcloudError, Job
 
 MAX_FAILURES = 5  # in a row, of requests or of gcloud itself, before giving up
+SILENCE = 3600  # seconds without a word from the hosts of an ACTIVE slice
 LOG_LINES = 15  # of training's log, shown when it failed
 
 
@@ -45,6 +46,7 @@ class Watcher:
     self._failures = 0  # requests that FAILED since one was last ACTIVE
     self._errors = 0  # gcloud commands that failed in a row
     self._shown = ""
+    self._silent_since: float | None = None
 
   def step(self) -> Verdict | None:
     """Looks, acts, and returns the verdict once the job has ended and is cleaned up.
@@ -70,12 +72,21 @@ class Watcher:
       self.cloud.create(self.job)
       self._show("requested")
       return None
+    if not resource.runs(self.job) and resource.state != "DELETING":
+      what = "is not this launcher's"
+      if resource.launch:
+        what = f"was given {resource.arguments} and {resource.workdir}"
+      words = (
+        f"there is a slice of this name, which {what}: delete it, or choose another"
+      )
+      return Verdict(False, f"{words} --name")
     hosts: dict[str, str] = {}
     if resource.launch and resource.state in ("ACTIVE", "SUSPENDING", "SUSPENDED"):
       self._failures = 0
       hosts = self.cloud.status(self.job, resource.launch)
       self._ended = self._ended or self._judge(hosts, resource.launch)
     self._show(resource.state, hosts)
+    self._warn_of_silence(resource.state, hosts)
     if self._ended and self.keep:
       return self._ended
     if resource.state == "DELETING":
@@ -93,6 +104,19 @@ class Watcher:
         self._ended = Verdict(False, words)
       self.cloud.delete(self.job)
     return None
+
+  def _warn_of_silence(self, state: str, hosts: dict[str, str]) -> None:
+    """A host that cannot mount the bucket cannot say so there."""
+    if state != "ACTIVE" or hosts:
+      self._silent_since = None
+    elif self._silent_since is None:
+      self._silent_since = time.monotonic()
+    elif time.monotonic() - self._silent_since > SILENCE:
+      say(
+        f"{self.name}: ACTIVE for an hour, and no host has said anything in the "
+        "bucket: `launch.tpu doctor` may tell why"
+      )
+      self._silent_since = time.monotonic()
 
   def _judge(self, hosts: dict[str, str], launch: str) -> Verdict | None:
     """None while training goes on. One host that finished speaks for all: JAX lets

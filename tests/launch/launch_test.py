@@ -1,7 +1,9 @@
 """The launcher against a TPU API that pre-empts: commands, restart loop, bad input."""
 
 import contextlib
+import dataclasses
 import io
+import itertools
 import os
 import shlex
 import shutil
@@ -126,6 +128,35 @@ def test_kept_slices_are_not_deleted(fake):
   api = fake(("ACTIVE 0",))
   assert watched(api, keep=True).ok
   assert "delete xxl" not in api.history
+
+
+@pytest.mark.parametrize("state", ["ACTIVE 0", "SUSPENDED", "FAILED"])
+@pytest.mark.parametrize("other", ["arguments", "workdir", "launch", "tag"])
+def test_a_slice_that_runs_something_else_is_let_be(fake, state, other):
+  """It would be called finished, be waited for without end, or be deleted."""
+  api = fake((state,))
+  body = fake_tpu.body_of("xxl", flags_of(gcloud.create(job(), "1", "gs:")))
+  metadata = body["tpu"]["nodeSpec"][0]["node"]["metadata"]
+  ours = job()
+  match other:
+    case "tag":
+      ours = dataclasses.replace(ours, tag="-new")
+    case "launch":
+      metadata["alignment-launch"] = ""
+    case _:
+      metadata[f"alignment-{other}"] = "gs://other/else"
+  api.create("xxl", body)
+  verdict = watch.watch([watch.Watcher(ours, cloud(api))], poll=0)["xxl"]
+  assert not verdict.ok and "there is a slice of this name, which" in verdict.words
+  assert "delete xxl" not in api.history
+
+
+def test_hosts_that_say_nothing_are_noticed(fake, monkeypatch, capsys):
+  """They may be unable to mount the bucket, where they would say it."""
+  hours = itertools.count(0, 1800)
+  monkeypatch.setattr(watch.time, "monotonic", lambda: next(hours))
+  assert watched(fake(("ACTIVE",) * 5 + ("ACTIVE 0",))).ok
+  assert capsys.readouterr().out.count("`launch.tpu doctor` may tell why") == 1
 
 
 def test_failed_requests_are_repeated_a_few_times(fake):
