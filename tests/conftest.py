@@ -38,6 +38,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   items.sort(key=lambda item: item.path.stem not in LONG)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+  if config.getoption("dist", "no") == "loadgroup" and pytest.version_tuple >= (9, 2):
+    raise pytest.UsageError(
+      f"pytest {pytest.__version__} hides the groups from xdist, and every worker "
+      "would make every study: install requirements.lock"
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def temporary_files(tmp_path_factory):
   """TFDS leaves an empty directory for every builder: not in the machine's own."""
