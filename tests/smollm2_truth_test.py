@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from alignment.core import rules
+from alignment.core import digests, rules
 from alignment.types import UserError
 from tests import studies
 
@@ -101,7 +101,7 @@ def test_it_is_a_rule_that_knows_its_own_edits():
   rule = rules.Rule.of("prose", {"most": 50})
   assert rule(PROMPT, GOOD) == prose(GOOD, most=50)
   source = {}
-  rules._describe(rule.function, source)
+  digests._describe(rule.function, source)
   named = {"parts", "on_topic", "grammar", "phrases", "stem", "content"}
   assert named <= source.keys()
   assert any(key.endswith("PHRASES") for key in source)

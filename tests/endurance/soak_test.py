@@ -13,12 +13,10 @@ from alignment.runtime import checkpoint
 from tests.endurance import soak
 
 
-@pytest.mark.parametrize(
-  "kills", [2, pytest.param(4, marks=pytest.mark.slow)], ids=["twice", "again"]
-)
-def test_a_study_of_two_families_survives_its_kills(tmp_path, kills):
+@pytest.mark.slow
+def test_a_study_of_two_families_survives_its_kills(tmp_path):
   """Some of `make soak`'s 50, in a study with an online run of each, and its replay."""
-  survives(tmp_path, "families", kills)
+  survives(tmp_path, "families", 4)
   saved = {
     re.sub("-[^/]*", "", name): digest
     for name, digest in soak.snapshot(tmp_path / "undisturbed").items()

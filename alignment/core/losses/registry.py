@@ -73,7 +73,7 @@ def _register(
 def own_source(name: str) -> str:
   """What tells versions of a loss of one's own apart; "" for a loss of this package."""
   function = get(name).function
-  own = not function.__module__.startswith(f"{__package__}.")
+  own = not (function.__module__ or "").startswith(f"{__package__}.")
   return source_digest(function) if own else ""
 
 
