@@ -46,8 +46,7 @@ def answers(data: Data) -> Rows:
   """The same in both languages, and where dials of the rich one are turned."""
   yield from head("language", *_GAPS)
   for name, words in _LANGUAGES.items():
-    if data.directory.with_name(name).exists():
-      yield words, *_gaps(data_of(name), "all")
+    yield words, *_gaps(data_of(name), "all")
 
 
 _LANGUAGES = {
@@ -60,12 +59,11 @@ _LANGUAGES = {
 
 def dials(data: Data) -> Rows:
   """Figure 1's two gaps by the truth, per world, where dials are turned."""
-  names = [n for n in _DIALS if data.directory.with_name(n).exists()]
   yield from head(
-    "world", *(f"{short}, {_DIALS[name]}" for short in _NUMBERS for name in names)
+    "world", *(f"{short}, {words}" for short in _NUMBERS for words in _DIALS.values())
   )
   for world in [*map(str, data.study["worlds"]), "all"]:
-    gaps_of = [_gaps(data_of(name), world)[1::2] for name in names]  # by the truth
+    gaps_of = [_gaps(data_of(name), world)[1::2] for name in _DIALS]  # by the truth
     cells = [cell for of_number in zip(*gaps_of, strict=True) for cell in of_number]
     yield world, *cells
 

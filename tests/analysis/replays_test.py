@@ -36,6 +36,8 @@ def test_a_replay_with_settings_of_its_own_has_no_online_run():
   settings = {"beta": 9.0, "metrics": rows}
   replay = [make_run([0.5], series="replay", **settings)]
   assert not replays.pairs(replay, [make_run([0.5], **settings)])
+  # Nor with the same β and rate: its steps or its optimizer may be others.
+  assert not replays.pairs(replay, [make_run([0.5], **settings, default=True)])
 
 
 def test_appendix_f_pairs_a_replay_with_its_online_run(study):

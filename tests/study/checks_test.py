@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from alignment.core import evaluation
+from alignment.core import evaluation, losses
 from alignment.models import huggingface, t5
 from alignment.study import documents, recipes
 from alignment.types import UserError
@@ -297,6 +297,22 @@ def test_a_column_of_ones_own_makes_evaluations_anew(monkeypatch, tmp_path):
     monkeypatch.setattr(evaluation, "COLUMNS", {"words": documents.load(path).words})
     keys.append(studies.graph(studies.nano()).evaluations()["world0_online_ipo"].key)
   assert keys[0] != keys[1]  # an edited column is another
+
+
+def test_an_edited_loss_of_ones_own_makes_policies_anew(monkeypatch, tmp_path):
+  monkeypatch.setattr(losses.registry, "LOSSES", dict(losses.LOSSES))
+  keys = []
+  for power in (2, 3):
+    losses.registry.LOSSES.pop("own", None)
+    path = tmp_path / f"{power}.py"
+    path.write_text(
+      "from alignment.core.losses import pairwise, rho\n\n@pairwise()\n"
+      f"def own(logps, ref_logps, beta):\n  return rho(logps, ref_logps) ** {power}\n"
+    )
+    documents.load(path)
+    study = studies.graph(studies.nano(**{"policy.loss": "own"}))
+    keys.append(study.policies()["world0_online_own"].key)
+  assert keys[0] != keys[1]
 
 
 def test_a_hybrid_cannot_be_the_stream_of_figure_6():
