@@ -21,15 +21,19 @@ def trained(runs: Iterable[Run]) -> list[Run]:
   return [run for run in runs if run.series not in NO_SETTINGS]
 
 
-def main_runs(runs: Iterable[Run]) -> list[Run]:
+def _policies(runs: Iterable[Run]) -> list[Run]:
+  return [run for run in trained(runs) if run.series in ("online", "offline")]
+
+
+def _main_runs(runs: Iterable[Run]) -> list[Run]:
   """The online and offline runs of the configuration's own settings, or else all."""
-  policies = [r for r in trained(runs) if r.series in ("online", "offline")]
+  policies = _policies(runs)
   return [run for run in policies if run.default] or policies
 
 
 def main_loss(runs: Iterable[Run]) -> str:
   """The loss of most main runs; of equally many IPO, the paper's."""
-  counts = Counter(run.loss for run in main_runs(runs))
+  counts = Counter(run.loss for run in _main_runs(runs))
   return min(counts, key=lambda loss: (-counts[loss], loss != "ipo", loss), default="")
 
 
@@ -39,12 +43,8 @@ def sizes(runs: Iterable[Run]) -> list[str]:
   Main is the size of most main runs; of equally many the smallest.
   """
   runs = list(runs)
-  counts = Counter(run.size for run in main_runs(runs))
-  parameters = {
-    run.size: run.parameters
-    for run in trained(runs)
-    if run.series in ("online", "offline")
-  }
+  counts = Counter(run.size for run in _main_runs(runs))
+  parameters = {run.size: run.parameters for run in _policies(runs)}
   if not counts:
     return []
   main = min(counts, key=lambda size: (-counts[size], parameters[size]))
